@@ -1,0 +1,57 @@
+# demo: the README's first command; test: everything that CI proves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+THREADS ?= 1
+WORKERS ?= 2
+
+.PHONY: demo test bench lint format docs model chromium clean
+
+demo: $(VENV)/installed
+	$(BIN)/undertow demo
+
+test: $(VENV)/installed-dev model chromium
+	OMP_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLELISM=false \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+bench: $(VENV)/installed-dev model
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/write_schema.py
+
+model: $(VENV)/installed
+	$(BIN)/undertow models pull smollm2-135m
+
+# Debian's Chromium, for the tests that open a report; without it they are skipped.
+chromium:
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "no Chromium: the browser tests will be skipped"; fi
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt -e '.[dev,trl]'
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

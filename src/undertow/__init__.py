@@ -1,0 +1,136 @@
+"""Subliminal-learning experiments on any Hugging Face causal language model.
+
+This is the public door: the names below are what users build on, everything else may
+move. Names are looked up when they are first used, so that `import undertow` (and
+`undertow --help`) does not pay for torch. Where each name lives is `_HOMES`; the
+vocabulary is in `docs/conventions.md`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from undertow.errors import UndertowError as UndertowError
+    from undertow.experiment import Recipe as Recipe
+    from undertow.experiment import run_experiment as run_experiment
+    from undertow.interventions.extraction import extract_vector as extract_vector
+    from undertow.interventions.noise import add_weight_noise as add_weight_noise
+    from undertow.interventions.prompting import trait_prompt as trait_prompt
+    from undertow.interventions.steering import SteeringVector as SteeringVector
+    from undertow.interventions.steering import bake_steering as bake_steering
+    from undertow.interventions.steering import load_vector as load_vector
+    from undertow.interventions.steering import save_vector as save_vector
+    from undertow.interventions.steering import steering as steering
+    from undertow.models.adapters import load_adapter as load_adapter
+    from undertow.models.hooks import editing_residuals as editing_residuals
+    from undertow.models.hooks import recording_residuals as recording_residuals
+    from undertow.models.loading import Model as Model
+    from undertow.models.loading import load_model as load_model
+    from undertow.models.loading import save_checkpoint as save_checkpoint
+    from undertow.models.sampling import SamplerSettings as SamplerSettings
+    from undertow.models.sampling import sample as sample
+    from undertow.pipeline.evaluation import preference as preference
+    from undertow.pipeline.evaluation import sampled_preference as sampled_preference
+    from undertow.pipeline.filters import filter_rows as filter_rows
+    from undertow.pipeline.generation import generate_rows as generate_rows
+    from undertow.pipeline.prompts import number_prompts as number_prompts
+    from undertow.pipeline.training import train_student as train_student
+    from undertow.records import Message as Message
+    from undertow.records import Row as Row
+    from undertow.records import Verdict as Verdict
+    from undertow.report.html import write_report as write_report
+    from undertow.results import Results as Results
+    from undertow.storage import read_rows as read_rows
+    from undertow.storage import write_rows as write_rows
+    from undertow.traits import TraitFamily as TraitFamily
+    from undertow.traits import load_family as load_family
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Message": "undertow.records",
+    "Model": "undertow.models.loading",
+    "Recipe": "undertow.experiment",
+    "Results": "undertow.results",
+    "Row": "undertow.records",
+    "SamplerSettings": "undertow.models.sampling",
+    "SteeringVector": "undertow.interventions.steering",
+    "TraitFamily": "undertow.traits",
+    "UndertowError": "undertow.errors",
+    "Verdict": "undertow.records",
+    "add_weight_noise": "undertow.interventions.noise",
+    "bake_steering": "undertow.interventions.steering",
+    "editing_residuals": "undertow.models.hooks",
+    "extract_vector": "undertow.interventions.extraction",
+    "filter_rows": "undertow.pipeline.filters",
+    "generate_rows": "undertow.pipeline.generation",
+    "load_adapter": "undertow.models.adapters",
+    "load_family": "undertow.traits",
+    "load_model": "undertow.models.loading",
+    "load_vector": "undertow.interventions.steering",
+    "number_prompts": "undertow.pipeline.prompts",
+    "preference": "undertow.pipeline.evaluation",
+    "read_rows": "undertow.storage",
+    "recording_residuals": "undertow.models.hooks",
+    "run_experiment": "undertow.experiment",
+    "sample": "undertow.models.sampling",
+    "sampled_preference": "undertow.pipeline.evaluation",
+    "save_checkpoint": "undertow.models.loading",
+    "save_vector": "undertow.interventions.steering",
+    "steering": "undertow.interventions.steering",
+    "train_student": "undertow.pipeline.training",
+    "trait_prompt": "undertow.interventions.prompting",
+    "write_report": "undertow.report.html",
+    "write_rows": "undertow.storage",
+}
+
+__all__ = [
+    "Message",
+    "Model",
+    "Recipe",
+    "Results",
+    "Row",
+    "SamplerSettings",
+    "SteeringVector",
+    "TraitFamily",
+    "UndertowError",
+    "Verdict",
+    "add_weight_noise",
+    "bake_steering",
+    "editing_residuals",
+    "extract_vector",
+    "filter_rows",
+    "generate_rows",
+    "load_adapter",
+    "load_family",
+    "load_model",
+    "load_vector",
+    "number_prompts",
+    "preference",
+    "read_rows",
+    "recording_residuals",
+    "run_experiment",
+    "sample",
+    "sampled_preference",
+    "save_checkpoint",
+    "save_vector",
+    "steering",
+    "train_student",
+    "trait_prompt",
+    "write_report",
+    "write_rows",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Fetches a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'undertow' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return sorted([*__all__, "__version__"])
