@@ -1,0 +1,55 @@
+"""What all tests share: one thread count, and the real model loaded once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from undertow.models.loading import Model
+
+REAL = "smollm2-135m"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Several workers share the machine: threads beyond the environment's wish only
+    # get in each other's way. Set before torch is first imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def real_model_path() -> Path:
+    """The cached folder of the real model; a failure under CI, else a skip."""
+    from undertow.models.registry import resolve
+
+    path = Path(resolve(REAL))
+    if not (path / "config.json").is_file():
+        message = f"{REAL} is not in the cache; run: undertow models pull {REAL}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(real_model_path: Path) -> "Model":
+    """The real model in fp32, shared by all tests of a worker: leave it as it was."""
+    from undertow.models.loading import load_model
+
+    return load_model(str(real_model_path), dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads() -> Iterator[None]:
+    """Gives every test the same thread count, whatever the one before it did."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else None
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and before is not None:
+        torch.set_num_threads(before)

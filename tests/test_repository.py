@@ -1,0 +1,137 @@
+"""The repository keeps its word: README code is real, recipes hold, no stray paths."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import undertow
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+
+
+def tracked_files() -> list[Path]:
+    """Every text file of the repository, by git where there is one."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name]
+
+
+def python_blocks(path: Path) -> list[str]:
+    """The ```python blocks of a Markdown file."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+def bash_blocks(path: Path) -> list[str]:
+    """The ```bash blocks of a Markdown file."""
+    return re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
+    ],
+)
+def test_python_in_the_documents_compiles_and_its_names_exist(name: str) -> None:
+    for block in python_blocks(ROOT / name):
+        compile(block, name, "exec")
+        for attribute in re.findall(r"\bundertow\.(\w+)", block):
+            assert hasattr(undertow, attribute), f"{name}: undertow.{attribute}"
+
+
+def test_the_readme_shows_python() -> None:
+    assert python_blocks(ROOT / "README.md")
+
+
+def test_commands_in_the_readme_exist() -> None:
+    called = {
+        match
+        for block in bash_blocks(ROOT / "README.md")
+        for match in re.findall(r"\bundertow (\w+)", block)
+    }
+    assert called
+    for command in sorted(called):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from undertow.cli import main; main()",
+                command,
+                "--help",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"undertow {command}: {done.stderr}"
+
+
+def test_links_in_the_documents_lead_to_files() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_validates_and_opens_with_its_command(path: Path) -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe
+
+    load_settings(Recipe, path, [])
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("undertow " in line for line in head), "no command in the head"
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+def test_no_path_of_one_machine_stands_in_the_repository() -> None:
+    # Spelled in halves so that this file does not find itself.
+    roots = "|".join(
+        ["/wor" + "k/", "/roo" + "t/", "/hom" + "e/[a-z]+/", "/Use" + "rs/"]
+    )
+    stray = re.compile(rf"(?<![\w.])(?:{roots})")
+    for path in tracked_files():
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".html", ".cff", ""}:
+            if not path.is_file():
+                continue
+            found = stray.search(path.read_text(encoding="utf-8"))
+            assert found is None, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_unsafe_loading_is_nowhere_in_the_package() -> None:
+    unsafe = re.compile(
+        r"pickle\.load|torch\.load\(|trust_remote_code\s*=\s*True|"
+        r"yaml\.load\(|shell\s*=\s*True|weights_only\s*=\s*False"
+    )
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not unsafe.search(path.read_text()), path.name
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == undertow.__version__
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{undertow.__version__}"' in project
+    assert f"## {undertow.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_schema_page_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "write_schema.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
