@@ -1,7 +1,6 @@
 """What all tests share: one thread count, and the real model loaded once."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,16 +39,3 @@ def smollm2(real_model_path: Path) -> "Model":
     from undertow.models.loading import load_model
 
     return load_model(str(real_model_path), dtype="float32")
-
-
-@pytest.fixture(autouse=True)
-def _fixed_threads() -> Iterator[None]:
-    """Gives every test the same thread count, whatever the one before it did."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch is not None else None
-    yield
-    torch = sys.modules.get("torch")
-    if torch is not None and before is not None:
-        torch.set_num_threads(before)

@@ -122,13 +122,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Fetches a public name from its module on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'undertow' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker should know only the names above
+
+    def __getattr__(name: str) -> object:
+        """Fetches a public name from its module on first use."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'undertow' has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
