@@ -11,7 +11,13 @@ import yaml
 import undertow
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+RECIPES = sorted(
+    {
+        path.resolve()
+        for folder in ("recipes", "src/undertow/recipes")
+        for path in (ROOT / folder).glob("**/*.yaml")
+    }
+)
 
 
 def tracked_files() -> list[Path]:
@@ -48,8 +54,16 @@ def test_python_in_the_documents_compiles_and_its_names_exist(name: str) -> None
             assert hasattr(undertow, attribute), f"{name}: undertow.{attribute}"
 
 
-def test_the_readme_shows_python() -> None:
-    assert python_blocks(ROOT / "README.md")
+@pytest.mark.real
+@pytest.mark.slow
+def test_python_in_the_readme_runs(
+    real_model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = python_blocks(ROOT / "README.md")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_commands_in_the_readme_exist() -> None:
