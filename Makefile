@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 THREADS ?= 1
 WORKERS ?= 2
 
+.NOTPARALLEL:
 .PHONY: demo test bench lint format docs model chromium clean
 
 demo: $(VENV)/installed
