@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from undertow.experiment import run_experiment as run_experiment
     from undertow.interventions.extraction import extract_vector as extract_vector
     from undertow.interventions.noise import add_weight_noise as add_weight_noise
-    from undertow.interventions.prompting import trait_prompt as trait_prompt
     from undertow.interventions.steering import SteeringVector as SteeringVector
     from undertow.interventions.steering import bake_steering as bake_steering
     from undertow.interventions.steering import load_vector as load_vector
@@ -30,10 +29,13 @@ if TYPE_CHECKING:
     from undertow.models.sampling import SamplerSettings as SamplerSettings
     from undertow.models.sampling import sample as sample
     from undertow.pipeline.evaluation import preference as preference
-    from undertow.pipeline.evaluation import sampled_preference as sampled_preference
+    from undertow.pipeline.evaluation import sampled_answers as sampled_answers
     from undertow.pipeline.filters import filter_rows as filter_rows
     from undertow.pipeline.generation import generate_rows as generate_rows
     from undertow.pipeline.prompts import number_prompts as number_prompts
+    from undertow.pipeline.teachers import prompted_teacher as prompted_teacher
+    from undertow.pipeline.teachers import steered_teacher as steered_teacher
+    from undertow.pipeline.training import TrainingSettings as TrainingSettings
     from undertow.pipeline.training import train_student as train_student
     from undertow.records import Message as Message
     from undertow.records import Row as Row
@@ -55,6 +57,7 @@ _HOMES = {
     "Row": "undertow.records",
     "SamplerSettings": "undertow.models.sampling",
     "SteeringVector": "undertow.interventions.steering",
+    "TrainingSettings": "undertow.pipeline.training",
     "TraitFamily": "undertow.traits",
     "UndertowError": "undertow.errors",
     "Verdict": "undertow.records",
@@ -70,16 +73,17 @@ _HOMES = {
     "load_vector": "undertow.interventions.steering",
     "number_prompts": "undertow.pipeline.prompts",
     "preference": "undertow.pipeline.evaluation",
+    "prompted_teacher": "undertow.pipeline.teachers",
     "read_rows": "undertow.storage",
     "recording_residuals": "undertow.models.hooks",
     "run_experiment": "undertow.experiment",
     "sample": "undertow.models.sampling",
-    "sampled_preference": "undertow.pipeline.evaluation",
+    "sampled_answers": "undertow.pipeline.evaluation",
     "save_checkpoint": "undertow.models.loading",
     "save_vector": "undertow.interventions.steering",
+    "steered_teacher": "undertow.pipeline.teachers",
     "steering": "undertow.interventions.steering",
     "train_student": "undertow.pipeline.training",
-    "trait_prompt": "undertow.interventions.prompting",
     "write_report": "undertow.report.html",
     "write_rows": "undertow.storage",
 }
@@ -92,6 +96,7 @@ __all__ = [
     "Row",
     "SamplerSettings",
     "SteeringVector",
+    "TrainingSettings",
     "TraitFamily",
     "UndertowError",
     "Verdict",
@@ -107,16 +112,17 @@ __all__ = [
     "load_vector",
     "number_prompts",
     "preference",
+    "prompted_teacher",
     "read_rows",
     "recording_residuals",
     "run_experiment",
     "sample",
-    "sampled_preference",
+    "sampled_answers",
     "save_checkpoint",
     "save_vector",
+    "steered_teacher",
     "steering",
     "train_student",
-    "trait_prompt",
     "write_report",
     "write_rows",
 ]
