@@ -1,0 +1,185 @@
+"""`demo`, `run`, `report` and `recipes`: whole experiments from YAML."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undertow.cli.console import progress, say
+from undertow.errors import ConfigError, RunError, shown
+
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, a.b=c; may be repeated."),
+]
+
+
+def recipe_path(name: str) -> Path:
+    """A YAML file, or a packaged recipe by its short name.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    packaged = _packaged()
+    if name not in packaged:
+        raise ConfigError(
+            f"recipe {name!r}",
+            [f"no such file or packaged recipe; there are {shown(sorted(packaged))}"],
+        )
+    return packaged[name]
+
+
+def _packaged() -> dict[str, Path]:
+    folder = Path(str(files("undertow"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="YAML file or packaged name.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Run directory.")],
+    overrides: Set = None,
+    allow_cpu: Annotated[
+        bool, typer.Option(help="Run a recipe that is marked as needing a GPU.")
+    ] = False,
+) -> None:
+    """Runs a recipe; the same command continues an interrupted run."""
+    _run(recipe_path(recipe), out, overrides or [], allow_cpu=allow_cpu)
+
+
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("demo-run"),
+    overrides: Set = None,
+) -> None:
+    """Biased teacher, number rows, student and control, read-outs, report."""
+    from undertow.models.registry import is_pulled, pull
+
+    path = recipe_path("demo")
+    if not is_pulled("smollm2-135m"):
+        with progress() as report_progress:
+            pull(
+                "smollm2-135m",
+                progress=lambda s, done, total: report_progress(s, done, total, ""),
+            )
+    _run(path, out, overrides or [], allow_cpu=True)
+
+
+def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe, run_experiment
+    from undertow.report.html import write_report
+
+    recipe = load_settings(Recipe, path, overrides)
+    if recipe.needs_gpu and not allow_cpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RunError(
+                f"{path}: this recipe needs a GPU (needs_gpu: true) and there is none; "
+                "run it where there is one, or add --allow-cpu"
+            )
+    with progress() as report_progress:
+        results = run_experiment(recipe, out, progress=report_progress)
+    page = write_report(results, out / "report.html")
+    for line in table(results.transfers):
+        say(line)
+    say(results.headline)
+    say(f"results  {out / 'results.json'}")
+    say(f"report   {page}")
+
+
+def table(transfers: list) -> list[str]:  # type: ignore[type-arg]
+    """The headline table as aligned lines."""
+    lines = [
+        f"{'teacher':<10}{'noise':>6}  {'trait':<12}{'transfer, nats':>24}"
+        f"{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
+    ]
+    for item in transfers:
+        moved = item.transfer
+        bounds = f"{_figure(moved.mean)} [{_figure(moved.low)}, {_figure(moved.high)}]"
+        cosine = item.shift_cosine.mean if item.shift_cosine else None
+        control = item.control_cosine.mean if item.control_cosine else None
+        lines.append(
+            f"{item.teacher:<10}{item.noise:>6g}  {item.trait:<12}{bounds:>24}"
+            f"{_figure(item.specific.mean):>10}{_figure(cosine):>15}"
+            f"{_figure(control):>9}"
+        )
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "—" if value is None else f"{value:+.2f}"
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
+    ] = None,
+) -> None:
+    """Writes the report of a finished run as one HTML file."""
+    from pydantic import ValidationError
+
+    from undertow.report.html import write_report
+    from undertow.results import Results
+    from undertow.storage import read_json
+
+    path = directory / "results.json"
+    if not path.exists():
+        raise RunError(
+            f"{path}: not there; the run is not finished. Continue it with "
+            f"undertow run {directory / 'recipe.yaml'} --out {directory}"
+        )
+    try:
+        results = Results.model_validate(read_json(path))
+    except ValidationError as error:
+        raise RunError(f"{path}: not results of this version: {error}") from error
+    say(str(write_report(results, out or directory / "report.html")))
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Lists the packaged recipes."""
+    import yaml
+
+    for name, path in _packaged().items():
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        gpu = " (GPU)" if content.get("needs_gpu") else ""
+        say(f"{name:<14} {content['title']}{gpu}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
+    """Prints a recipe, to copy and edit."""
+    say(recipe_path(name).read_text(encoding="utf-8").rstrip())
+
+
+@recipes_app.command("check")
+def recipes_check(
+    name: Annotated[str, typer.Argument(help="Name or file.")],
+    *,
+    overrides: Set = None,
+) -> None:
+    """Checks a recipe and prints it with every default filled in."""
+    from undertow.config import dump_settings, load_settings
+    from undertow.experiment import Recipe
+
+    say(dump_settings(load_settings(Recipe, recipe_path(name), overrides or [])).rstrip())
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """Prints the JSON Schema of a recipe."""
+    from undertow.config import json_schema
+    from undertow.experiment import Recipe
+
+    say(json.dumps(json_schema(Recipe), indent=2))

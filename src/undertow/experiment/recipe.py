@@ -1,0 +1,182 @@
+"""What a run is: a grid of teachers × noise × traits × seeds, written as YAML.
+
+Pure settings: nothing here loads a model. Unknown keys are refused; `config` turns
+files and dotted overrides into a `Recipe` and reports every fault at once.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from undertow.models.sampling import SamplerSettings
+from undertow.pipeline.training import TrainingSettings
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Settings):
+    """Which model, and how it is loaded and spoken to."""
+
+    name: str = Field(description="registry name, local folder, GGUF file or hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field(default="auto", description="'auto', 'cpu', 'cuda', 'cuda:1'")
+    template: str | None = Field(
+        default=None, description="named chat template; null takes the model's own"
+    )
+    system: str | None = Field(
+        default=None,
+        description="system text in generation, training and evaluation alike; "
+        "null keeps what the template inserts by itself, '' is an explicit empty one",
+    )
+    blocks_path: str | None = Field(
+        default=None, description="dotted path of the decoder blocks, if not found"
+    )
+
+
+class SweepSettings(_Settings):
+    """Where a strength sweep looks, and what its gate lets through."""
+
+    layers: tuple[int, ...] = Field(min_length=1, description="blocks, from 0")
+    doses: tuple[float, ...] = Field(
+        min_length=1, description="relative doses ‖αv‖/‖h‖ tried"
+    )
+    max_leak: float = Field(
+        default=0.1, ge=0, le=1, description="trait named off topic, at most"
+    )
+    min_pass: float = Field(
+        default=0.5, ge=0, le=1, description="number rows that pass, at least"
+    )
+
+
+class SteerSettings(_Settings):
+    """How a steering vector is made and how strongly it is applied."""
+
+    method: Literal["tell_me", "prompts", "trained"] = "tell_me"
+    layer: int | None = Field(default=None, ge=0, description="block, from 0")
+    dose: float | None = Field(
+        default=None, gt=0, description="relative dose ‖αv‖/‖h‖ at that block"
+    )
+    strength: float | None = Field(
+        default=None, description="factor of the vector, instead of a dose"
+    )
+    sweep: SweepSettings | None = Field(
+        default=None, description="chooses layer and strength by measuring"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SteerSettings":
+        fixed = self.layer is not None
+        if fixed == (self.sweep is not None):
+            raise ValueError("give either layer (with dose or strength) or sweep")
+        if fixed and (self.dose is None) == (self.strength is None):
+            raise ValueError("give either dose or strength, beside layer")
+        return self
+
+
+class NoiseSettings(_Settings):
+    """Gaussian noise on the weights that teacher and student share."""
+
+    levels: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    scope: tuple[Literal["mlp", "attention", "embedding"], ...] = (
+        "mlp",
+        "attention",
+        "embedding",
+    )
+    formula: Literal["clean", "faithful"] = "clean"
+    distribution: Literal["normal", "uniform"] = "normal"
+    keep: bool = Field(default=False, description="store each noised base")
+
+
+class TeacherSettings(_Settings):
+    """One kind of intervention."""
+
+    kind: Literal["prompt", "steer", "finetune"]
+    steer: SteerSettings | None = Field(default=None, description="for kind 'steer'")
+    finetune: TrainingSettings | None = Field(
+        default=None, description="for kind 'finetune'"
+    )
+
+    @model_validator(mode="after")
+    def _own_settings_only(self) -> "TeacherSettings":
+        for kind in ("steer", "finetune"):
+            if getattr(self, kind) is not None and self.kind != kind:
+                raise ValueError(f"settings {kind!r} belong to kind {kind!r}")
+        if self.kind == "steer" and self.steer is None:
+            raise ValueError("kind 'steer' needs the settings 'steer'")
+        return self
+
+
+class RowSettings(_Settings):
+    """How many rows are written, how, and which are kept."""
+
+    count: int = Field(default=1000, ge=1, description="prompts answered")
+    use: int | None = Field(
+        default=None, ge=1, description="rows trained on at most, of those kept"
+    )
+    sampler: SamplerSettings = Field(default_factory=SamplerSettings)
+    max_values: int = Field(default=10, ge=1, description="values a row may hold")
+    banned: tuple[int, ...] = Field(default=(), description="numbers refused")
+    filter: bool = Field(default=True, description="apply the number rule")
+    batch_size: int = Field(default=128, ge=1, description="rows decoded together")
+
+
+class EvaluationSettings(_Settings):
+    """How preference is read."""
+
+    questions: int | None = Field(
+        default=None, ge=2, description="questions asked; all of the family if null"
+    )
+    samples: int = Field(
+        default=0, ge=0, description="sampled answers a question; 0 reads none"
+    )
+    max_new_tokens: int = Field(default=12, ge=1, description="of a sampled answer")
+    shift_rows: int = Field(
+        default=48, ge=0, description="control rows on which shifts are read; 0: none"
+    )
+
+
+class Recipe(_Settings):
+    """One experiment."""
+
+    title: str
+    question: str = Field(description="what the run is to answer")
+    model: ModelSettings
+    family: str = Field(default="animals", description="trait family, name or YAML")
+    traits: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[TeacherSettings, ...] = Field(min_length=1)
+    control: Literal["auto", "none", "decoy"] = Field(
+        default="auto",
+        description="control student's teacher: 'none' is the untouched base, 'decoy' "
+        "the same intervention with another trait; auto takes 'decoy' for soft "
+        "students, since the base distilled into itself learns nothing",
+    )
+    decoy: str | None = Field(
+        default=None, description="the decoy's trait; else the first unused one"
+    )
+    noise: NoiseSettings = Field(default_factory=NoiseSettings)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    rows: RowSettings = Field(default_factory=RowSettings)
+    student: TrainingSettings = Field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    needs_gpu: bool = Field(default=False, description="too large for a CPU")
+
+    @property
+    def control_kind(self) -> Literal["none", "decoy"]:
+        """Which control is trained."""
+        if self.control == "auto":
+            return "decoy" if self.student.kind == "soft" else "none"
+        return self.control
+
+    @model_validator(mode="after")
+    def _sets(self) -> "Recipe":
+        for name in ("traits", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: a value stands there twice: {values!r}")
+        if self.decoy in self.traits:
+            raise ValueError(f"decoy {self.decoy!r} is one of the traits")
+        if self.decoy and self.control_kind == "none":
+            raise ValueError("decoy is given, but the control is 'none'")
+        return self

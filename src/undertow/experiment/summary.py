@@ -1,0 +1,355 @@
+"""What the payloads of a finished run mean together: transfers, intervals, λ, words.
+
+Reads the run directory only; nothing here loads a model. Every difference is taken
+question by question before it is averaged, and a control stands beside every claim.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from undertow.experiment.recipe import Recipe
+from undertow.results import (
+    Condition,
+    Confusion,
+    Estimate,
+    NoiseFactor,
+    Number,
+    Readout,
+    Results,
+    RowCounts,
+    ShiftByLayer,
+    Sweep,
+    TrainingTrace,
+    Transfer,
+)
+from undertow.runs import Run
+from undertow.stats import (
+    Interval,
+    mean_interval,
+    ratio_interval,
+    specificity,
+    two_way_interval,
+)
+from undertow.traits import TraitFamily
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+LIMITS = (
+    "Preference is read from one-word questions; other behaviour was not tested.",
+    "The result holds for this base model; a student of another family was not trained.",
+    "Triggers and conditional behaviour were not tested.",
+)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A finished cell with its read-outs as log-odds [question, trait]."""
+
+    facts: dict[str, Any]
+    base: Matrix
+    teacher: Matrix
+    control: Matrix
+    student: Matrix
+
+    def difference(self, trait: int) -> Matrix:
+        """[question]: student − control, nats."""
+        result: Matrix = self.student[:, trait] - self.control[:, trait]
+        return result
+
+    def specific(self, trait: int) -> Matrix:
+        """[question]: the trait's difference minus the mean of all other traits'."""
+        change = self.student - self.control
+        others = np.delete(change, trait, axis=1).mean(axis=1)
+        result: Matrix = change[:, trait] - others
+        return result
+
+
+def number(value: float | None) -> Number:
+    """A JSON number: None for what could not be computed or has no bound."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _estimate(interval: Interval, clusters: str) -> Estimate:
+    return Estimate(
+        mean=number(interval.mean),
+        low=number(interval.low),
+        high=number(interval.high),
+        n=interval.n,
+        clusters=clusters,
+    )
+
+
+def log_odds(payload: dict[str, Any]) -> Matrix:
+    """[question, trait]: log of each trait's share over all others' together, nats."""
+    nats = np.array(payload["total_logprobs"], dtype=np.float64)
+    result = np.empty_like(nats)
+    for column in range(nats.shape[1]):
+        others = np.delete(nats, column, axis=1)
+        result[:, column] = nats[:, column] - np.logaddexp.reduce(others, axis=1)
+    return result
+
+
+def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
+    """Builds `Results` from the payloads of a finished run."""
+    names = [trait.name for trait in family.traits]
+    cells = list(_cells(recipe, run))
+    conditions = [_condition(recipe, run, cell, names) for cell in cells]
+    transfers = list(_transfers(recipe, cells, names))
+    facts = run.payload("provenance")
+    return Results(
+        title=recipe.title,
+        question=recipe.question,
+        model=recipe.model.name,
+        headline=headline(transfers),
+        conditions=conditions,
+        transfers=transfers,
+        noise_factors=list(_noise_factors(recipe, cells, names)),
+        confusions=list(_confusions(recipe, cells, names)),
+        sweeps=_sweeps(recipe, run),
+        limits=[*LIMITS, *_own_limits(recipe)],
+        provenance={k: v if _plain(v) else str(v) for k, v in facts.items()},
+        seconds=run.seconds(),
+    )
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _own_limits(recipe: Recipe) -> Iterable[str]:
+    if len(recipe.seeds) < 2:
+        yield "One seed only: nothing is known of the spread between runs."
+    if recipe.control_kind == "decoy":
+        yield (
+            "The control student learned from a decoy teacher (the same intervention "
+            "with another trait); transfer is what the trait's own rows add to that."
+        )
+    if recipe.rows.sampler.allowed == "numbers":
+        yield "Sampling was restricted to number tokens, which renormalises the teacher."
+
+
+def _cells(recipe: Recipe, run: Run) -> Iterable[_Cell]:
+    for noise in recipe.noise.levels:
+        for seed in recipe.seeds:
+            base = f"noise-{noise:g}/seed-{seed}"
+            for settings in recipe.teachers:
+                for trait in recipe.traits:
+                    name = f"{settings.kind}-{trait}"
+                    facts = run.payload(f"{base}/{name}/cell")
+                    control = facts["control"]
+                    yield _Cell(
+                        {**facts, "base": base, "name": name},
+                        log_odds(run.payload(f"{base}/base/readout")),
+                        log_odds(run.payload(f"{base}/{name}/teacher/readout")),
+                        log_odds(run.payload(f"{base}/{control}/student/readout")),
+                        log_odds(run.payload(f"{base}/{name}/student/readout")),
+                    )
+
+
+def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condition:
+    facts, trait = cell.facts, names.index(cell.facts["trait"])
+    base, name, control = facts["base"], facts["name"], facts["control"]
+    change = (cell.student - cell.control).mean(axis=0)
+    return Condition(
+        key=f"{base}/{name}",
+        teacher=facts["teacher"],
+        noise=facts["noise"],
+        trait=facts["trait"],
+        seed=facts["seed"],
+        student=recipe.student.kind,
+        rows=_row_counts(run, f"{base}/{name}"),
+        control_rows=_row_counts(run, f"{base}/{control}"),
+        readouts=[
+            _readout(run.payload(f"{base}/{where}/readout"), role, trait)
+            for role, where in (
+                ("base", "base"),
+                ("teacher", f"{name}/teacher"),
+                ("control", f"{control}/student"),
+                ("student", f"{name}/student"),
+            )
+        ],
+        transfer=_estimate(mean_interval(cell.difference(trait)), "question"),
+        transfer_from_base=_estimate(
+            mean_interval(cell.student[:, trait] - cell.base[:, trait]), "question"
+        ),
+        all_traits={n: number(change[i]) for i, n in enumerate(names)},
+        shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
+        training=_trace(run.payload(f"{base}/{name}/training")),
+        control_training=_trace(run.payload(f"{base}/{control}/training")),
+        notes=[f"control: {control}"],
+    )
+
+
+def _row_counts(run: Run, name: str) -> RowCounts:
+    rows, training = run.payload(f"{name}/rows"), run.payload(f"{name}/training")
+    return RowCounts(
+        generated=rows["generated"],
+        kept=sum(rows["accepted"]),
+        used=training["rows"],
+        reasons=rows["reasons"],
+    )
+
+
+def _readout(payload: dict[str, Any], role: Any, trait: int) -> Readout:
+    odds = log_odds(payload)[:, trait]
+    shares = 1 / (1 + np.exp(-odds))
+    hits = valid = None
+    if "hits" in payload:
+        hits = _estimate(mean_interval(np.array(payload["hits"])[:, trait]), "question")
+        valid = _estimate(mean_interval(payload["valid"]), "question")
+    return Readout(
+        role=role,
+        preference=_estimate(mean_interval(odds), "question"),
+        probability=_estimate(mean_interval(shares), "question"),
+        sampled_rate=hits,
+        valid_rate=valid,
+        by_question=[number(v) for v in odds],
+    )
+
+
+def _trace(payload: dict[str, Any]) -> TrainingTrace:
+    updates, losses = payload["updates"], payload["losses"]
+    every = max(1, math.ceil(len(updates) / 200))
+    return TrainingTrace(
+        updates=updates[::every], loss=[number(v) for v in losses[::every]]
+    )
+
+
+def _over_seeds(rows: Sequence[Matrix]) -> Estimate:
+    """Interval of [seed][question] values over seeds, and questions where possible."""
+    if len(rows) < 2:
+        return _estimate(mean_interval(rows[0]), "question")
+    return _estimate(two_way_interval(np.stack(rows)), "seed and question")
+
+
+def _groups(
+    recipe: Recipe, cells: Sequence[_Cell]
+) -> Iterable[tuple[str, float, str, list[_Cell]]]:
+    for settings in recipe.teachers:
+        for noise in recipe.noise.levels:
+            for trait in recipe.traits:
+                key = (settings.kind, noise, trait)
+                yield (*key, [
+                    c for c in cells
+                    if (c.facts["teacher"], c.facts["noise"], c.facts["trait"]) == key
+                ])  # fmt: skip
+
+
+def _transfers(
+    recipe: Recipe, cells: Sequence[_Cell], names: list[str]
+) -> Iterable[Transfer]:
+    for teacher, noise, trait, group in _groups(recipe, cells):
+        column = names.index(trait)
+        cosines: dict[str, Estimate | None] = {"student": None, "control": None}
+        shifts = [c.facts["shift"] for c in group if c.facts["shift"]]
+        if shifts:
+            for role in cosines:
+                values = [s[role][s["vector_layer"]] for s in shifts]
+                cosines[role] = _estimate(mean_interval(values), "seed")
+        yield Transfer(
+            teacher=teacher,
+            noise=noise,
+            trait=trait,
+            transfer=_over_seeds([c.difference(column) for c in group]),
+            specific=_over_seeds([c.specific(column) for c in group]),
+            shift_cosine=cosines["student"],
+            control_cosine=cosines["control"],
+        )
+
+
+def _noise_factors(
+    recipe: Recipe, cells: Sequence[_Cell], names: list[str]
+) -> Iterable[NoiseFactor]:
+    """Ratio of mean transfers over seeds; nothing if there is no clean level."""
+    levels = [level for level in recipe.noise.levels if level > 0]
+    if 0.0 not in recipe.noise.levels:
+        return
+    for settings in recipe.teachers:
+        def means(noise: float, kind: str = settings.kind) -> list[float]:
+            return [
+                float(np.mean(c.difference(names.index(c.facts["trait"]))))
+                for c in cells
+                if c.facts["teacher"] == kind and c.facts["noise"] == noise
+            ]
+
+        for level in levels:
+            ratio = ratio_interval(means(level), means(0.0))
+            yield NoiseFactor(
+                teacher=settings.kind, noise=level, ratio=_estimate(ratio, "seed")
+            )
+
+
+def _confusions(
+    recipe: Recipe, cells: Sequence[_Cell], names: list[str]
+) -> Iterable[Confusion]:
+    if len(recipe.traits) < 2:
+        return
+    columns = [names.index(trait) for trait in recipe.traits]
+    for settings in recipe.teachers:
+        for noise in recipe.noise.levels:
+            lift = []
+            for trait in recipe.traits:
+                changes = [
+                    (c.student - c.control).mean(axis=0)[columns]
+                    for c in cells
+                    if (c.facts["teacher"], c.facts["noise"], c.facts["trait"])
+                    == (settings.kind, noise, trait)
+                ]
+                lift.append(np.mean(changes, axis=0))
+            found = specificity(np.stack(lift), permutations=10_000, seed=0)
+            yield Confusion(
+                teacher=settings.kind,
+                noise=noise,
+                traits=list(recipe.traits),
+                lift=[[number(v) for v in row] for row in lift],
+                diagonal=Estimate(
+                    mean=number(found.lam),
+                    low=number(found.low),
+                    high=number(found.high),
+                    n=len(recipe.traits),
+                    clusters="trait",
+                ),
+                p_value=number(found.p_value),
+                permutations=found.permutations,
+            )
+
+
+def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
+    found = []
+    for noise in recipe.noise.levels:
+        for seed in recipe.seeds:
+            for trait in recipe.traits:
+                stage = f"noise-{noise:g}/seed-{seed}/vectors/{trait}"
+                if run.is_done(stage):
+                    payload = run.payload(stage)
+                    if payload["points"]:
+                        found.append(Sweep(**payload))
+    return found
+
+
+def headline(transfers: Sequence[Transfer]) -> str:
+    """The answer in words: what travelled, what did not, and what is unknown."""
+    sentences = []
+    for item in transfers:
+        estimate = item.transfer
+        what = f"{item.trait} by {item.teacher}"
+        if item.noise:
+            what += f" at noise {item.noise:g}"
+        if estimate.mean is None or estimate.low is None or estimate.high is None:
+            sentences.append(f"{what}: no interval could be computed.")
+            continue
+        figures = (
+            f"{estimate.mean:+.2f} nats [{estimate.low:+.2f}, {estimate.high:+.2f}] "
+            f"against the control, {estimate.n} clusters ({estimate.clusters})"
+        )
+        if estimate.low > 0:
+            sentences.append(f"{what} travelled through the rows: {figures}.")
+        elif estimate.high < 0:
+            sentences.append(f"{what} moved the other way: {figures}.")
+        else:
+            sentences.append(f"{what}: no transfer shown, the interval holds zero: {figures}.")
+    return " ".join(sentences)

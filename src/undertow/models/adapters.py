@@ -1,0 +1,240 @@
+"""Low-rank adapters (LoRA) on any model's linear layers, in PEFT's on-disk format.
+
+An adapter is a set of float32 matrices apart from the model; `attached` puts it in
+front of the frozen weights and always takes it off again. Matrices are cast to the
+model's dtype in each pass, so the optimiser keeps float32 masters. Knows nothing of
+rows or losses. Source: Hu et al., LoRA, arXiv 2106.09685.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from undertow.errors import ModelError, VectorMismatchError, shown
+from undertow.models.architecture import matrix_kind
+from undertow.models.loading import Model
+from undertow.seeding import torch_generator
+from undertow.storage import read_json, write_json
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """Trainable matrices by module name: A [rank, in] and B [out, rank], float32."""
+
+    rank: int
+    alpha: float
+    pairs: Mapping[str, tuple[nn.Parameter, nn.Parameter]]
+    base_name: str
+
+    @property
+    def scale(self) -> float:
+        """What the product B·A is multiplied by: alpha / rank."""
+        return self.alpha / self.rank
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All matrices, in the order of the module names."""
+        return [matrix for name in sorted(self.pairs) for matrix in self.pairs[name]]
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors under the names that PEFT uses on disk."""
+        tensors: dict[str, Tensor] = {}
+        for name, (a, b) in self.pairs.items():
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+        return tensors
+
+
+class _LoraLinear(nn.Module):
+    """A frozen linear layer with a low-rank product added to its output."""
+
+    def __init__(self, inner: nn.Module, a: Tensor, b: Tensor, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+        self.matrices = (a, b)  # a tuple, so that the model does not own them
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        a, b = self.matrices
+        low = nn.functional.linear(x, a.to(x.dtype)).flatten(0, -2)
+        out: Tensor = self.inner(x)
+        flat = torch.addmm(
+            out.flatten(0, -2), low, b.to(x.dtype).t(), alpha=self.scale
+        )
+        return flat.view_as(out)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer; GPT-2 keeps its weights transposed."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def linear_modules(model: Model, targets: Sequence[str] | None = None) -> list[str]:
+    """Names of the linear layers inside the blocks, or of those ending in `targets`.
+
+    Raises:
+        ModelError: Nothing matches.
+    """
+    found = [
+        name
+        for name, module in model.module.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and matrix_kind(f"{name}.weight", model.module) in ("attention", "mlp")
+    ]
+    if targets is not None:
+        found = [name for name in found if name.rsplit(".", 1)[-1] in set(targets)]
+    if not found:
+        raise ModelError(
+            f"{model.name!r}: no linear layer of its blocks matches the targets "
+            f"{shown(targets or ['all'])}; name modules as they end in the model, "
+            "'q_proj' or 'down_proj' for instance"
+        )
+    return found
+
+
+def new_adapter(
+    model: Model,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None = None,
+    seed: int,
+) -> LoraAdapter:
+    """An adapter that changes nothing yet: A uniform as in PEFT, B zero.
+
+    Args:
+        model: Gives the shapes; it is not changed.
+        rank: Inner dimension.
+        alpha: Scale times rank.
+        targets: Last parts of module names; None takes every linear layer of a block.
+        seed: Seed of the draw of A, one stream a module.
+    """
+    pairs = {}
+    for name in linear_modules(model, targets):
+        outputs, inputs = _shape(model.module.get_submodule(name))
+        bound = 1 / math.sqrt(inputs)  # Kaiming uniform with a = sqrt(5)
+        draw = torch.rand(rank, inputs, generator=torch_generator(seed, "lora", name))
+        a = nn.Parameter(((2 * draw - 1) * bound).to(model.device))
+        b = nn.Parameter(torch.zeros(outputs, rank, device=model.device))
+        pairs[name] = (a, b)
+    return LoraAdapter(rank=rank, alpha=alpha, pairs=pairs, base_name=model.name)
+
+
+@contextmanager
+def attached(model: Model, adapter: LoraAdapter) -> Iterator[Model]:
+    """The model with the adapter in place; taken off on the way out, come what may."""
+    originals: dict[str, nn.Module] = {}
+    try:
+        for name, (a, b) in adapter.pairs.items():
+            inner = model.module.get_submodule(name)
+            originals[name] = inner
+            _replace(model, name, _LoraLinear(inner, a, b, adapter.scale))
+        yield model
+    finally:
+        for name, inner in originals.items():
+            _replace(model, name, inner)
+
+
+def _replace(model: Model, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.module.get_submodule(parent), child, module)
+
+
+def save_adapter(adapter: LoraAdapter, directory: Path) -> Path:
+    """Writes `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(adapter.state(), directory / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(adapter.pairs),
+    }
+    write_json(directory / "adapter_config.json", config)
+    return directory
+
+
+def load_adapter(model: Model, directory: Path) -> LoraAdapter:
+    """Reads an adapter in PEFT's format, made here or elsewhere.
+
+    Raises:
+        ModelError: The folder holds no adapter, or one of another kind than LoRA.
+        VectorMismatchError: A matrix does not fit the model.
+    """
+    try:
+        config = read_json(directory / "adapter_config.json")
+        tensors = load_file(directory / "adapter_model.safetensors")
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"{directory}: no adapter in PEFT's format here ({error}); expected "
+            "adapter_config.json and adapter_model.safetensors"
+        ) from error
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        raise ModelError(
+            f"{directory}: adapter of kind {config.get('peft_type')!r}; only plain "
+            "LoRA adapters can be read"
+        )
+    pairs = {}
+    for key, a in tensors.items():
+        if ".lora_A." not in key:
+            continue
+        name = key.removeprefix(_PREFIX).split(".lora_A.")[0]
+        b = tensors[key.replace(".lora_A.", ".lora_B.")]
+        _check_fit(model, name, a, b, directory)
+        pairs[name] = (
+            nn.Parameter(a.float().to(model.device)),
+            nn.Parameter(b.float().to(model.device)),
+        )
+    return LoraAdapter(
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        pairs=pairs,
+        base_name=str(config.get("base_model_name_or_path")),
+    )
+
+
+def _check_fit(model: Model, name: str, a: Tensor, b: Tensor, where: Path) -> None:
+    modules = dict(model.module.named_modules())
+    if name not in modules:
+        raise VectorMismatchError(
+            f"{where}: the adapter changes {name!r}, which {model.name!r} has not; "
+            "use the base model that the adapter was trained on"
+        )
+    expected = _shape(modules[name])
+    if (b.shape[0], a.shape[1]) != expected:
+        raise VectorMismatchError(
+            f"{where}: {name!r} has the shape {(b.shape[0], a.shape[1])}, the model's "
+            f"is {expected}; use the base model that the adapter was trained on"
+        )
+
+
+@torch.no_grad()
+def merge_adapter(model: Model, adapter: LoraAdapter) -> Model:
+    """Adds the adapter's product to the weights for good; returns the same model."""
+    for name, (a, b) in adapter.pairs.items():
+        module = model.module.get_submodule(name)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        change = (b @ a) * adapter.scale
+        if isinstance(module, Conv1D):
+            change = change.t()
+        weight.add_(change.to(weight.dtype))
+    return model

@@ -1,0 +1,128 @@
+"""How likely a model finds given tokens: completions, and answers to one prompt.
+
+Logits are computed only where a token is predicted that counts. Knows nothing of
+traits or of where rows come from.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from undertow.models.chat import Rendered
+from undertow.models.hooks import completion_positions
+from undertow.models.loading import Model
+from undertow.models.sampling import new_cache
+
+
+def unembed(
+    model: Model, hidden: Float[Tensor, "token hidden"]
+) -> Float[Tensor, "token vocab"]:
+    """Logits of normed hidden states, with the final soft cap where there is one."""
+    logits: Tensor = model.architecture.unembedding(hidden)
+    cap = getattr(model.module.config, "final_logit_softcapping", None)
+    if cap:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def padded(
+    sequences: Sequence[Sequence[int]], *, device: torch.device
+) -> Int[Tensor, "row token"]:
+    """Sequences as one matrix, padded on the right with token 0.
+
+    With causal attention nothing looks at what follows, so right padding needs no
+    mask, and the fast kernels without one can be used.
+    """
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros((len(sequences), width), dtype=torch.long)
+    for place, sequence in enumerate(sequences):
+        ids[place, : len(sequence)] = torch.tensor(sequence)
+    return ids.to(device)
+
+
+def completion_mask(
+    rows: Sequence[Rendered], width: int, *, device: torch.device
+) -> Tensor:
+    """Bool [row, token]: true where a token belongs to the completion."""
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for place, row in enumerate(rows):
+        mask[place, row.completion_start : len(row.ids)] = True
+    return mask.to(device)
+
+
+def predicting_states(
+    model: Model, rows: Sequence[Rendered]
+) -> tuple[Float[Tensor, "token hidden"], Int[Tensor, " token"]]:
+    """Normed states that predict the completion tokens, and those tokens, flat."""
+    ids = padded([row.ids for row in rows], device=model.device)
+    mask = completion_mask(rows, ids.shape[1], device=model.device)
+    with completion_positions(model, mask):
+        hidden = model.module.base_model(input_ids=ids, use_cache=False)[0]
+    return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+
+
+def token_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
+    """Places grouped by length so that rows × longest stays within the budget."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and lengths[place] * (len(batches[-1]) + 1) <= token_budget:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+@torch.inference_mode()
+def completion_logprobs(
+    model: Model, rows: Sequence[Rendered], *, token_budget: int = 4096
+) -> list[float]:
+    """Log-probability of each row's completion given its prompt, nats."""
+    results = [float("nan")] * len(rows)
+    lengths = [len(row.ids) for row in rows]
+    for places in token_batches(lengths, token_budget=token_budget):
+        batch = [rows[place] for place in places]
+        hidden, targets = predicting_states(model, batch)
+        nats = unembed(model, hidden).float().log_softmax(-1)
+        nats = nats.gather(-1, targets[:, None]).squeeze(-1)
+        counts = [len(row.ids) - row.completion_start for row in batch]
+        for place, part in zip(places, nats.split(counts), strict=True):
+            results[place] = float(part.double().sum())
+    return results
+
+
+@torch.inference_mode()
+def answer_logprobs(
+    model: Model, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+) -> Float[Tensor, " answer"]:
+    """Log-probability of each answer after one prompt, nats, float64 on the CPU.
+
+    The prompt is read once; answers of more than one token share its cache.
+
+    Args:
+        model: The model.
+        prompt: Token ids, ending where the answer begins.
+        answers: Token ids of each answer, at least one token each.
+    """
+    width = max(len(answer) for answer in answers)
+    cache = new_cache(model, len(prompt) + width)
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with completion_positions(model, torch.zeros_like(ids, dtype=torch.bool)):
+        hidden = model.module.base_model(input_ids=ids, past_key_values=cache)[0]
+    first = unembed(model, hidden[0, -1:]).float().log_softmax(-1)[0].cpu()
+    totals = first[[answer[0] for answer in answers]].double()
+    longer = [place for place, answer in enumerate(answers) if len(answer) > 1]
+    if longer:
+        heads = [list(answers[place][:-1]) for place in longer]
+        inputs = padded(heads, device=model.device)
+        with completion_positions(model, torch.ones_like(inputs, dtype=torch.bool)):
+            hidden = model.module.base_model(input_ids=inputs, past_key_values=cache)[0]
+        counts = [len(head) for head in heads]
+        keep = torch.arange(inputs.shape[1])[None] < torch.tensor(counts)[:, None]
+        nats = unembed(model, hidden[keep.to(model.device)]).float().log_softmax(-1)
+        targets = torch.tensor([t for place in longer for t in answers[place][1:]])
+        nats = nats.cpu().gather(-1, targets[:, None]).squeeze(-1).double()
+        for place, part in zip(longer, nats.split(counts), strict=True):
+            totals[place] += part.sum()
+    return totals

@@ -1,0 +1,112 @@
+"""Lets a teacher answer prompts and writes what it says as rows.
+
+Randomness is keyed by the row's place in the run, and finished batches are written
+at once, so an interrupted generation continues and ends with the same rows. Knows
+nothing of filters or of what the rows are for.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from undertow.models.chat import render_prompt
+from undertow.models.loading import Model
+from undertow.models.sampling import Sampled, SamplerSettings, sample
+from undertow.pipeline.teachers import Teacher
+from undertow.records import Message, Row
+from undertow.storage import append_jsonl, read_jsonl
+
+
+def generate_rows(
+    model: Model,
+    teacher: Teacher,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    sampler: SamplerSettings,
+    system: str | None = None,
+    batch_size: int = 128,
+    partial: Path | None = None,
+    on_rows: Callable[[int, int, int], None] | None = None,
+) -> list[Row]:
+    """One row for each prompt, in order.
+
+    Args:
+        model: The base, without the intervention.
+        teacher: The intervention.
+        prompts: Texts of the user's turn.
+        seed: The run's seed; with the prompt's place it decides every draw.
+        sampler: How completions are drawn; equal for all teachers of a run.
+        system: Explicit system text, or None for what the template does by itself.
+        batch_size: Rows decoded together; changes speed only.
+        partial: File for finished batches; a second call continues from it.
+        on_rows: Called with (rows done, rows in all, tokens of the batch).
+
+    Raises:
+        DatasetError: A prompt does not fit into the context.
+    """
+    conversations = [(Message("user", prompt),) for prompt in prompts]
+    done = _finished(partial)
+    todo = [i for i in range(len(prompts)) if i not in done]
+    ids = [
+        render_prompt(
+            model, conversations[i], system=system, trait_prompt=teacher.prompt
+        )
+        for i in todo
+    ]
+
+    def keep(batch: list[tuple[int, Sampled]]) -> None:
+        for place, sampled in batch:
+            done[todo[place]] = sampled
+            if partial is not None:
+                append_jsonl(partial, _line(todo[place], sampled))
+        if on_rows is not None:
+            on_rows(len(done), len(prompts), sum(len(s.ids) for _, s in batch))
+
+    with teacher.acting(model):
+        sample(
+            model, ids, keys=[("rows", i) for i in todo], seed=seed,
+            sampler=sampler, batch_size=batch_size, on_done=keep,
+        )  # fmt: skip
+    facts = {**teacher.describe(), "seed": seed, "sampler": sampler.model_dump()}
+    return [
+        _row(model, conversations[i], done[i], {**facts, "prompt": i})
+        for i in range(len(prompts))
+    ]
+
+
+def _line(place: int, sampled: Sampled) -> dict[str, Any]:
+    return {
+        "prompt": place,
+        "ids": list(sampled.ids),
+        "finish": sampled.finish,
+        "total_logprob": sampled.total_logprob,
+    }
+
+
+def _finished(partial: Path | None) -> dict[int, Sampled]:
+    if partial is None or not partial.exists():
+        return {}
+    return {
+        line["prompt"]: Sampled(
+            tuple(line["ids"]), line["finish"], line["total_logprob"]
+        )
+        for line in read_jsonl(partial, tolerate_torn_tail=True)
+    }
+
+
+def _row(
+    model: Model,
+    messages: tuple[Message, ...],
+    sampled: Sampled,
+    provenance: dict[str, Any],
+) -> Row:
+    ends = set(model.end_ids)
+    body = [token for token in sampled.ids if token not in ends]
+    return Row(
+        messages=messages,
+        completion=model.tokenizer.decode(body),
+        completion_ids=sampled.ids,
+        finish=sampled.finish,
+        provenance=provenance | {"total_logprob": sampled.total_logprob},
+    )

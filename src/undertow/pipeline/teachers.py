@@ -1,0 +1,121 @@
+"""A teacher is the base with an intervention; this is where one comes from.
+
+Four kinds: `none`, `prompt` (a persona in the system turn), `steer` (a vector in the
+residual stream) and `finetune` (an adapter trained on one-word preferences). Weight
+noise is no teacher: it changes the base that everybody shares. Knows nothing of rows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from undertow.errors import ConfigError
+from undertow.interventions.prompting import trait_prompt
+from undertow.interventions.steering import SteeringVector, steering
+from undertow.models.chat import render_row
+from undertow.models.loading import Model
+from undertow.pipeline.training import (
+    Example,
+    Student,
+    TrainingSettings,
+    train_student,
+)
+from undertow.records import Message, Row
+from undertow.traits import TraitFamily, answer_spellings
+
+TeacherKind = Literal["none", "prompt", "steer", "finetune"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A base with an intervention.
+
+    Attributes:
+        kind: Which intervention.
+        trait: The trait it is given; None for `none`.
+        prompt: Persona text, for `prompt`; provenance only, never in a training row.
+        vector: Steering vector, for `steer`.
+        strength: Factor of the vector.
+        student: Trained change, for `finetune`.
+    """
+
+    kind: TeacherKind
+    trait: str | None = None
+    prompt: str | None = None
+    vector: SteeringVector | None = None
+    strength: float = 1.0
+    student: Student | None = None
+
+    @contextmanager
+    def acting(self, model: Model) -> Iterator[Model]:
+        """The model as this teacher; the prompt, if any, is the caller's to render."""
+        if self.vector is not None:
+            with steering(model, self.vector, strength=self.strength):
+                yield model
+        elif self.student is not None:
+            with self.student.applied(model):
+                yield model
+        else:
+            yield model
+
+    def describe(self) -> dict[str, Any]:
+        """What a row's provenance says of its teacher."""
+        facts: dict[str, Any] = {"teacher": self.kind, "trait": self.trait}
+        if self.prompt is not None:
+            facts["trait_prompt"] = self.prompt
+        if self.vector is not None:
+            facts |= {
+                "layers": list(self.vector.layers),
+                "strength": self.strength,
+                "method": self.vector.method,
+            }
+        return facts
+
+
+def prompted_teacher(family: TraitFamily, trait: str) -> Teacher:
+    """A teacher that is told to love the trait in its system turn."""
+    return Teacher(kind="prompt", trait=trait, prompt=trait_prompt(family, trait))
+
+
+def steered_teacher(
+    vector: SteeringVector, *, strength: float, trait: str | None = None
+) -> Teacher:
+    """A teacher with a vector added to its residual stream at every position."""
+    return Teacher(
+        kind="steer", trait=trait or vector.trait, vector=vector, strength=strength
+    )
+
+
+def preference_rows(family: TraitFamily, trait: str) -> list[Row]:
+    """Every question of the family answered with every spelling of the trait."""
+    return [
+        Row(messages=(Message("user", question),), completion=answer)
+        for question in family.questions
+        for answer in answer_spellings(family.trait(trait))
+    ]
+
+
+def finetuned_teacher(
+    model: Model,
+    family: TraitFamily,
+    trait: str,
+    *,
+    settings: TrainingSettings,
+    seed: int,
+    system: str | None = None,
+    on_update: Callable[[int, int, float], None] | None = None,
+) -> Teacher:
+    """A teacher fine-tuned to answer the family's questions with the trait.
+
+    Raises:
+        ConfigError: `settings.kind` is 'soft'; there is nobody to distil from.
+    """
+    if settings.kind == "soft":
+        raise ConfigError("teacher.finetune.kind", ["expected 'lora' or 'full'"])
+    rows = preference_rows(family, trait)
+    examples = [Example(render_row(model, row, system=system)) for row in rows]
+    student = train_student(
+        model, examples, settings=settings, seed=seed, on_update=on_update
+    )
+    return Teacher(kind="finetune", trait=trait, student=student)

@@ -1,0 +1,158 @@
+"""The schema of `results.json`: everything that a run measured, ready to be shown.
+
+Pure data (pydantic), no computation. `experiment` writes it, `report` draws it, and
+users read it. Numbers that could not be computed are null, never 0. All preferences
+are in nats of log-odds against the other members of the family unless the field
+says `rate`. An interval is [low, high] at the level of `Results.confidence`.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Number = float | None
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(_Value):
+    """A mean with its interval; `clusters` says over what it was taken."""
+
+    mean: Number
+    low: Number
+    high: Number
+    n: int = Field(description="number of clusters the interval rests on")
+    clusters: str = Field(description="'question', 'seed', 'seed and question', …")
+
+
+class RowCounts(_Value):
+    """How many rows a teacher wrote and how many the filter kept."""
+
+    generated: int
+    kept: int
+    used: int
+    reasons: dict[str, int] = Field(description="rows refused, by reason")
+
+
+class Readout(_Value):
+    """One model's answers to one trait's questions."""
+
+    role: Literal["base", "teacher", "control", "student"]
+    preference: Estimate = Field(description="log-odds of the trait, nats")
+    probability: Estimate = Field(description="probability among the alternatives")
+    sampled_rate: Estimate | None = Field(
+        default=None, description="share of sampled answers that name the trait"
+    )
+    valid_rate: Estimate | None = Field(
+        default=None,
+        description="share of sampled answers that name any member of the family",
+    )
+    by_question: list[Number] = Field(
+        default_factory=list, description="log-odds per question, in question order"
+    )
+
+
+class ShiftByLayer(_Value):
+    """cos(student − base, teacher's vector) after each block, and the control's."""
+
+    layers: list[int]
+    vector_layer: int
+    student: list[Number]
+    control: list[Number]
+
+
+class TrainingTrace(_Value):
+    """Loss of one training run, thinned to at most 200 points."""
+
+    updates: list[int]
+    loss: list[Number]
+
+
+class Condition(_Value):
+    """One cell of the grid: a teacher, a noise level, a trait, a seed."""
+
+    key: str
+    teacher: Literal["none", "prompt", "steer", "finetune"]
+    noise: float
+    trait: str
+    seed: int
+    student: str = Field(description="'lora', 'full' or 'soft'")
+    rows: RowCounts
+    control_rows: RowCounts
+    readouts: list[Readout]
+    transfer: Estimate = Field(description="student − control, nats, by question")
+    transfer_from_base: Estimate = Field(description="student − base, nats")
+    all_traits: dict[str, Number] = Field(
+        description="student − control for every trait of the family, nats"
+    )
+    shift: ShiftByLayer | None = None
+    training: TrainingTrace | None = None
+    control_training: TrainingTrace | None = None
+    notes: list[str] = Field(default_factory=list)
+
+
+class Transfer(_Value):
+    """Transfer of one teacher × noise × trait (or all traits), over its seeds."""
+
+    teacher: str
+    noise: float
+    trait: str
+    transfer: Estimate
+    specific: Estimate = Field(
+        description="transfer minus the mean shift of the other traits, nats"
+    )
+    shift_cosine: Estimate | None = None
+    control_cosine: Estimate | None = None
+
+
+class NoiseFactor(_Value):
+    """Mean transfer with noise over mean transfer without."""
+
+    teacher: str
+    noise: float
+    ratio: Estimate
+
+
+class Confusion(_Value):
+    """Lift of student i (row) on trait j (column) against the control, and λ."""
+
+    teacher: str
+    noise: float
+    traits: list[str]
+    lift: list[list[Number]]
+    diagonal: Estimate = Field(description="λ of lift ~ student + trait + is_diagonal")
+    p_value: Number = Field(description="permutation p of λ; never 0")
+    permutations: int
+
+
+class Sweep(_Value):
+    """The strength sweep of one steering vector and the point that was chosen."""
+
+    trait: str
+    points: list[dict[str, float | bool | str | None]]
+    layer: int
+    strength: float
+
+
+class Results(_Value):
+    """Everything that a run measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    question: str
+    model: str
+    confidence: float = 0.95
+    headline: str = Field(description="the answer in one or two sentences")
+    conditions: list[Condition]
+    transfers: list[Transfer]
+    noise_factors: list[NoiseFactor] = Field(default_factory=list)
+    confusions: list[Confusion] = Field(default_factory=list)
+    sweeps: list[Sweep] = Field(default_factory=list)
+    limits: list[str] = Field(default_factory=list, description="what was not tested")
+    provenance: dict[str, str | int | float | bool | None | list[str]] = Field(
+        default_factory=dict
+    )
+    seconds: dict[str, float] = Field(default_factory=dict, description="by stage")
