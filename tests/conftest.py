@@ -22,15 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def real_model_path() -> Path:
     """The cached folder of the real model; a failure under CI, else a skip."""
-    from undertow.models.registry import resolve
+    from undertow.models.registry import is_pulled, model_directory
 
-    path = Path(resolve(REAL))
-    if not (path / "config.json").is_file():
+    if not is_pulled(REAL):
         message = f"{REAL} is not in the cache; run: undertow models pull {REAL}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    return path
+    return model_directory(REAL)
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +37,4 @@ def smollm2(real_model_path: Path) -> "Model":
     """The real model in fp32, shared by all tests of a worker: leave it as it was."""
     from undertow.models.loading import load_model
 
-    return load_model(str(real_model_path), dtype="float32")
+    return load_model(real_model_path, dtype="float32")
