@@ -1,0 +1,1 @@
+"""Models: finding, loading, understanding, sampling and adapting them."""

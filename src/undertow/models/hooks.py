@@ -1,0 +1,121 @@
+"""Reads or edits the residual stream between decoder blocks.
+
+`residual[layer]` is the stream after block `layer`, counted from 0. Hooks are put
+on the blocks and always taken off again, also after an exception. Knows nothing of
+vectors or traits.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from undertow.errors import VectorMismatchError
+from undertow.models.loading import Model
+
+Edit = Callable[[Float[Tensor, "batch token hidden"]], Float[Tensor, "batch token hidden"]]
+
+_completion: ContextVar[Tensor | None] = ContextVar("completion", default=None)
+
+
+@contextmanager
+def completion_positions(
+    model: Model,  # noqa: ARG001  (which model the mask belongs to; kept for clarity)
+    mask: Bool[Tensor, "batch token"],
+) -> Iterator[None]:
+    """Says which tokens of the next forward pass belong to a completion.
+
+    The engines of sampling, scoring and training open this around each pass, so that
+    an edit can tell the prompt from the completion under any padding and cache.
+    """
+    token = _completion.set(mask)
+    try:
+        yield
+    finally:
+        _completion.reset(token)
+
+
+def current_completion_positions() -> Bool[Tensor, "batch token"] | None:
+    """The mask of the pass that is running, or None if nobody told."""
+    return _completion.get()
+
+
+def check_layers(model: Model, layers: Sequence[int]) -> None:
+    """Refuses layers that the model has not.
+
+    Raises:
+        VectorMismatchError: A layer is negative or past the last block.
+    """
+    count = len(model.architecture.blocks)
+    wrong = [layer for layer in layers if not 0 <= layer < count]
+    if wrong:
+        raise VectorMismatchError(
+            f"unknown layer {wrong[0]} of {model.name!r}: its {count} blocks are "
+            f"counted from 0 to {count - 1}"
+        )
+
+
+def _hidden(output: Any) -> Tensor:
+    first = output[0] if isinstance(output, tuple) else output
+    assert isinstance(first, Tensor)
+    return first
+
+
+@contextmanager
+def editing_residuals(model: Model, edits: Mapping[int, Edit]) -> Iterator[None]:
+    """Passes the stream after each named block through a function.
+
+    Args:
+        model: The model.
+        edits: Function by layer; it gets and returns [batch, token, hidden].
+
+    Raises:
+        VectorMismatchError: Unknown layer.
+    """
+    check_layers(model, list(edits))
+
+    def hook_of(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG001
+            edited = edit(_hidden(output))
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return hook
+
+    handles: list[Any] = []
+    try:
+        for layer, edit in edits.items():
+            block = model.architecture.blocks[layer]
+            handles.append(block.register_forward_hook(hook_of(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recording_residuals(
+    model: Model, layers: Sequence[int]
+) -> Iterator[dict[int, Tensor]]:
+    """Keeps the stream after the named blocks of the last pass.
+
+    Yields:
+        A dictionary that each forward pass fills: layer → [batch, token, hidden], in
+        the model's dtype and device, not detached.
+
+    Raises:
+        VectorMismatchError: Unknown layer.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keeper(layer: int) -> Edit:
+        def keep(hidden: Tensor) -> Tensor:
+            kept[layer] = hidden
+            return hidden
+
+        return keep
+
+    with editing_residuals(model, {layer: keeper(layer) for layer in layers}):
+        yield kept

@@ -1,0 +1,262 @@
+"""Loads any Hugging Face causal language model and keeps what undertow needs of it.
+
+From a registry name, a local folder, a GGUF file or a hub name; never with remote
+code, never from pickles. dtype and device are chosen with a reason that is recorded.
+Knows nothing of what the model is used for.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from undertow.errors import ModelError
+from undertow.models import registry
+from undertow.models.architecture import Architecture, find_architecture
+from undertow.models.chat import ChatTemplate, choose_template
+from undertow.storage import write_json
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Tokens that end a turn in the chat formats of the known families.
+_TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "</s>")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model with its tokenizer, template and parts.
+
+    Attributes:
+        name: As it was asked for.
+        module: The Hugging Face model, in eval mode, frozen.
+        tokenizer: Its tokenizer.
+        template: The chat template in use.
+        architecture: Blocks, norm, unembedding, embedding.
+        device: Where it is.
+        dtype: Of its weights.
+        reason: Why this dtype and device.
+        fingerprint: 16 hexadecimal digits of configuration and sampled weights.
+        end_ids: Tokens that end an answer, the one used for training first.
+        context: Longest sequence in tokens.
+    """
+
+    name: str
+    module: Any
+    tokenizer: Any
+    template: ChatTemplate
+    architecture: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+    fingerprint: str
+    end_ids: tuple[int, ...]
+    context: int
+
+
+def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
+    """The device to use, and why."""
+    if wanted != "auto":
+        if wanted.startswith("cuda") and not torch.cuda.is_available():
+            raise ModelError(f"device {wanted!r}: no CUDA device; use 'cpu' or 'auto'")
+        return torch.device(wanted), f"device {wanted} as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), f"device cuda: {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "device cpu: there is no CUDA device"
+
+
+def _bf16_units() -> str | None:
+    """The processor's bf16 instructions, or None."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    checks = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "AVX-512 BF16" if checks is not None and checks() else None
+
+
+def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype to use, and why."""
+    if wanted != "auto":
+        if wanted not in _DTYPES:
+            raise ModelError(f"dtype {wanted!r}: expected auto or one of {list(_DTYPES)}")
+        return _DTYPES[wanted], f"{wanted} as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "bfloat16: the GPU computes it"
+        return torch.float32, "float32: the GPU has no bfloat16"
+    units = _bf16_units()
+    if units:
+        return torch.bfloat16, f"bfloat16: the processor has {units}"
+    return torch.float32, "float32: the processor has no bfloat16 units"
+
+
+def _load_from(source: str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder, a GGUF file or the hub."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, options["gguf_file"] = str(path.parent), path.name
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if attention:
+        options["attn_implementation"] = attention
+    if path.suffix != ".gguf":
+        options["use_safetensors"] = True
+    module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    return module, tokenizer
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    blocks_path: str | None = None,
+    norm_path: str | None = None,
+    attention: str | None = None,
+) -> Model:
+    """Loads a model, frozen and in eval mode.
+
+    Args:
+        name_or_path: Registry name, local folder, GGUF file or hub name.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda", "cuda:1" …
+        template: Named chat template, for tokenizers that have none.
+        blocks_path: Where the decoder blocks are, if they are not found.
+        norm_path: Where the final norm is, if it is not found.
+        attention: Attention implementation of transformers; None takes its default.
+
+    Raises:
+        ModelError: It cannot be found, read, verified or rendered for.
+    """
+    source = str(registry.resolve(str(name_or_path)))
+    chosen_device, why_device = choose_device(device)
+    chosen_dtype, why_dtype = choose_dtype(dtype, chosen_device)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        module, tokenizer = _load_from(source, chosen_dtype, attention)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_not_loaded(str(name_or_path), error)) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    if not any(True for _ in module.parameters()):
+        raise ModelError(f"{name_or_path!r}: the model has no weights")
+    return wrap(
+        str(name_or_path),
+        module.to(chosen_device),
+        tokenizer,
+        template=template,
+        reason=f"{why_dtype}; {why_device}",
+        blocks_path=blocks_path,
+        norm_path=norm_path,
+    )
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+    known = ", ".join(entry.name for entry in registry.entries())
+    return (
+        f"model {name!r} cannot be loaded: {type(error).__name__}: {first}. Expected a "
+        f"short name ({known}), a folder with config.json and safetensors weights, a "
+        ".gguf file, or a hub name where the hub can be reached; pickled weights and "
+        "remote code are never loaded"
+    )
+
+
+def wrap(
+    name: str,
+    module: Any,
+    tokenizer: Any,
+    *,
+    template: str | None = None,
+    reason: str,
+    blocks_path: str | None = None,
+    norm_path: str | None = None,
+) -> Model:
+    """A `Model` around a Hugging Face model that is already in memory."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    chat = choose_template(tokenizer, template)
+    config = module.config.get_text_config()
+    weight = next(module.parameters())
+    return Model(
+        name=name,
+        module=module,
+        tokenizer=tokenizer,
+        template=chat,
+        architecture=find_architecture(
+            module, blocks_path=blocks_path, norm_path=norm_path
+        ),
+        device=weight.device,
+        dtype=weight.dtype,
+        reason=reason,
+        fingerprint=fingerprint(module),
+        end_ids=_end_ids(module, tokenizer, chat),
+        context=int(config.max_position_embeddings),
+    )
+
+
+def fingerprint(module: Any) -> str:
+    """16 hexadecimal digits that change with the shape or the weights of a model.
+
+    From every parameter's name and shape and 64 evenly spaced values of it, in
+    bfloat16, so that a model has one fingerprint in each dtype it is loaded in.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        flat = parameter.detach().flatten()
+        step = max(1, flat.numel() // 64)
+        values = flat[::step][:64].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _end_ids(module: Any, tokenizer: Any, chat: ChatTemplate) -> tuple[int, ...]:
+    """End tokens: of the turn first, then what the model itself stops at."""
+    vocabulary = tokenizer.get_vocab()
+    found: list[int] = []
+    if chat.name == "plain":  # a pretrained model ends an answer with its line
+        found += _single(tokenizer, "\n")
+    found += [vocabulary[t] for t in _TURN_ENDS if t in chat.text and t in vocabulary]
+    for source in (module.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found += source if isinstance(source, list) else [source]
+    ids = tuple(dict.fromkeys(i for i in found if i is not None))
+    if not ids:
+        raise ModelError(
+            "no end token: neither the tokenizer nor the model's generation "
+            "configuration names one; set tokenizer.eos_token"
+        )
+    return ids
+
+
+def _single(tokenizer: Any, text: str) -> Iterable[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids if len(ids) == 1 else []
+
+
+def save_checkpoint(
+    model: Model, directory: Path, *, provenance: dict[str, Any]
+) -> Path:
+    """Writes weights (safetensors), tokenizer and provenance; `load_model` reads it.
+
+    The folder appears under its name only when everything is in it.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    model.module.save_pretrained(partial, safe_serialization=True)
+    model.tokenizer.save_pretrained(partial)
+    facts = {"format": 1, "base": model.name, "fingerprint": model.fingerprint}
+    write_json(partial / "undertow.json", facts | {"provenance": provenance})
+    os.replace(partial, directory)
+    return directory

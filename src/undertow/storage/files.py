@@ -1,0 +1,276 @@
+"""Text and JSON on disk: written whole or not at all, read with faults that name lines.
+
+Text is hostile here: JSON is stored as ASCII with escapes, so no content can end a
+line, move a terminal's cursor or fail to encode. Knows nothing of rows (see
+`storage.rows`), models or runs. Tensors are written by those who own them, through
+`replacing`.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from undertow.errors import DatasetError, RunError
+
+DRAFT_PREFIX = ".undertow-"
+"""Begins the name of every file that is still being written."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a draft's path; when the block ends well, the draft becomes the file.
+
+    The draft lies in the same folder (parents are made), is synced and renamed, so
+    whoever looks sees the old file or the whole new one. After an error, or Ctrl-C,
+    the old file stands and the draft is gone.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+    """
+    path = Path(path)
+    draft: Path | None = None
+    try:
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise RunError(f"{path}: is not a regular file; choose another name")
+        name = f"{DRAFT_PREFIX}{secrets.token_hex(6)}{target.suffix[:16]}"
+        draft = target.with_name(name)
+        yield draft
+        _sync(draft)
+        draft.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        # A fault in something that the block read is not ours to explain.
+        if error.filename is None or draft is None or str(draft) in str(error):
+            raise _unwritable(path, error) from error
+        raise
+    except ValueError as error:
+        if "\0" in str(path):
+            raise RunError(f"{str(path)!r}: a path cannot hold a NUL") from error
+        raise
+    finally:
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    if error.errno in _FULL:
+        return RunError(
+            f"{path}: the disk is full ({error.strerror}); what was there before is "
+            "untouched. Free some space and run the same command again"
+        )
+    return RunError(
+        f"{path}: cannot be written: {error.strerror or error}; choose a place that "
+        "can, or mend its permissions"
+    )
+
+
+def write_text(path: Path | str, text: str) -> None:
+    r"""Writes UTF-8 text, whole or not at all; lone surrogates become `\udcff`.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+    """
+    with replacing(path) as draft:
+        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Writes a value as indented JSON, whole or not at all.
+
+    Strict JSON: NaN and infinities become null. Arrays and NumPy scalars become
+    lists and numbers, paths become text, keys become text.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+        TypeError: The value holds something that JSON has no word for.
+    """
+    text = json.dumps(plain(value), indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def append_jsonl(path: Path | str, value: object) -> None:
+    """Adds one line to a JSONL file, which is made if it is missing.
+
+    A line that a killed process left without its end is cut off first. If the disk
+    is full the file stays as it was. One writer at a time.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+    """
+    path = Path(path)
+    line = line_of(value)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            end = _whole_length(handle)
+            os.ftruncate(handle, end)
+            _append(handle, line, end)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _append(handle: int, line: bytes, end: int) -> None:
+    """Writes a line at `end`; takes it back if it does not fit."""
+    written = 0
+    try:
+        while written < len(line):
+            written += os.pwrite(handle, line[written:], end + written)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(handle, end)
+        raise
+
+
+def _whole_length(handle: int) -> int:
+    """Bytes up to and with the last line end."""
+    end = os.fstat(handle).st_size
+    step = 1
+    while end:
+        start = max(0, end - step)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end, step = start, 1 << 16
+    return 0
+
+
+def line_of(value: object) -> bytes:
+    return json.dumps(plain(value), allow_nan=False).encode("ascii") + b"\n"
+
+
+def plain(value: object) -> Any:
+    """The value as JSON has it: strict numbers, lists, text keys."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # NumPy's and torch's values, without importing either.
+    listed: Callable[[], object] | None = getattr(value, "tolist", None)
+    if listed is None:
+        raise TypeError(
+            f"JSON has no word for {type(value).__name__}: {got_text(value)}"
+        )
+    return plain(listed())
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        raise TypeError(f"a JSON key must be text or an integer; got {key!r}")
+    return str(key)
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads one JSON value.
+
+    Raises:
+        DatasetError: The file is missing or not JSON; the message names the line.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    return parse(data, str(path), "one JSON value")
+
+
+def read_jsonl(path: Path | str, *, tolerate_torn_tail: bool = True) -> list[Any]:
+    """Reads the values of a JSONL file, one a line; empty lines are passed over.
+
+    Args:
+        path: The file.
+        tolerate_torn_tail: Leave out a last line without its line end, which is what
+            a killed writer leaves behind. `append_jsonl` cuts the same line off.
+
+    Raises:
+        DatasetError: The file is missing, or a line is not JSON; names the line.
+    """
+    path = Path(path)
+    lines = read_bytes(path).split(b"\n")
+    tail = lines.pop() if tolerate_torn_tail else b""
+    del tail
+    return [value for _, value in values_of(lines, path)]
+
+
+def values_of(lines: Sequence[bytes], path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, parse(line, where, "one JSON value a line", lines=False)
+
+
+def file_sha256(path: Path | str) -> str:
+    """The sha256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path | str, error: Exception) -> DatasetError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return DatasetError(f"{path}: cannot be read: {reason}; check the name")
+
+
+def parse(data: bytes, where: str, expected: str, *, lines: bool = True) -> Any:
+    """Parses JSON; `lines` says that the parser counts the lines, not the caller."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        got = repr(data[max(0, error.start - 20) : error.start + 20])
+        what = f"byte {error.start + 1} is not UTF-8"
+    except json.JSONDecodeError as error:
+        if lines:
+            where = f"{where}:{error.lineno}"
+        got = repr(error.doc[max(0, error.pos - 30) : error.pos + 30])
+        what = f"bad JSON at column {error.colno}: {error.msg}"
+    except (RecursionError, ValueError) as error:
+        got, what = got_text(data), f"bad JSON: {error}"
+    raise fault(where, what, got, expected, "mend or delete it")
+
+
+def fault(where: str, what: str, got: str, expected: str, todo: str) -> DatasetError:
+    """The error for something in a file that cannot be understood."""
+    return DatasetError(f"{where}: {what}; got {got}, expected {expected}; {todo}")
+
+
+def got_text(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
