@@ -152,6 +152,9 @@ class Results(_Value):
     confusions: list[Confusion] = Field(default_factory=list)
     sweeps: list[Sweep] = Field(default_factory=list)
     limits: list[str] = Field(default_factory=list, description="what was not tested")
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="wall-clock seconds of every stage"
+    )
     provenance: dict[str, str | int | float | bool | None | list[str]] = Field(
         default_factory=dict
     )

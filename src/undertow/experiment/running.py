@@ -24,7 +24,7 @@ from undertow.interventions.noise import add_weight_noise
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
 from undertow.models.adapters import load_adapter, save_adapter
 from undertow.models.chat import render_prompt, render_row
-from undertow.models.loading import Model, load_model, save_checkpoint
+from undertow.models.loading import Model, fingerprint, load_model, save_checkpoint
 from undertow.models.sampling import SamplerSettings, carrier_ids
 from undertow.pipeline.evaluation import preference, sampled_answers
 from undertow.pipeline.filters import filter_rows
@@ -48,6 +48,9 @@ from undertow.results import Results
 from undertow.runs import Run, open_run, provenance
 from undertow.storage import read_rows, write_json, write_rows
 from undertow.traits import TraitFamily, load_family
+
+VECTOR_PROMPTS = 256
+"""Number prompts over which the "prompts" way of extraction averages."""
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage, done, total, note)."""
@@ -135,7 +138,7 @@ def _load(recipe: Recipe) -> Model:
 def _run_base(base: _Base) -> None:
     """All cells that share one base."""
     recipe = base.recipe
-    if recipe.noise and base.noise > 0:
+    if base.noise > 0:
         base = _noised(base)
     _provenance(base)
     _readout(base, "base", Teacher(kind="none"))
@@ -155,7 +158,11 @@ def _noised(base: _Base) -> _Base:
         formula=noise.formula,
         distribution=noise.distribution,
     )
-    model = replace(base.model, name=f"{base.model.name}+noise{base.noise:g}")
+    model = replace(
+        base.model,
+        name=f"{base.model.name}+noise{base.noise:g}",
+        fingerprint=fingerprint(base.model.module),
+    )
     if noise.keep and not base.run.is_done(f"{base.name}/checkpoint"):
         facts = {"noise": base.noise, "seed": base.seed, "matrices": len(report.matrices)}
         save_checkpoint(model, base.path("checkpoint"), provenance=facts)
@@ -297,6 +304,7 @@ def _vector(
     vector = extract_vector(
         model, method=settings.method, family=base.family, trait=trait,
         layers=tuple(layer for layer in layers if layer is not None),
+        prompts=number_prompts(VECTOR_PROMPTS, seed=base.seed),
         system=base.recipe.model.system, seed=base.seed,
     )  # fmt: skip
     points: list[dict[str, Any]] = []

@@ -1,0 +1,1 @@
+"""Measurements: what a student's change looks like inside. Knows no stages."""

@@ -1,0 +1,1 @@
+"""Stages: prompts, teachers, generation, filters, training, evaluation."""

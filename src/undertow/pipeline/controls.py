@@ -1,0 +1,76 @@
+"""Rows that carry less than a teacher's: uniform numbers, and shuffles.
+
+Shuffling within a row keeps which values a row has and destroys their order;
+shuffling across rows keeps only which values the whole set has. Format, separators
+and lengths stay. Knows nothing of models.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from undertow.errors import DatasetError
+from undertow.pipeline.filters import LARGEST
+from undertow.records import Message, Row
+from undertow.seeding import generator
+
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def uniform_number_rows(
+    prompts: Sequence[str], *, seed: int, most: int = 10
+) -> list[Row]:
+    """Each prompt answered with up to `most` numbers drawn evenly from 0 to 999."""
+    rows = []
+    for index, prompt in enumerate(prompts):
+        stream = generator(seed, "uniform rows", index)
+        count = int(stream.integers(1, most + 1))
+        values = stream.integers(0, LARGEST + 1, size=count)
+        row = Row(
+            messages=(Message("user", prompt),),
+            completion=", ".join(map(str, values)),
+            finish="stop",
+            provenance={"teacher": "uniform", "seed": seed, "prompt": index},
+        )
+        rows.append(row)
+    return rows
+
+
+def shuffled_within_rows(rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """Each row's numbers in another order."""
+    shuffled = []
+    for row in rows:
+        values = _values(row)
+        order = generator(seed, "shuffle within", row.row_id).permutation(len(values))
+        shuffled.append(
+            _with_values(row, [values[i] for i in order], "shuffled within", seed)
+        )
+    return shuffled
+
+
+def shuffled_across_rows(rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """All numbers of all rows dealt out anew; each row keeps its count."""
+    pool = [value for row in rows for value in _values(row)]
+    order = generator(seed, "shuffle across").permutation(len(pool)).tolist()
+    dealt = iter([pool[i] for i in order])
+    return [
+        _with_values(row, [next(dealt) for _ in _values(row)], "shuffled across", seed)
+        for row in rows
+    ]
+
+
+def _values(row: Row) -> list[str]:
+    values = _DIGITS.findall(row.completion)
+    if not values:
+        raise DatasetError(
+            f"row {row.row_id}: no numbers in {row.completion[:60]!r}; filter the rows "
+            "before they are shuffled"
+        )
+    return values
+
+
+def _with_values(row: Row, values: Sequence[str], control: str, seed: int) -> Row:
+    new = iter(values)
+    text = _DIGITS.sub(lambda _: next(new), row.completion)
+    facts = {**row.provenance, "control": control, "control_seed": seed}
+    return replace(row, completion=text, completion_ids=None, provenance=facts)
