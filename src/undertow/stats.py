@@ -116,7 +116,10 @@ def ratio_interval(
 
     Source: Fieller 1954; Student with the smaller count less one.
     """
-    a, b = np.asarray(numerators, float).ravel(), np.asarray(denominators, float).ravel()
+    a, b = (
+        np.asarray(numerators, float).ravel(),
+        np.asarray(denominators, float).ravel(),
+    )
     count = min(len(a), len(b))
     if not count:
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -129,9 +132,7 @@ def ratio_interval(
     square = bottom**2 - t**2 * var_bottom
     if square <= 0:
         return Interval(ratio, -math.inf, math.inf, count)
-    root = math.sqrt(
-        max(0.0, (top * bottom) ** 2 - square * (top**2 - t**2 * var_top))
-    )
+    root = math.sqrt(max(0.0, (top * bottom) ** 2 - square * (top**2 - t**2 * var_top)))
     bounds = ((top * bottom - root) / square, (top * bottom + root) / square)
     return Interval(ratio, float(min(bounds)), float(max(bounds)), count)
 

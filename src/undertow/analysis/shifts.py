@@ -46,17 +46,16 @@ def _mean_states(
     if not rows:
         raise DatasetError("no rows to read a shift on; write some first")
     layers = range(len(model.architecture.blocks))
-    sums = torch.zeros(
-        len(layers), model.architecture.hidden_size, dtype=torch.float64
-    )
+    sums = torch.zeros(len(layers), model.architecture.hidden_size, dtype=torch.float64)
     tokens = 0
     for places in token_batches([len(r.ids) for r in rows], token_budget=4096):
         batch = [rows[place] for place in places]
         ids = padded([row.ids for row in batch], device=model.device)
         mask = completion_mask(batch, ids.shape[1], device=model.device)
-        with completion_positions(model, mask), recording_residuals(
-            model, layers
-        ) as kept:
+        with (
+            completion_positions(model, mask),
+            recording_residuals(model, layers) as kept,
+        ):
             model.module.base_model(input_ids=ids, use_cache=False)
         for layer in layers:
             sums[layer] += kept[layer][mask].double().sum(dim=0).cpu()

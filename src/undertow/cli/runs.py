@@ -173,7 +173,11 @@ def recipes_check(
     from undertow.config import dump_settings, load_settings
     from undertow.experiment import Recipe
 
-    say(dump_settings(load_settings(Recipe, recipe_path(name), overrides or [])).rstrip())
+    say(
+        dump_settings(
+            load_settings(Recipe, recipe_path(name), overrides or [])
+        ).rstrip()
+    )
 
 
 @recipes_app.command("schema")

@@ -23,9 +23,10 @@ from undertow.interventions.extraction import extract_vector
 from undertow.interventions.noise import add_weight_noise
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
 from undertow.models.adapters import load_adapter, save_adapter
+from undertow.models.carrier import carrier_ids
 from undertow.models.chat import render_prompt, render_row
 from undertow.models.loading import Model, fingerprint, load_model, save_checkpoint
-from undertow.models.sampling import SamplerSettings, carrier_ids
+from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.evaluation import preference, sampled_answers
 from undertow.pipeline.filters import filter_rows
 from undertow.pipeline.generation import generate_rows
@@ -164,7 +165,11 @@ def _noised(base: _Base) -> _Base:
         fingerprint=fingerprint(base.model.module),
     )
     if noise.keep and not base.run.is_done(f"{base.name}/checkpoint"):
-        facts = {"noise": base.noise, "seed": base.seed, "matrices": len(report.matrices)}
+        facts = {
+            "noise": base.noise,
+            "seed": base.seed,
+            "matrices": len(report.matrices),
+        }
         save_checkpoint(model, base.path("checkpoint"), provenance=facts)
         base.run.finish(f"{base.name}/checkpoint", facts)
     return replace(base, model=model)
@@ -243,9 +248,7 @@ def _is_complete(base: _Base, name: str) -> bool:
     return base.run.is_done(f"{base.name}/{name}/student/readout")
 
 
-def _run_cell(
-    base: _Base, settings: TeacherSettings, trait: str, control: str
-) -> None:
+def _run_cell(base: _Base, settings: TeacherSettings, trait: str, control: str) -> None:
     name = f"{settings.kind}-{trait}"
     if base.run.is_done(f"{base.name}/{name}/cell"):
         return
@@ -295,7 +298,10 @@ def _vector(
     base: _Base, settings: SteerSettings, trait: str
 ) -> tuple[SteeringVector, float]:
     """Extracts (or reads back) a vector and settles its layer and strength."""
-    stage, path = f"{base.name}/vectors/{trait}", base.path("vectors", f"{trait}.safetensors")
+    stage, path = (
+        f"{base.name}/vectors/{trait}",
+        base.path("vectors", f"{trait}.safetensors"),
+    )
     if base.run.is_done(stage):
         return load_vector(path), float(base.run.payload(stage)["strength"])
     base.progress(f"vector {trait}", 0, 1, settings.method)
@@ -376,9 +382,7 @@ def _rows(base: _Base, name: str, teacher: Teacher) -> list[Row]:
     return rows[: settings.use]
 
 
-def _trained(
-    base: _Base, name: str, teacher: Teacher, rows: Sequence[Row]
-) -> Student:
+def _trained(base: _Base, name: str, teacher: Teacher, rows: Sequence[Row]) -> Student:
     recipe, settings = base.recipe, base.recipe.student
     stage, folder = f"{base.name}/{name}/training", base.path(name, "student")
     if base.run.is_done(stage):
@@ -420,7 +424,9 @@ def _read_student(base: _Base, stage: str, folder: Path) -> Student:
         adapter = load_adapter(base.model, folder)
     else:
         weights = load_file(folder / "weights.safetensors")
-    return Student(adapter, weights, tuple(payload["updates"]), tuple(payload["losses"]))
+    return Student(
+        adapter, weights, tuple(payload["updates"]), tuple(payload["losses"])
+    )
 
 
 def _shift(
@@ -437,7 +443,9 @@ def _shift(
         render_row(model, row, system=base.recipe.model.system)
         for row in read_rows(path)[:count]
     ]
-    other = _read_student(base, f"{base.name}/{control}/training", base.path(control, "student"))
+    other = _read_student(
+        base, f"{base.name}/{control}/training", base.path(control, "student")
+    )
     layer = vector.layers[0]
     direction = vector.direction(layer)
     cosines = {}

@@ -269,6 +269,7 @@ def _noise_factors(
     if 0.0 not in recipe.noise.levels:
         return
     for settings in recipe.teachers:
+
         def means(noise: float, kind: str = settings.kind) -> list[float]:
             return [
                 float(np.mean(c.difference(names.index(c.facts["trait"]))))
@@ -351,5 +352,7 @@ def headline(transfers: Sequence[Transfer]) -> str:
         elif estimate.high < 0:
             sentences.append(f"{what} moved the other way: {figures}.")
         else:
-            sentences.append(f"{what}: no transfer shown, the interval holds zero: {figures}.")
+            sentences.append(
+                f"{what}: no transfer shown, the interval holds zero: {figures}."
+            )
     return " ".join(sentences)

@@ -67,9 +67,7 @@ class _LoraLinear(nn.Module):
         a, b = self.matrices
         low = nn.functional.linear(x, a.to(x.dtype)).flatten(0, -2)
         out: Tensor = self.inner(x)
-        flat = torch.addmm(
-            out.flatten(0, -2), low, b.to(x.dtype).t(), alpha=self.scale
-        )
+        flat = torch.addmm(out.flatten(0, -2), low, b.to(x.dtype).t(), alpha=self.scale)
         return flat.view_as(out)
 
 

@@ -86,7 +86,10 @@ def find_architecture(
             f"{blocks_at}: a {type(blocks).__name__}, expected a list of decoder "
             "blocks; say where it is with blocks_path='…'"
         )
-    unembedding, embedding = module.get_output_embeddings(), module.get_input_embeddings()
+    unembedding, embedding = (
+        module.get_output_embeddings(),
+        module.get_input_embeddings(),
+    )
     if unembedding is None or embedding is None:
         raise ModelError(
             f"{type(module).__name__}: no unembedding; only causal language models "

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from undertow.errors import VectorMismatchError
 from undertow.models.loading import Model
 
-Edit = Callable[[Float[Tensor, "batch token hidden"]], Float[Tensor, "batch token hidden"]]
+Edit = Callable[
+    [Float[Tensor, "batch token hidden"]], Float[Tensor, "batch token hidden"]
+]
 
 _completion: ContextVar[Tensor | None] = ContextVar("completion", default=None)
 

@@ -8,19 +8,35 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from undertow.models.cache import new_cache
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
-from undertow.models.sampling import new_cache
 
 
 def unembed(
-    model: Model, hidden: Float[Tensor, "token hidden"]
+    model: Model,
+    hidden: Float[Tensor, "token hidden"],
+    *,
+    ids: Int[Tensor, " carrier"] | None = None,
 ) -> Float[Tensor, "token vocab"]:
-    """Logits of normed hidden states, with the final soft cap where there is one."""
-    logits: Tensor = model.architecture.unembedding(hidden)
+    """Logits of normed hidden states, with the final soft cap where there is one.
+
+    Args:
+        model: The model.
+        hidden: States after the final norm.
+        ids: Token ids whose logits are wanted, the columns; None: all of them.
+    """
+    layer = model.architecture.unembedding
+    logits: Tensor
+    if ids is None:
+        logits = layer(hidden)
+    else:
+        bias = getattr(layer, "bias", None)
+        chosen = None if bias is None else bias[ids]
+        logits = nn.functional.linear(hidden, layer.weight[ids], chosen)  # type: ignore[index]
     cap = getattr(model.module.config, "final_logit_softcapping", None)
     if cap:
         logits = torch.tanh(logits / cap) * cap
@@ -112,17 +128,36 @@ def answer_logprobs(
         hidden = model.module.base_model(input_ids=ids, past_key_values=cache)[0]
     first = unembed(model, hidden[0, -1:]).float().log_softmax(-1)[0].cpu()
     totals = first[[answer[0] for answer in answers]].double()
-    longer = [place for place, answer in enumerate(answers) if len(answer) > 1]
-    if longer:
-        heads = [list(answers[place][:-1]) for place in longer]
-        inputs = padded(heads, device=model.device)
-        with completion_positions(model, torch.ones_like(inputs, dtype=torch.bool)):
-            hidden = model.module.base_model(input_ids=inputs, past_key_values=cache)[0]
-        counts = [len(head) for head in heads]
-        keep = torch.arange(inputs.shape[1])[None] < torch.tensor(counts)[:, None]
-        nats = unembed(model, hidden[keep.to(model.device)]).float().log_softmax(-1)
-        targets = torch.tensor([t for place in longer for t in answers[place][1:]])
-        nats = nats.cpu().gather(-1, targets[:, None]).squeeze(-1).double()
-        for place, part in zip(longer, nats.split(counts), strict=True):
-            totals[place] += part.sum()
+    heads = _longest_heads(answers)
+    if not heads:
+        return totals
+    inputs = padded(heads, device=model.device)
+    with completion_positions(model, torch.ones_like(inputs, dtype=torch.bool)):
+        hidden = model.module.base_model(input_ids=inputs, past_key_values=cache)[0]
+    rows, columns = _places(heads)
+    states = hidden[rows.to(model.device), columns.to(model.device)]
+    nats = unembed(model, states).float().log_softmax(-1).cpu()
+    found = {
+        tuple(heads[row][: column + 1]): place
+        for place, (row, column) in enumerate(
+            zip(rows.tolist(), columns.tolist(), strict=True)
+        )
+    }
+    for place, answer in enumerate(answers):
+        for end in range(1, len(answer)):
+            totals[place] += nats[found[tuple(answer[:end])], answer[end]].double()
     return totals
+
+
+def _longest_heads(answers: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What has to be read so that every answer's last token is predicted."""
+    heads = {tuple(answer[:-1]) for answer in answers if len(answer) > 1}
+    inner = {head[:end] for head in heads for end in range(1, len(head))}
+    return [list(head) for head in sorted(heads - inner)]
+
+
+def _places(heads: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Row and column of every token of the padded heads."""
+    pairs = [(r, c) for r, head in enumerate(heads) for c in range(len(head))]
+    rows, columns = zip(*pairs, strict=True)
+    return torch.tensor(rows), torch.tensor(columns)

@@ -85,7 +85,9 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype to use, and why."""
     if wanted != "auto":
         if wanted not in _DTYPES:
-            raise ModelError(f"dtype {wanted!r}: expected auto or one of {list(_DTYPES)}")
+            raise ModelError(
+                f"dtype {wanted!r}: expected auto or one of {list(_DTYPES)}"
+            )
         return _DTYPES[wanted], f"{wanted} as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported():
@@ -97,7 +99,9 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "float32: the processor has no bfloat16 units"
 
 
-def _load_from(source: str, dtype: torch.dtype, attention: str | None) -> tuple[Any, Any]:
+def _load_from(
+    source: str, dtype: torch.dtype, attention: str | None
+) -> tuple[Any, Any]:
     """Model and tokenizer from a folder, a GGUF file or the hub."""
     options: dict[str, Any] = {"trust_remote_code": False}
     path = Path(source)

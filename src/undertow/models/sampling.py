@@ -8,10 +8,8 @@ batch. Knows nothing of chat templates, traits or filters; steering and adapters
 through the model's own modules.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
-from undertow.errors import DatasetError, ModelError
+from undertow.errors import DatasetError
+from undertow.models.attention import fast_decoding
+from undertow.models.cache import new_cache
+from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.hooks import completion_positions
+from undertow.models.likelihood import unembed
 from undertow.models.loading import Model
 from undertow.records import Finish
 from undertow.seeding import generator
-
-# Texts that rows of the number carrier are made of: digits, separators, brackets.
-_CARRIER_TEXT = re.compile(r"\d{1,3}|[ ,;\n]+|[\[\]().]")
 
 
 class SamplerSettings(BaseModel):
@@ -42,11 +40,24 @@ class SamplerSettings(BaseModel):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="nucleus mass")
     top_k: int = Field(default=0, ge=0, description="0 keeps every token")
     max_new_tokens: int = Field(default=80, ge=1, description="longest completion")
-    allowed: Literal["all", "numbers"] = Field(
+    allowed: Literal["all", "numbers", "list"] = Field(
         default="all",
-        description="'numbers' draws only digits, separators and the end; "
-        "it renormalises the teacher, so references must be drawn alike",
+        description="'numbers' draws only digits, separators and the end; 'list' "
+        "draws well-formed lists of integers 0-999. Both renormalise the teacher, so "
+        "references must be drawn alike",
     )
+    list_values: int = Field(
+        default=10, ge=1, le=100, description="values of a row at most, for 'list'"
+    )
+
+
+def carrier_of(model: Model, sampler: SamplerSettings) -> Carrier | None:
+    """The carrier that a sampler draws from; None for the whole vocabulary."""
+    if sampler.allowed == "numbers":
+        return numbers_carrier(model)
+    if sampler.allowed == "list":
+        return list_carrier(model, most=sampler.list_values)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,70 +67,6 @@ class Sampled:
     ids: tuple[int, ...]
     finish: Finish
     total_logprob: float
-
-
-class _Preallocated(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that writes into one buffer instead of concatenating."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        end = self.length + key_states.shape[2]
-        if not self.is_initialized:
-            rows, heads, _, width = key_states.shape
-            shape = (rows, heads, self.capacity, width)
-            self.keys = key_states.new_zeros(shape)
-            self.values = value_states.new_zeros(
-                (*shape[:3], value_states.shape[3])
-            )
-            self.is_initialized = True
-        elif self.keys.shape[0] != key_states.shape[0]:  # a prefix computed once
-            self.keys = self.keys.repeat(key_states.shape[0], 1, 1, 1)
-            self.values = self.values.repeat(key_states.shape[0], 1, 1, 1)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def keep(self, rows: Tensor) -> None:
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
-
-
-def new_cache(model: Model, capacity: int) -> Cache:
-    """A cache with room for `capacity` positions, allocated at the first use."""
-    count = len(model.architecture.blocks)
-    return Cache(layers=[_Preallocated(capacity) for _ in range(count)])
-
-
-@lru_cache(maxsize=8)
-def _carrier_ids(tokenizer: Any, end_ids: tuple[int, ...]) -> tuple[int, ...]:
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    found = {i for i, text in enumerate(texts) if _CARRIER_TEXT.fullmatch(text)}
-    return tuple(sorted(found | set(end_ids)))
-
-
-def carrier_ids(model: Model) -> tuple[int, ...]:
-    """Token ids that number rows are made of, the end tokens included.
-
-    Raises:
-        ModelError: The vocabulary has no such tokens.
-    """
-    ids = _carrier_ids(model.tokenizer, model.end_ids)
-    if len(ids) <= len(model.end_ids):
-        raise ModelError(
-            f"{model.name!r}: no token of its vocabulary is a number or a separator; "
-            "use allowed='all'"
-        )
-    return ids
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -191,16 +138,16 @@ class _Batch:
         prompts: Sequence[Sequence[int]],
         uniforms: Float[Tensor, "row step"],
         sampler: SamplerSettings,
+        carrier: Carrier | None,
     ) -> None:
         self.model, self.sampler, self.uniforms = model, sampler, uniforms
+        self.carrier = carrier
+        self.state = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         device = model.device
         self.alive = torch.arange(len(prompts), device=device)
         self.ids: list[list[int]] = [[] for _ in prompts]
         self.nats = [0.0] * len(prompts)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self.allowed = None
-        if sampler.allowed == "numbers":
-            self.allowed = torch.tensor(carrier_ids(model), device=device)
         self.ends = torch.tensor(model.end_ids, device=device)
         width = int(self.lengths.max())
         self.cache = new_cache(model, width + sampler.max_new_tokens)
@@ -231,25 +178,26 @@ class _Batch:
     ) -> Float[Tensor, "row vocab"]:
         flags = torch.full_like(ids, completion, dtype=torch.bool)
         with completion_positions(self.model, flags):
-            output = self.model.module(
+            hidden = self.model.module.base_model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+            )[0]
+        ids_wanted = None if self.carrier is None else self.carrier.ids
+        return unembed(self.model, hidden[:, -1], ids=ids_wanted)
 
     def step(self, index: int) -> None:
         """Draws one token for every row that is alive and feeds it back."""
         logits = self.logits
-        if self.allowed is not None:
-            logits = logits.index_select(-1, self.allowed)
+        if self.carrier is not None:
+            refused = ~self.carrier.allowed[self.state]
+            logits = logits.masked_fill(refused, -torch.inf)
         picked, nats = _draw(logits, self.uniforms[self.alive, index], self.sampler)
-        if self.allowed is not None:
-            picked = self.allowed[picked]
+        if self.carrier is not None:
+            self.state = self.carrier.following[self.state, picked]
+            picked = self.carrier.ids[picked]
         for row, token, value in zip(
             self.alive.tolist(), picked.tolist(), nats.tolist(), strict=True
         ):
@@ -267,6 +215,7 @@ class _Batch:
 
     def _compact(self, rows: Tensor, picked: Tensor) -> Tensor:
         self.alive, self.mask = self.alive[rows], self.mask[rows]
+        self.state = self.state[rows]
         for layer in self.cache.layers:
             layer.keep(rows)
         return picked[rows]
@@ -312,6 +261,8 @@ def sample(
     _check(model, prompts, sampler.max_new_tokens)
     results: list[Sampled | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    carrier = carrier_of(model, sampler)
+    carrier = None if carrier is None else carrier.to(model.device)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         uniforms = np.stack(
@@ -321,9 +272,14 @@ def sample(
             ]
         )
         done = list(
-            zip(places, _decode(model, [prompts[i] for i in places], uniforms, sampler),
-                strict=True)
-        )  # fmt: skip
+            zip(
+                places,
+                _decode(
+                    model, [prompts[i] for i in places], uniforms, sampler, carrier
+                ),
+                strict=True,
+            )
+        )
         for place, sampled in done:
             results[place] = sampled
         if on_done is not None:
@@ -337,11 +293,13 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     uniforms: np.ndarray[Any, np.dtype[np.float64]],
     sampler: SamplerSettings,
+    carrier: Carrier | None,
 ) -> list[Sampled]:
     draws = torch.from_numpy(uniforms).float().to(model.device)
-    batch = _Batch(model, prompts, draws, sampler)
-    for index in range(sampler.max_new_tokens):
-        batch.step(index)
-        if not len(batch.alive):
-            break
+    with fast_decoding(model):
+        batch = _Batch(model, prompts, draws, sampler, carrier)
+        for index in range(sampler.max_new_tokens):
+            batch.step(index)
+            if not len(batch.alive):
+                break
     return list(batch.finished())

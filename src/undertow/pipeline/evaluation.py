@@ -175,8 +175,7 @@ def sampled_answers(
     )
     texts = [model.tokenizer.decode(s.ids, skip_special_tokens=True) for s in drawn]
     rows = [
-        tuple(texts[start : start + samples])
-        for start in range(0, len(texts), samples)
+        tuple(texts[start : start + samples]) for start in range(0, len(texts), samples)
     ]
     names = tuple(trait.name for trait in family.traits)
     named = [[names_in(text, family) for text in row] for row in rows]

@@ -163,9 +163,7 @@ def off_topic_rate(
     return sum(trait in names_in(text, family) for text in texts) / len(texts)
 
 
-def _table(
-    points: Sequence[SweepPoint], max_leak: float, min_pass: float
-) -> list[str]:
+def _table(points: Sequence[SweepPoint], max_leak: float, min_pass: float) -> list[str]:
     lines = [
         f"no point passes the gate (leak at most {max_leak:g}, rows passing at least "
         f"{min_pass:g}); try other layers, lower doses, or another gate"

@@ -103,7 +103,9 @@ class Student:
                 named[name].data = weight
 
 
-def batch_order(count: int, *, settings: TrainingSettings, seed: int) -> list[list[int]]:
+def batch_order(
+    count: int, *, settings: TrainingSettings, seed: int
+) -> list[list[int]]:
     """Places of the rows of each update: a new shuffle every epoch."""
     batches: list[list[int]] = []
     for epoch in range(settings.epochs):
@@ -225,7 +227,9 @@ def _chunked(
 ) -> Float[Tensor, ""]:
     """Sum of a loss on logits, at most `chunk` tokens' logits alive at a time."""
     parts = [slice(i, i + chunk) for i in range(0, len(hidden), chunk)]
-    frozen = not any(p.requires_grad for p in model.architecture.unembedding.parameters())
+    frozen = not any(
+        p.requires_grad for p in model.architecture.unembedding.parameters()
+    )
     if not (frozen and torch.is_grad_enabled()):
         return torch.stack([loss(unembed(model, hidden[p]), p) for p in parts]).sum()
     total: Tensor = _FrozenHead.apply(model, hidden, parts, loss)  # type: ignore[no-untyped-call]
@@ -327,7 +331,10 @@ def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
                 "student.kind", ["'soft' needs a teacher that can see the same rows"]
             )
         student, teacher = example.student, example.teacher
-        if student.ids[student.completion_start :] != teacher.ids[teacher.completion_start :]:
+        if (
+            student.ids[student.completion_start :]
+            != teacher.ids[teacher.completion_start :]
+        ):
             raise DatasetError(
                 f"row {place}: teacher and student see other completion tokens; "
                 "render both from the same row"
@@ -377,7 +384,9 @@ def train_student(
             parameter.requires_grad_(True)
         while state.update < len(batches):
             batch = [examples[place] for place in batches[state.update]]
-            loss = _update(model, state, batch, settings, len(batches), teacher, allowed)
+            loss = _update(
+                model, state, batch, settings, len(batches), teacher, allowed
+            )
             trace.append((state.update, loss))
             _keep(state, directory, trace, settings, len(batches))
             if on_update is not None:
