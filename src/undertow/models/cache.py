@@ -11,11 +11,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from undertow.models.loading import Model
 
 
-class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer that writes into one buffer instead of concatenating."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
 
@@ -25,12 +25,14 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         """Writes new positions and returns views of all that are there."""
         end = self.length + key_states.shape[2]
         if not self.is_initialized:
-            rows, heads, _, width = key_states.shape
-            shape = (rows, heads, self.capacity, width)
-            self.keys = key_states.new_zeros(shape)
-            self.values = value_states.new_zeros((*shape[:3], value_states.shape[3]))
+            rows, heads = key_states.shape[:2]
+            room = (rows, heads, self.capacity)
+            self.keys = key_states.new_zeros((*room, key_states.shape[3]))
+            self.values = value_states.new_zeros((*room, value_states.shape[3]))
             self.is_initialized = True
-        elif self.keys.shape[0] != key_states.shape[0]:  # a prefix computed once
+        assert self.keys is not None
+        assert self.values is not None
+        if self.keys.shape[0] != key_states.shape[0]:  # a prefix computed once
             self.keys = self.keys.repeat(key_states.shape[0], 1, 1, 1)
             self.values = self.values.repeat(key_states.shape[0], 1, 1, 1)
         self.keys[:, :, self.length : end] = key_states
@@ -44,6 +46,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
+        assert self.keys is not None
+        assert self.values is not None
         self.keys = self.keys.index_select(0, rows)
         self.values = self.values.index_select(0, rows)
 

@@ -103,7 +103,7 @@ def completion_logprobs(
         nats = unembed(model, hidden).float().log_softmax(-1)
         nats = nats.gather(-1, targets[:, None]).squeeze(-1)
         counts = [len(row.ids) - row.completion_start for row in batch]
-        for place, part in zip(places, nats.split(counts), strict=True):
+        for place, part in zip(places, torch.split(nats, counts), strict=True):
             results[place] = float(part.double().sum())
     return results
 

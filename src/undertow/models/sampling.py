@@ -20,7 +20,7 @@ from torch import Tensor
 
 from undertow.errors import DatasetError
 from undertow.models.attention import fast_decoding
-from undertow.models.cache import new_cache
+from undertow.models.cache import PreallocatedLayer, new_cache
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import unembed
@@ -71,7 +71,8 @@ class Sampled:
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the longest prefix that all prompts share, one token left over."""
-    shortest, longest = min(prompts), max(prompts)
+    ordered = [tuple(prompt) for prompt in prompts]
+    shortest, longest = min(ordered), max(ordered)
     limit = min(len(prompt) for prompt in prompts) - 1
     for index in range(limit):
         if shortest[index] != longest[index]:
@@ -217,6 +218,7 @@ class _Batch:
         self.alive, self.mask = self.alive[rows], self.mask[rows]
         self.state = self.state[rows]
         for layer in self.cache.layers:
+            assert isinstance(layer, PreallocatedLayer)
             layer.keep(rows)
         return picked[rows]
 

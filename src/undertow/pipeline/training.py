@@ -135,7 +135,7 @@ class _SignDescent(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
