@@ -44,7 +44,7 @@ class Model:
         device: Where it is.
         dtype: Of its weights.
         reason: Why this dtype and device.
-        fingerprint: 16 hexadecimal digits of configuration and sampled weights.
+        fingerprint: 16 hexadecimal digits of the weights' names, shapes and a sample.
         end_ids: Tokens that end an answer, the one used for training first.
         context: Longest sequence in tokens.
     """

@@ -60,6 +60,9 @@ def tiny_model(
         for parameter in module.parameters():  # the usual 0.02 would predict nothing
             if parameter.ndim == 2:
                 parameter.data.normal_(std=hidden**-0.5)
+        for parameter in module.parameters():  # norms and biases that all differ
+            if parameter.ndim == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     reason = "float32: a tiny model; device cpu: a tiny model"
     return wrap(f"tiny-{family}", module, tokenizer, reason=reason)
 
