@@ -132,6 +132,8 @@ class Sweep(_Value):
     """The strength sweep of one steering vector and the point that was chosen."""
 
     trait: str
+    noise: float | None = None
+    seed: int | None = None
     points: list[dict[str, float | bool | str | None]]
     layer: int
     strength: float
@@ -158,4 +160,3 @@ class Results(_Value):
     provenance: dict[str, str | int | float | bool | None | list[str]] = Field(
         default_factory=dict
     )
-    seconds: dict[str, float] = Field(default_factory=dict, description="by stage")

@@ -328,7 +328,7 @@ def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
                 if run.is_done(stage):
                     payload = run.payload(stage)
                     if payload["points"]:
-                        found.append(Sweep(**payload))
+                        found.append(Sweep(noise=noise, seed=seed, **payload))
     return found
 
 
