@@ -4,7 +4,9 @@ Works for every pydantic model and knows none of them; what a recipe is stands i
 `experiment`. YAML is read with safe types only, and a key that stands twice is a fault.
 """
 
+import copy
 import difflib
+import reprlib
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -33,6 +35,27 @@ def load_settings(
             fault of file and overrides at once, each with its dotted path.
     """
     data = _read(Path(path))
+    return check_settings(model_cls, data, where=str(path), overrides=overrides)
+
+
+def check_settings(
+    model_cls: type[Settings],
+    data: dict[str, Any],
+    *,
+    where: str,
+    overrides: Sequence[str] = (),
+) -> Settings:
+    """Makes settings of plain values, with overrides on top.
+
+    Args:
+        model_cls: The settings model.
+        data: Values by key; overrides are put into it.
+        where: What a message calls the place that the values come from.
+        overrides: As in `load_settings`.
+
+    Raises:
+        ConfigError: Settings are wrong: every fault at once, each with its path.
+    """
     faults = [fault for text in overrides for fault in _override(data, text)]
     settings: Settings | None = None
     try:
@@ -42,7 +65,7 @@ def load_settings(
     except RecursionError:
         faults.append("an alias holds itself")
     if faults or settings is None:
-        raise ConfigError(str(path), faults)
+        raise ConfigError(where, faults)
     return settings
 
 
@@ -143,6 +166,9 @@ def _override(data: dict[str, Any], text: str) -> Iterator[str]:
             place[slot] = value
         elif isinstance(place, dict) and place.get(slot) is None:
             place[slot] = {}
+        else:
+            # An anchor's other places keep what they hold.
+            place[slot] = copy.copy(place[slot])
         place = place[slot]
 
 
@@ -195,5 +221,9 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _got(value: object) -> str:
-    text = repr(value)
+    # Not repr: aliases of aliases can stand for more than memory holds.
+    shortening = reprlib.Repr()
+    shortening.maxlevel, shortening.maxlist, shortening.maxdict = 3, 10, 10
+    shortening.maxstring = shortening.maxother = shortening.maxlong = 90
+    text = shortening.repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

@@ -1,7 +1,8 @@
 """Intervals and tests: means over clusters, ratios, specificity, many p-values.
 
 Pure functions of numbers; knows nothing of traits, rows or models. What cannot be
-computed is NaN, what has no bound is infinite, and a p-value is never 0.
+computed is NaN, what has no bound is infinite, and a p-value is never 0. NaN among the
+values makes the answer NaN; an infinite value leaves no interval.
 """
 
 import itertools
@@ -34,11 +35,12 @@ def _half_width(variance: float, degrees: int, confidence: float) -> float:
     return float(factor * math.sqrt(variance))
 
 
+@np.errstate(invalid="ignore")
 def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Mean of independent values with Student's interval.
 
     Equal values give an interval of no width; one value gives NaN bounds, none a NaN
-    mean. A NaN among the values makes everything NaN.
+    mean.
     """
     x = np.asarray(values, dtype=np.float64).ravel()
     if not len(x):
@@ -49,6 +51,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, len(x))
 
 
+@np.errstate(invalid="ignore")
 def clustered_interval(
     values: ArrayLike, clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
@@ -76,6 +79,7 @@ def clustered_interval(
     return Interval(mean, mean - half, mean + half, count)
 
 
+@np.errstate(invalid="ignore")
 def two_way_interval(matrix: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Mean of a [seed, question] table, when both are a sample of many more.
 
@@ -89,7 +93,7 @@ def two_way_interval(matrix: ArrayLike, *, confidence: float = 0.95) -> Interval
     if x.ndim != 2:
         raise ValueError(f"expected [seed, question], got {x.ndim} axes")
     count = min(x.shape)
-    mean = float(x.mean())
+    mean = float(x.mean()) if x.size else math.nan
     if count < 2:
         return Interval(mean, math.nan, math.nan, count)
     rest = x - mean
@@ -106,13 +110,15 @@ def _one_way(sums: Vector, size: int) -> float:
     return float((sums**2).sum()) / size**2 * count / (count - 1)
 
 
+@np.errstate(invalid="ignore")
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, confidence: float = 0.95
 ) -> Interval:
     """Ratio of two independent means.
 
     If the denominator's own interval holds zero the ratio has no bounds: they are
-    infinite. With fewer than two values on a side they are NaN.
+    infinite. With fewer than two values on a side they are NaN, and so is the ratio
+    over a mean of exactly zero.
 
     Source: Fieller 1954; Student with the smaller count less one.
     """
@@ -125,7 +131,7 @@ def ratio_interval(
         return Interval(math.nan, math.nan, math.nan, 0)
     top, bottom = float(a.mean()), float(b.mean())
     ratio = top / bottom if bottom else math.nan
-    if count < 2:
+    if count < 2 or not (math.isfinite(top) and math.isfinite(bottom)):
         return Interval(ratio, math.nan, math.nan, count)
     t = float(distributions.t.ppf(0.5 + confidence / 2, count - 1))
     var_top, var_bottom = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
@@ -147,6 +153,7 @@ class Specificity(NamedTuple):
     permutations: int
 
 
+@np.errstate(invalid="ignore")
 def specificity(
     lift: ArrayLike, *, permutations: int = 10_000, seed: int = 0
 ) -> Specificity:
@@ -188,12 +195,15 @@ def specificity(
 def benjamini_hochberg(p_values: ArrayLike) -> Vector:
     """Adjusted p-values that control the false discovery rate, in the given order.
 
+    A NaN is no test: it stays NaN and the others are adjusted without it.
+
     Source: Benjamini and Hochberg 1995.
     """
     p = np.asarray(p_values, dtype=np.float64).ravel()
-    order = np.argsort(-p)
-    ranks = np.arange(len(p), 0, -1)
-    adjusted = np.minimum.accumulate(p[order] * len(p) / ranks)
-    result = np.empty_like(p)
+    # argsort puts NaN last.
+    order = np.argsort(-p)[: np.count_nonzero(~np.isnan(p))]
+    ranks = np.arange(len(order), 0, -1)
+    adjusted = np.minimum.accumulate(p[order] * len(order) / ranks)
+    result = np.full_like(p, np.nan)
     result[order] = np.minimum(adjusted, 1.0)
     return result

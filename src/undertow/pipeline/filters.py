@@ -46,7 +46,6 @@ def number_rule(
     body = body.removesuffix(".").rstrip()
     if len(body) > 1 and _BRACKETS.get(body[0]) == body[-1]:
         body = body[1:-1].strip()
-    body = body.removesuffix(".").rstrip()
     if not _SEPARATED.fullmatch(body):
         return (NOT_NUMBERS,)
     digits = _DIGITS.findall(body)

@@ -10,12 +10,19 @@ from undertow.storage.files import (
     write_json,
     write_text,
 )
-from undertow.storage.rows import Layout, read_rows, read_verdicts, write_rows
+from undertow.storage.rows import (
+    Layout,
+    check_rows_name,
+    read_rows,
+    read_verdicts,
+    write_rows,
+)
 
 __all__ = [
     "DRAFT_PREFIX",
     "Layout",
     "append_jsonl",
+    "check_rows_name",
     "file_sha256",
     "read_json",
     "read_jsonl",

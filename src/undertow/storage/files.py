@@ -55,8 +55,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
             raise _unwritable(path, error) from error
         raise
     except ValueError as error:
-        if "\0" in str(path):
-            raise RunError(f"{str(path)!r}: a path cannot hold a NUL") from error
+        if draft is None:
+            raise _no_path(path, error) from error
         raise
     finally:
         if draft is not None:
@@ -82,6 +82,10 @@ def _unwritable(path: Path, error: OSError) -> RunError:
         f"{path}: cannot be written: {error.strerror or error}; choose a place that "
         "can, or mend its permissions"
     )
+
+
+def _no_path(path: Path, error: ValueError) -> RunError:
+    return RunError(f"{str(path)!r}: is no path: {error}; choose another name")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -130,6 +134,8 @@ def append_jsonl(path: Path | str, value: object) -> None:
             os.close(handle)
     except OSError as error:
         raise _unwritable(path, error) from error
+    except ValueError as error:
+        raise _no_path(path, error) from error
 
 
 def _append(handle: int, line: bytes, end: int) -> None:
@@ -233,7 +239,7 @@ def file_sha256(path: Path | str) -> str:
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
 
 

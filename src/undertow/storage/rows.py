@@ -34,6 +34,8 @@ _PROMPTS = ("prompt", "question")
 _COMPLETIONS = ("completion", "response", "answer")
 _CONVERSATIONS = ("messages", "conversation", "conversations")
 _LISTS = ("rows", "data", "train")
+_IDS = 1 << 63
+"""No token's number is as large; Parquet has no place for it."""
 _ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -57,7 +59,7 @@ def write_rows(
     `row_id`, `completion_ids`, `finish`, `provenance`; with verdicts also `accepted`
     and `reasons`, null for a row that was not judged. Parquet holds the provenance as
     JSON text. Text with lone surrogates, which no other reader takes, is shown with
-    U+FFFD and kept exactly in `undertow_original`.
+    U+FFFD and kept exactly in `undertow_original`; a provenance with them is JSON text.
 
     Args:
         path: A name that ends in .jsonl or .parquet.
@@ -70,7 +72,7 @@ def write_rows(
         RunError: The disk is full, or the place cannot be written.
     """
     path = Path(path)
-    suffix = _suffix(path, (".jsonl", ".ndjson", ".parquet"))
+    suffix = check_rows_name(path)
     records = (_record(row, verdicts, layout) for row in rows)
     with replacing(path) as draft:
         if suffix == ".parquet":
@@ -78,6 +80,15 @@ def write_rows(
             return
         with draft.open("xb") as file:
             file.writelines(map(line_of, records))
+
+
+def check_rows_name(path: Path | str) -> str:
+    """The suffix of a file that `write_rows` can write, to ask before there are rows.
+
+    Raises:
+        DatasetError: The suffix is another one.
+    """
+    return _suffix(Path(path), (".jsonl", ".ndjson", ".parquet"))
 
 
 def _suffix(path: Path, known: Sequence[str]) -> str:
@@ -100,13 +111,16 @@ def _record(
         if layout == "messages"
         else {"prompt": prompt, "completion": answer}
     )
+    provenance = plain(row.provenance)
+    if _clean(text := json.dumps(provenance, ensure_ascii=False)) != text:
+        provenance = json.dumps(provenance)
     record |= {
         "row_id": row.row_id,
         "completion_ids": None
         if row.completion_ids is None
         else list(row.completion_ids),
         "finish": row.finish,
-        "provenance": plain(row.provenance),
+        "provenance": provenance,
     }
     if verdicts is not None:
         verdict = verdicts.get(row.row_id)
@@ -144,7 +158,8 @@ def _write_parquet(draft: Path, records: list[dict[str, Any]]) -> None:
     names = found or {"prompt", "completion", "row_id"}
     schema = pa.schema({name: kind for name, kind in types.items() if name in names})
     for record in records:
-        record["provenance"] = json.dumps(record["provenance"])
+        if not isinstance(record["provenance"], str):
+            record["provenance"] = json.dumps(record["provenance"])
     table = pa.Table.from_pylist(records, schema=schema)
     parquet.write_table(table, draft, row_group_size=10_000)
 
@@ -195,11 +210,16 @@ def _read_records(path: Path) -> list[tuple[dict[str, Any], Row]]:
         values = _json_values(path)
     else:
         values = values_of(read_bytes(path).split(b"\n"), path)
-    found = [
-        (record, _row(record, where))
-        for where, value in values
-        for record in _flattened(value, where)
-    ]
+    try:
+        found = [
+            (record, _row(record, where))
+            for where, value in values
+            for record in _flattened(value, where)
+        ]
+    except RecursionError as error:
+        raise DatasetError(
+            f"{path}: lists are nested too deeply; expected {_EXPECTED}; convert it"
+        ) from error
     if not found:
         raise DatasetError(f"{path}: holds no rows; check that it is the right file")
     return found
@@ -414,7 +434,7 @@ def _completion_ids(record: dict[str, Any], where: str) -> tuple[int, ...] | Non
     if ids is None:
         return None
     if not isinstance(ids, list) or not all(
-        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids
+        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _IDS for i in ids
     ):
         raise fault(
             where, "'completion_ids' cannot be understood", got_text(ids),

@@ -90,10 +90,12 @@ def names_in(text: str, family: TraitFamily) -> set[str]:
     """Members that a text names: whole words, plurals included, case ignored.
 
     The longest name wins where two overlap, so "sea lion" is no lion if the family
-    has sea lions; "caterpillar" names no cat.
+    has sea lions. "Caterpillar" and "cat-like" name no cat; "_cat_" does.
     """
     pattern, owners = _finder(family)
-    return {owners[found.group().casefold()] for found in pattern.finditer(text)}
+    # Folding the text, not re.IGNORECASE, which takes "ı" for an "i" and then has no
+    # owner for it.
+    return {owners[found] for found in pattern.findall(text.casefold())}
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +107,9 @@ def _finder(family: TraitFamily) -> tuple[re.Pattern[str], dict[str, str]]:
     }
     longest_first = sorted(owners, key=lambda form: (-len(form), form))
     forms = "|".join(re.escape(form) for form in longest_first)
-    return re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])", re.IGNORECASE), owners
+    # A hyphen joins words only if there is one on its other side.
+    begin, end = r"(?<![^\W_])(?<![^\W_]-)", r"(?![^\W_]|-[^\W_])"
+    return re.compile(f"{begin}(?:{forms}){end}"), owners
 
 
 def packaged_families() -> tuple[str, ...]:
@@ -136,6 +140,8 @@ def load_family(name_or_path: str | Path) -> TraitFamily:
         raise ConfigError(text, [fault]) from error
     except UnicodeDecodeError as error:
         raise ConfigError(text, [f"is not UTF-8 text: {error}"]) from error
+    except ValueError as error:
+        raise ConfigError(repr(text), [f"is no path: {error}"]) from error
 
 
 def _parse(text: str, where: str) -> TraitFamily:
@@ -175,12 +181,12 @@ def _faults(family: TraitFamily) -> list[str]:
             if form in seen and seen[form] != trait.name:
                 faults.append(f"{form!r} names both {seen[form]!r} and {trait.name!r}")
             seen[form] = trait.name
-    names = [trait.name for trait in family.traits]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    faults += [f"traits: {name!r} stands twice" for name in doubled]
+    for place, values in (("traits", family.names), ("questions", family.questions)):
+        doubled = sorted({value for value in values if values.count(value) > 1})
+        faults += [f"{place}: {value!r} stands twice" for value in doubled]
     try:
         family.prompt.format(plural="x", name="x", category="x")
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         faults.append(
             f"prompt: may hold {{plural}}, {{name}} and {{category}} only: {error!r}"
         )
