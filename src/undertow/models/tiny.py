@@ -56,7 +56,8 @@ def tiny_model(
     config = _config(family, len(tokenizer), layers, hidden, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        classes: Any = AutoModelForCausalLM
+        module = classes.from_config(config, dtype=torch.float32)
         for parameter in module.parameters():  # the usual 0.02 would predict nothing
             if parameter.ndim == 2:
                 parameter.data.normal_(std=hidden**-0.5)
@@ -76,13 +77,15 @@ def tiny_tokenizer(*, turns: bool = False) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(_SPECIAL))
     end = "<end_of_turn>" if turns else "<|im_end|>"
-    return PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = made(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         eos_token=end,
         chat_template=_TURNS if turns else _CHATML,
         model_max_length=CONTEXT,
     )
+    return wrapped
 
 
 def _config(
