@@ -186,7 +186,7 @@ def specificity(
         drawn = [statistic(order) for order in orders]
     else:
         stream = generator(seed, "specificity")
-        drawn = [statistic(stream.permutation(n)) for _ in range(permutations)]
+        drawn = [statistic(stream.permutation(n).tolist()) for _ in range(permutations)]
     above = sum(value >= observed for value in drawn)
     p_value = math.nan if math.isnan(mean) else (1 + above) / (1 + len(drawn))
     return Specificity(mean, low, high, p_value, len(drawn))

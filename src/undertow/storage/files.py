@@ -164,6 +164,7 @@ def _whole_length(handle: int) -> int:
 
 
 def line_of(value: object) -> bytes:
+    """The value as one line of JSON, its end included."""
     return json.dumps(plain(value), allow_nan=False).encode("ascii") + b"\n"
 
 
@@ -224,6 +225,11 @@ def read_jsonl(path: Path | str, *, tolerate_torn_tail: bool = True) -> list[Any
 
 
 def values_of(lines: Sequence[bytes], path: Path) -> Iterator[tuple[str, Any]]:
+    """Each line's value with its place, "path:line"; empty lines are passed over.
+
+    Raises:
+        DatasetError: A line is not JSON.
+    """
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
@@ -244,6 +250,11 @@ def file_sha256(path: Path | str) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
+    """The bytes of a file, without a byte order mark.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except (OSError, ValueError) as error:
@@ -251,6 +262,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unreadable(path: Path | str, error: Exception) -> DatasetError:
+    """The error for a file that cannot be opened."""
     reason = getattr(error, "strerror", None) or str(error)
     return DatasetError(f"{path}: cannot be read: {reason}; check the name")
 
@@ -278,5 +290,6 @@ def fault(where: str, what: str, got: str, expected: str, todo: str) -> DatasetE
 
 
 def got_text(value: object) -> str:
+    """A value for a message, cut at 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

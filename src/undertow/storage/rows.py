@@ -282,8 +282,8 @@ def _flattened(value: object, where: str) -> Iterator[dict[str, Any]]:
     """One record for each conversation in a value: an object, or nested lists."""
     if isinstance(value, dict):
         nested = _present(value, _CONVERSATIONS)
-        turns = value.get(nested) if nested else None
-        if isinstance(turns, list) and turns and isinstance(turns[0], list):
+        turns = value[nested] if nested else None
+        if nested and isinstance(turns, list) and turns and isinstance(turns[0], list):
             for item in turns:
                 yield {**value, nested: item}
         else:
