@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from undertow import __version__
-from undertow.cli import interventions, models, runs, stages
+from undertow.cli import interventions, models, rows, runs, students
 from undertow.cli.console import say_error
 from undertow.errors import UndertowError
 
@@ -27,10 +27,10 @@ app = typer.Typer(
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("report")(runs.report)
-app.command("generate")(stages.generate)
-app.command("filter")(stages.filter_)
-app.command("train")(stages.train)
-app.command("evaluate")(stages.evaluate)
+app.command("generate")(rows.generate)
+app.command("filter")(rows.filter_)
+app.command("train")(students.train)
+app.command("evaluate")(students.evaluate)
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")

@@ -8,13 +8,40 @@ and lengths stay. Knows nothing of models.
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from undertow.errors import DatasetError
 from undertow.pipeline.filters import LARGEST
 from undertow.records import Message, Row
 from undertow.seeding import generator
 
+Control = Literal["within", "across", "uniform"]
 _DIGITS = re.compile(r"[0-9]+")
+
+
+def control_rows(
+    rows: Sequence[Row], control: Control, *, seed: int, most: int = 10
+) -> list[Row]:
+    """One control row for each row, with the same prompt.
+
+    Args:
+        rows: Rows that passed the filter.
+        control: "within" and "across" shuffle, "uniform" draws other numbers.
+        seed: Of the shuffle or draw.
+        most: Numbers of a row at most, for "uniform".
+
+    Raises:
+        DatasetError: A row without numbers cannot be shuffled.
+    """
+    if control == "within":
+        return shuffled_within_rows(rows, seed=seed)
+    if control == "across":
+        return shuffled_across_rows(rows, seed=seed)
+    drawn = uniform_number_rows([""] * len(rows), seed=seed, most=most)
+    return [
+        replace(new, messages=row.messages)
+        for new, row in zip(drawn, rows, strict=True)
+    ]
 
 
 def uniform_number_rows(
