@@ -202,8 +202,9 @@ def _train_one(
     ids = padded([row.ids[:-1] for row in rows], device=model.device)
     ends = torch.tensor([row.completion_start - 1 for row in rows], device=model.device)
     places = torch.arange(len(rows), device=model.device)
+    quarters = min(4, len(rows))
     for step in range(steps):
-        part = places[step % 4 :: 4]  # a quarter of the questions an update
+        part = places[step % quarters :: quarters]  # of the questions, an update
 
         def add(hidden: Tensor) -> Tensor:
             return hidden + (norm * weight).to(hidden.dtype)

@@ -6,7 +6,6 @@ model's dtype in each pass, so the optimiser keeps float32 masters. Knows nothin
 rows or losses. Source: Hu et al., LoRA, arXiv 2106.09685.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,17 +14,21 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from undertow.errors import ModelError, VectorMismatchError, shown
+from undertow.errors import DatasetError, ModelError, VectorMismatchError, shown
 from undertow.models.architecture import matrix_kind
 from undertow.models.loading import Model
 from undertow.seeding import torch_generator
 from undertow.storage import read_json, write_json
 
 _PREFIX = "base_model.model."
+# Options of PEFT under which an adapter is more than B·A·alpha/rank.
+_NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern",
+              "modules_to_save", "lora_bias", "megatron_config")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,28 +177,40 @@ def load_adapter(model: Model, directory: Path) -> LoraAdapter:
     """Reads an adapter in PEFT's format, made here or elsewhere.
 
     Raises:
-        ModelError: The folder holds no adapter, or one of another kind than LoRA.
+        ModelError: The folder holds no adapter, or another kind than plain LoRA.
         VectorMismatchError: A matrix does not fit the model.
     """
     try:
         config = read_json(directory / "adapter_config.json")
         tensors = load_file(directory / "adapter_model.safetensors")
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, DatasetError, SafetensorError) as error:
         raise ModelError(
             f"{directory}: no adapter in PEFT's format here ({error}); expected "
             "adapter_config.json and adapter_model.safetensors"
         ) from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+    if config.get("peft_type") != "LORA":
         raise ModelError(
             f"{directory}: adapter of kind {config.get('peft_type')!r}; only plain "
             "LoRA adapters can be read"
+        )
+    special = [option for option in _NOT_PLAIN if config.get(option)]
+    if config.get("bias", "none") != "none":
+        special.append("bias")
+    others = [k for k in tensors if ".lora_A." not in k and ".lora_B." not in k]
+    if special or others:
+        raise ModelError(
+            f"{directory}: not a plain LoRA adapter: it uses "
+            f"{shown([*special, *others])}; train it without, or merge it with PEFT "
+            "and load the merged model"
         )
     pairs = {}
     for key, a in tensors.items():
         if ".lora_A." not in key:
             continue
         name = key.removeprefix(_PREFIX).split(".lora_A.")[0]
-        b = tensors[key.replace(".lora_A.", ".lora_B.")]
+        b = tensors.get(key.replace(".lora_A.", ".lora_B."))
+        if b is None:
+            raise ModelError(f"{directory}: damaged: lora_B is missing for {name!r}")
         _check_fit(model, name, a, b, directory)
         pairs[name] = (
             nn.Parameter(a.float().to(model.device)),

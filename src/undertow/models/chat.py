@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from jinja2 import TemplateError
+
 from undertow.errors import DatasetError, ModelError, shown
 from undertow.records import Message, Row
 
@@ -151,15 +153,23 @@ def render_prompt(
             of the first user message where the template has no system turn.
 
     Raises:
-        DatasetError: There is no user message to carry system text.
+        DatasetError: There is no user message to carry system text, or the template
+            refuses the turns.
     """
     template = model.template
-    text = model.tokenizer.apply_chat_template(
-        _with_system(template, messages, system, trait_prompt),
-        chat_template=template.text,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    turns = _with_system(template, messages, system, trait_prompt)
+    try:
+        text = model.tokenizer.apply_chat_template(
+            turns,
+            chat_template=template.text,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except TemplateError as error:
+        raise DatasetError(
+            f"the chat template of {model.name!r} refuses the turns "
+            f"{shown([turn['role'] for turn in turns])}: {error}"
+        ) from error
     ids = list(model.tokenizer.encode(text, add_special_tokens=False))
     bos = model.tokenizer.bos_token_id
     if template.add_bos and bos is not None:
@@ -196,7 +206,7 @@ def render_row(
         model, row.messages, system=system, trait_prompt=trait_prompt
     )
     completion = completion_tokens(model, row)
-    if not completion:
+    if not completion or (row.completion_ids is None and not row.completion):
         raise DatasetError(f"row {row.row_id}: empty completion; remove the row")
     total = len(prompt) + len(completion)
     if total > model.context:
@@ -209,8 +219,9 @@ def render_row(
 
 def _refuse_leak(row: Row) -> None:
     trait_prompt = row.provenance.get("trait_prompt")
-    if trait_prompt and any(trait_prompt in m.content for m in row.messages):
+    texts = [row.completion, *(m.content for m in row.messages)]
+    if trait_prompt and any(trait_prompt in text for text in texts):
         raise DatasetError(
-            f"row {row.row_id}: its prompt contains the teacher's trait prompt; a row "
-            "for training must hold the innocent prompt only"
+            f"row {row.row_id}: it contains the teacher's trait prompt; a row for "
+            "training must hold the innocent prompt and an answer only"
         )

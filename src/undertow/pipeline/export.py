@@ -4,6 +4,7 @@ Fine-tuned teachers are merged, steered ones baked as a bias; a prompted teacher
 no weights of its own. Knows nothing of rows.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from undertow.errors import ModelError
 from undertow.interventions.steering import bake_steering
 from undertow.models.adapters import merge_adapter
-from undertow.models.loading import Model, save_checkpoint
+from undertow.models.loading import Model, fingerprint, save_checkpoint
 from undertow.pipeline.teachers import Teacher
 
 
@@ -45,6 +46,11 @@ def export_teacher(
         model = bake_steering(model, teacher.vector, strength=teacher.strength)
     elif teacher.student is not None:
         _merge(model, teacher)
+        model = replace(
+            model,
+            name=f"{model.name}+finetuned",
+            fingerprint=fingerprint(model.module),
+        )
     facts = {**teacher.describe(), **provenance}
     return save_checkpoint(model, directory, provenance=facts)
 

@@ -164,11 +164,11 @@ def off_topic_rate(
 
 
 def _table(points: Sequence[SweepPoint], max_leak: float, min_pass: float) -> list[str]:
-    lines = [
+    head = (
         f"no point passes the gate (leak at most {max_leak:g}, rows passing at least "
         f"{min_pass:g}); try other layers, lower doses, or another gate"
-    ]
-    return lines + [
+    )
+    return [head] + [
         f"layer {p.layer} dose {p.dose:g}: share {p.share:.3f}, leak {p.leak:.3f}, "
         f"rows passing {p.passed:.3f}"
         for p in points
