@@ -4,16 +4,21 @@
 bug and keeps its traceback. Nothing here imports torch before a command needs it.
 """
 
+import io
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from undertow import __version__
-from undertow.cli import interventions, models, rows, runs, students
-from undertow.cli.console import say_error
+from undertow.cli import evaluation, interventions, models, rows, runs, students
+from undertow.cli.console import harmless, say_error
 from undertow.errors import UndertowError
+
+DEBUG = "UNDERTOW_DEBUG"
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="undertow",
@@ -30,7 +35,7 @@ app.command("report")(runs.report)
 app.command("generate")(rows.generate)
 app.command("filter")(rows.filter_)
 app.command("train")(students.train)
-app.command("evaluate")(students.evaluate)
+app.command("evaluate")(evaluation.evaluate)
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")
@@ -49,7 +54,7 @@ def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks of errors.")
     ] = False,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (its callback acts)
         bool,
         typer.Option(
             "--version",
@@ -61,24 +66,38 @@ def _options(
 ) -> None:
     """Global options."""
     if debug:
-        os.environ["UNDERTOW_DEBUG"] = "1"
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
     """Entry point of the `undertow` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show "→" is no reason to lose a result.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UndertowError as error:
-        if os.environ.get("UNDERTOW_DEBUG"):
-            raise
-        say_error(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say_error("interrupted; finished work is kept, the same command continues")
-        sys.exit(130)
+        _fail(str(error))
     except OSError as error:
-        if os.environ.get("UNDERTOW_DEBUG"):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        say_error(f"{where}{error.strerror or error}; finished work is kept")
-        sys.exit(2)
+        _fail(f"{where}{error.strerror or error}; finished work is kept")
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as end:
+        # typer turns Ctrl-C into a silent exit.
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _fail(message: str) -> None:
+    if os.environ.get(DEBUG):
+        print(harmless(traceback.format_exc()), file=sys.stderr)
+    say_error(message)
+    sys.exit(2)
+
+
+def _interrupted() -> None:
+    say_error("interrupted; finished work is kept, the same command continues")
+    sys.exit(INTERRUPTED)

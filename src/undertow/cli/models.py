@@ -1,12 +1,14 @@
-"""`undertow models`: what the registry holds, fetching it, looking at a model."""
+"""`undertow models`: the registry, fetching, a look at a model, plain checkpoints."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from undertow.cli.console import progress, say
+from undertow.cli.options import Loading, expanded, refuse_existing
 
-app = typer.Typer(no_args_is_help=True, help="List, pull and show models.")
+app = typer.Typer(no_args_is_help=True, help="List, pull, show and export models.")
 
 
 @app.command("list")
@@ -35,11 +37,18 @@ def pull(name: Annotated[str, typer.Argument(help="Short name.")]) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Short name, folder, GGUF or hub name.")],
+    *,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Named chat template, for tokenizers that have none."),
+    ] = None,
+    blocks_path: Annotated[
+        str | None,
+        typer.Option(help="Dotted path of the decoder blocks, if not found."),
+    ] = None,
 ) -> None:
     """Loads a model and shows its structure, dtype, template and end tokens."""
-    from undertow.models.loading import load_model
-
-    model = load_model(name)
+    model = Loading(model=name, template=template, blocks_path=blocks_path).load()
     found = model.architecture
     say(f"name         {model.name}")
     say(f"family       {found.family}")
@@ -50,3 +59,26 @@ def show(
     say(f"end tokens   {', '.join(map(str, model.end_ids))}")
     say(f"fingerprint  {model.fingerprint}")
     say(f"dtype        {model.dtype} on {model.device}: {model.reason}")
+
+
+@app.command()
+@expanded
+def export(
+    *,
+    loading: Loading,
+    adapter: Annotated[Path, typer.Option(help="Folder of a student or teacher.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+) -> None:
+    """Merges what `undertow train` made into a plain checkpoint for any engine."""
+    from undertow.pipeline.export import export_teacher
+    from undertow.pipeline.students import load_student, student_facts
+    from undertow.pipeline.teachers import Teacher
+
+    refuse_existing(out)
+    model = loading.load()
+    facts = student_facts(adapter)
+    teacher = Teacher(
+        kind="finetune", trait=facts.get("trait"), student=load_student(model, adapter)
+    )
+    provenance = {"adapter": str(adapter), "student": facts}
+    say(f"model    {export_teacher(model, teacher, out, provenance=provenance)}")

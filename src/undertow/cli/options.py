@@ -45,7 +45,7 @@ System = Annotated[
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of its groups in the place of the groups."""
     signature = inspect.signature(command)
-    groups = {
+    groups: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)

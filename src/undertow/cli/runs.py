@@ -8,14 +8,10 @@ from typing import Annotated
 import typer
 
 from undertow.cli.console import progress, say
+from undertow.cli.options import Set
 from undertow.errors import ConfigError, RunError, shown
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting, a.b=c; may be repeated."),
-]
 
 
 def recipe_path(name: str) -> Path:
@@ -98,10 +94,11 @@ def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> Non
 
 def table(transfers: list) -> list[str]:  # type: ignore[type-arg]
     """The headline table as aligned lines."""
-    lines = [
+    head = (
         f"{'teacher':<10}{'noise':>6}  {'trait':<12}{'transfer, nats':>24}"
         f"{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
-    ]
+    )
+    lines = [head]
     for item in transfers:
         moved = item.transfer
         bounds = f"{_figure(moved.mean)} [{_figure(moved.low)}, {_figure(moved.high)}]"
