@@ -1,0 +1,309 @@
+"""The data behind each figure: flat rows, and the same as CSV files.
+
+What a figure draws is here and nothing else, so that it can be drawn again elsewhere.
+Knows nothing of drawing (see `report.figures`).
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from undertow.report.text import known, visible
+from undertow.results import Condition, Estimate, Number, Results, Sweep, TrainingTrace
+from undertow.storage import write_text
+
+
+class TransferRow(NamedTuple):
+    """Transfer of one teacher × noise × trait over its seeds, nats."""
+
+    teacher: str
+    noise: float
+    trait: str
+    mean: Number
+    low: Number
+    high: Number
+    n: int
+    clusters: str
+    specific_mean: Number
+    specific_low: Number
+    specific_high: Number
+
+
+class ReadoutRow(NamedTuple):
+    """One measure of one model on one trait's questions, one seed."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    role: str
+    measure: str
+    mean: Number
+    low: Number
+    high: Number
+    n: int
+    clusters: str
+
+
+class ShiftRow(NamedTuple):
+    """Cosine of one student's shift with the teacher's vector after one block."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    role: str
+    layer: int
+    vector_layer: int
+    cosine: Number
+
+
+class TraitRow(NamedTuple):
+    """Student − control on one trait of the family, nats, one seed."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    measured: str
+    is_own: bool
+    change: Number
+
+
+class LiftRow(NamedTuple):
+    """Lift of the student of one trait on another trait, nats."""
+
+    teacher: str
+    noise: float
+    student_of: str
+    measured: str
+    lift: Number
+
+
+class FactorRow(NamedTuple):
+    """Mean transfer with noise over mean transfer without."""
+
+    teacher: str
+    noise: float
+    ratio: Number
+    low: Number
+    high: Number
+    n: int
+    clusters: str
+
+
+class SweepRow(NamedTuple):
+    """One point of a strength sweep."""
+
+    sweep: int
+    trait: str
+    noise: Number
+    seed: int | None
+    layer: Number
+    dose: Number
+    strength: Number
+    share: Number
+    leak: Number
+    passed: Number
+    is_allowed: bool
+    is_chosen: bool
+
+
+class LossRow(NamedTuple):
+    """Loss of one training run after one update."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    role: str
+    update: int
+    loss: Number
+
+
+Rows = Sequence[NamedTuple]
+
+
+def is_unbounded(estimate: Estimate) -> bool:
+    """Whether a ratio has a value and enough clusters, but no bounds."""
+    bounded = known(estimate.low) and known(estimate.high)
+    return known(estimate.mean) and not bounded and estimate.n >= 2
+
+
+def transfer_rows(results: Results) -> list[TransferRow]:
+    """One row for each teacher × noise × trait."""
+    return [
+        TransferRow(
+            t.teacher, t.noise, t.trait,
+            t.transfer.mean, t.transfer.low, t.transfer.high,
+            t.transfer.n, t.transfer.clusters,
+            t.specific.mean, t.specific.low, t.specific.high,
+        )
+        for t in results.transfers
+    ]  # fmt: skip
+
+
+MEASURES = ("preference", "probability", "sampled_rate", "valid_rate")
+
+
+def readout_rows(results: Results) -> list[ReadoutRow]:
+    """One row for each condition, role and measure that was taken."""
+    return [
+        ReadoutRow(
+            c.teacher, c.noise, c.trait, c.seed, readout.role, measure,
+            found.mean, found.low, found.high, found.n, found.clusters,
+        )
+        for c in results.conditions
+        for readout in c.readouts
+        for measure in MEASURES
+        if (found := getattr(readout, measure)) is not None
+    ]  # fmt: skip
+
+
+def shift_rows(results: Results) -> list[ShiftRow]:
+    """One row for each condition with a vector, role and layer."""
+    return [
+        ShiftRow(
+            c.teacher, c.noise, c.trait, c.seed, role, layer, c.shift.vector_layer,
+            cosine,
+        )
+        for c in results.conditions
+        if c.shift is not None
+        for role, cosines in (
+            ("student", c.shift.student),
+            ("control", c.shift.control),
+        )
+        for layer, cosine in zip(c.shift.layers, cosines, strict=False)
+    ]  # fmt: skip
+
+
+def trait_rows(results: Results) -> list[TraitRow]:
+    """One row for each condition and trait of the family."""
+    return [
+        TraitRow(c.teacher, c.noise, c.trait, c.seed, name, name == c.trait, change)
+        for c in results.conditions
+        for name, change in c.all_traits.items()
+    ]
+
+
+def lift_rows(results: Results) -> list[LiftRow]:
+    """One row for each cell of each confusion matrix."""
+    return [
+        LiftRow(found.teacher, found.noise, student_of, measured, lift)
+        for found in results.confusions
+        for student_of, row in zip(found.traits, found.lift, strict=False)
+        for measured, lift in zip(found.traits, row, strict=False)
+    ]
+
+
+def factor_rows(results: Results) -> list[FactorRow]:
+    """One row for each teacher and noise level above 0."""
+    return [
+        FactorRow(
+            f.teacher, f.noise, f.ratio.mean, f.ratio.low, f.ratio.high,
+            f.ratio.n, f.ratio.clusters,
+        )
+        for f in results.noise_factors
+    ]  # fmt: skip
+
+
+def sweep_rows(results: Results) -> list[SweepRow]:
+    """One row for each point of each sweep."""
+    return [
+        _sweep_row(place, sweep, point)
+        for place, sweep in enumerate(results.sweeps, start=1)
+        for point in sweep.points
+    ]
+
+
+def _sweep_row(place: int, sweep: Sweep, point: dict[str, Any]) -> SweepRow:
+    values = {
+        name: _as_number(point.get(name))
+        for name in ("layer", "dose", "strength", "share", "leak", "passed")
+    }
+    chosen = values["layer"] == sweep.layer and values["strength"] == sweep.strength
+    return SweepRow(
+        sweep=place, trait=sweep.trait, noise=sweep.noise, seed=sweep.seed,
+        is_allowed=bool(point.get("allowed")), is_chosen=chosen, **values,
+    )  # fmt: skip
+
+
+def _as_number(value: object) -> Number:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def loss_rows(results: Results) -> list[LossRow]:
+    """One row for each condition, role and recorded update."""
+    return [
+        LossRow(c.teacher, c.noise, c.trait, c.seed, role, update, loss)
+        for c in results.conditions
+        for role, trace in _traces(c)
+        for update, loss in zip(trace.updates, trace.loss, strict=False)
+    ]
+
+
+def _traces(condition: Condition) -> Iterable[tuple[str, TrainingTrace]]:
+    for role, trace in (
+        ("student", condition.training),
+        ("control", condition.control_training),
+    ):
+        if trace is not None:
+            yield role, trace
+
+
+def figure_data(results: Results) -> dict[str, Rows]:
+    """The rows behind every figure, by name; a figure without rows is left out."""
+    every: dict[str, Rows] = {
+        "transfer": transfer_rows(results),
+        "readouts": readout_rows(results),
+        "shift": shift_rows(results),
+        "traits": trait_rows(results),
+        "confusion": lift_rows(results),
+        "noise_factors": factor_rows(results),
+        "sweeps": sweep_rows(results),
+        "training": loss_rows(results),
+    }
+    return {name: rows for name, rows in every.items() if rows}
+
+
+def write_figure_data(results: Results, directory: Path | str) -> list[Path]:
+    """Writes `DIRECTORY/figures/NAME.csv` for every figure and returns the paths.
+
+    Comma-separated UTF-8 with a header; what could not be computed is an empty
+    field. Text that a spreadsheet would take for a formula gets an apostrophe in
+    front, and characters that nobody sees are spelled out.
+
+    Raises:
+        RunError: The place cannot be written.
+    """
+    written = []
+    for name, rows in figure_data(results).items():
+        path = Path(directory) / "figures" / f"{name}.csv"
+        write_text(path, _csv_text(rows))
+        written.append(path)
+    return written
+
+
+def _csv_text(rows: Rows) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0]._fields)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A value as a CSV field: numbers as they are, text that computes nothing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return value if known(value) else ""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    # Spreadsheets skip white space before they look for a formula.
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%") else text

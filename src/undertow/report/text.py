@@ -1,0 +1,94 @@
+"""Numbers and foreign text as a reader sees them: typographic, honest, harmless.
+
+A number that could not be computed is a dash, never 0. Characters that a reader
+cannot see (controls, direction overrides, separators) are spelled out. Knows nothing
+of HTML; `report.html` escapes on top of this.
+"""
+
+import math
+import unicodedata
+
+from undertow.results import Estimate, Number
+
+MISSING = "—"
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+
+def visible(text: str) -> str:
+    r"""The text with unseen characters spelled out as `\u202e`; newlines are kept."""
+    return "".join(
+        char
+        if char == "\n" or unicodedata.category(char) not in _UNSEEN
+        else f"\\u{ord(char):04x}"
+        for char in text
+    )
+
+
+def known(value: Number) -> bool:
+    """Whether there is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: Number, *, digits: int = 2, signed: bool = False) -> str:
+    """A number with a real minus sign, or the dash."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def digits_for(estimate: Estimate, *, least: int = 2, most: int = 4) -> int:
+    """Decimals at which no part of an estimate that differs from 0 looks like 0.
+
+    A lower bound of 0.003 has to be told from 0: it decides what is said.
+    """
+    parts = [v for v in (estimate.mean, estimate.low, estimate.high) if v]
+    for digits in range(least, most):
+        if all(not math.isfinite(v) or round(v, digits) for v in parts):
+            return digits
+    return most
+
+
+def mean_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+    """The mean alone."""
+    digits = digits_for(estimate, least=least)
+    return number(estimate.mean, digits=digits, signed=signed)
+
+
+def interval_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+    """The bounds alone, as `[low, high]`; the dash if there are none."""
+    if not (known(estimate.low) and known(estimate.high)):
+        return MISSING
+    digits = digits_for(estimate, least=least)
+    low = number(estimate.low, digits=digits, signed=signed)
+    high = number(estimate.high, digits=digits, signed=signed)
+    return f"[{low}, {high}]"
+
+
+def estimate_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+    """Mean and bounds in one line; bounds that are missing are said to be."""
+    mean = mean_text(estimate, signed=signed, least=least)
+    if mean == MISSING:
+        return MISSING
+    return f"{mean} {interval_text(estimate, signed=signed, least=least)}"
+
+
+def level_text(confidence: float) -> str:
+    """0.95 as `95 %`, with a space that does not break."""
+    return f"{100 * confidence:g}\N{NO-BREAK SPACE}%"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text, cut with an ellipsis if it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
