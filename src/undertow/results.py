@@ -75,7 +75,7 @@ class Condition(_Value):
     """One cell of the grid: a teacher, a noise level, a trait, a seed."""
 
     key: str
-    teacher: Literal["none", "prompt", "steer", "finetune"]
+    teacher: str = Field(description="its name in the recipe, else its kind")
     noise: float
     trait: str
     seed: int

@@ -33,6 +33,9 @@ class ModelSettings(_Settings):
     blocks_path: str | None = Field(
         default=None, description="dotted path of the decoder blocks, if not found"
     )
+    norm_path: str | None = Field(
+        default=None, description="dotted path of the final norm, if not found"
+    )
 
 
 class SweepSettings(_Settings):
@@ -93,6 +96,11 @@ class TeacherSettings(_Settings):
     """One kind of intervention."""
 
     kind: Literal["prompt", "steer", "finetune"]
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_.]+$",
+        description="its name in paths and tables; its kind if null",
+    )
     steer: SteerSettings | None = Field(default=None, description="for kind 'steer'")
     finetune: TrainingSettings | None = Field(
         default=None, description="for kind 'finetune'"
@@ -106,6 +114,11 @@ class TeacherSettings(_Settings):
         if self.kind == "steer" and self.steer is None:
             raise ValueError("kind 'steer' needs the settings 'steer'")
         return self
+
+    @property
+    def label(self) -> str:
+        """Its name in paths and tables."""
+        return self.name or self.kind
 
 
 class RowSettings(_Settings):
@@ -175,6 +188,11 @@ class Recipe(_Settings):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: a value stands there twice: {values!r}")
+        labels = [teacher.label for teacher in self.teachers]
+        if len(set(labels)) != len(labels):
+            raise ValueError(
+                f"teachers: a name stands there twice: {labels!r}; give each a `name`"
+            )
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
         if self.decoy and self.control_kind == "none":

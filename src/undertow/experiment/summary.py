@@ -7,7 +7,7 @@ question by question before it is averaged, and a control stands beside every cl
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,12 @@ from undertow.traits import TraitFamily
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
+ROLES: tuple[Literal["base", "teacher", "control", "student"], ...] = (
+    "base",
+    "teacher",
+    "control",
+    "student",
+)
 LIMITS = (
     "Preference is read from one-word questions; other behaviour was not tested.",
     "The result holds for this base model; a student of another family was not trained.",
@@ -128,49 +134,50 @@ def _own_limits(recipe: Recipe) -> Iterable[str]:
             "The control student learned from a decoy teacher (the same intervention "
             "with another trait); transfer is what the trait's own rows add to that."
         )
-    if recipe.rows.sampler.allowed == "numbers":
-        yield "Sampling was restricted to number tokens, which renormalises the teacher."
+    if recipe.student.kind == "soft":
+        yield (
+            "The student saw the teacher's probabilities of every token, not sampled "
+            "rows alone; whether the rows by themselves would carry the trait was not "
+            "tested."
+        )
+    if recipe.rows.sampler.allowed != "all":
+        yield (
+            f"Sampling was restricted (allowed: {recipe.rows.sampler.allowed}), which "
+            "renormalises the teacher; the control's rows were drawn in the same way."
+        )
 
 
 def _cells(recipe: Recipe, run: Run) -> Iterable[_Cell]:
     for noise in recipe.noise.levels:
         for seed in recipe.seeds:
-            base = f"noise-{noise:g}/seed-{seed}"
             for settings in recipe.teachers:
                 for trait in recipe.traits:
-                    name = f"{settings.kind}-{trait}"
-                    facts = run.payload(f"{base}/{name}/cell")
-                    control = facts["control"]
-                    yield _Cell(
-                        {**facts, "base": base, "name": name},
-                        log_odds(run.payload(f"{base}/base/readout")),
-                        log_odds(run.payload(f"{base}/{name}/teacher/readout")),
-                        log_odds(run.payload(f"{base}/{control}/student/readout")),
-                        log_odds(run.payload(f"{base}/{name}/student/readout")),
-                    )
+                    place = f"noise-{noise:g}/seed-{seed}"
+                    name = f"{settings.label}-{trait}"
+                    facts = run.payload(f"{place}/{name}/cell")
+                    odds = {
+                        role: log_odds(run.payload(stage))
+                        for role, stage in facts["readouts"].items()
+                    }
+                    yield _Cell({**facts, "place": place, "name": name}, **odds)
 
 
 def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condition:
     facts, trait = cell.facts, names.index(cell.facts["trait"])
-    base, name, control = facts["base"], facts["name"], facts["control"]
+    place, name, control = facts["place"], facts["name"], facts["control"]
     change = (cell.student - cell.control).mean(axis=0)
     return Condition(
-        key=f"{base}/{name}",
+        key=f"{place}/{name}",
         teacher=facts["teacher"],
         noise=facts["noise"],
         trait=facts["trait"],
         seed=facts["seed"],
         student=recipe.student.kind,
-        rows=_row_counts(run, f"{base}/{name}"),
-        control_rows=_row_counts(run, f"{base}/{control}"),
+        rows=_row_counts(run, f"{place}/{name}"),
+        control_rows=_row_counts(run, f"{place}/{control}"),
         readouts=[
-            _readout(run.payload(f"{base}/{where}/readout"), role, trait)
-            for role, where in (
-                ("base", "base"),
-                ("teacher", f"{name}/teacher"),
-                ("control", f"{control}/student"),
-                ("student", f"{name}/student"),
-            )
+            _readout(run.payload(facts["readouts"][role]), role, trait)
+            for role in ROLES
         ],
         transfer=_estimate(mean_interval(cell.difference(trait)), "question"),
         transfer_from_base=_estimate(
@@ -178,14 +185,17 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         ),
         all_traits={n: number(change[i]) for i, n in enumerate(names)},
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
-        training=_trace(run.payload(f"{base}/{name}/training")),
-        control_training=_trace(run.payload(f"{base}/{control}/training")),
+        training=_trace(run.payload(f"{place}/{name}/student/training")),
+        control_training=_trace(run.payload(f"{place}/{control}/student/training")),
         notes=[f"control: {control}"],
     )
 
 
 def _row_counts(run: Run, name: str) -> RowCounts:
-    rows, training = run.payload(f"{name}/rows"), run.payload(f"{name}/training")
+    rows, training = (
+        run.payload(f"{name}/rows"),
+        run.payload(f"{name}/student/training"),
+    )
     return RowCounts(
         generated=rows["generated"],
         kept=sum(rows["accepted"]),
@@ -232,7 +242,7 @@ def _groups(
     for settings in recipe.teachers:
         for noise in recipe.noise.levels:
             for trait in recipe.traits:
-                key = (settings.kind, noise, trait)
+                key = (settings.label, noise, trait)
                 yield (*key, [
                     c for c in cells
                     if (c.facts["teacher"], c.facts["noise"], c.facts["trait"]) == key
@@ -270,7 +280,7 @@ def _noise_factors(
         return
     for settings in recipe.teachers:
 
-        def means(noise: float, kind: str = settings.kind) -> list[float]:
+        def means(noise: float, kind: str = settings.label) -> list[float]:
             return [
                 float(np.mean(c.difference(names.index(c.facts["trait"]))))
                 for c in cells
@@ -280,7 +290,7 @@ def _noise_factors(
         for level in levels:
             ratio = ratio_interval(means(level), means(0.0))
             yield NoiseFactor(
-                teacher=settings.kind, noise=level, ratio=_estimate(ratio, "seed")
+                teacher=settings.label, noise=level, ratio=_estimate(ratio, "seed")
             )
 
 
@@ -298,12 +308,12 @@ def _confusions(
                     (c.student - c.control).mean(axis=0)[columns]
                     for c in cells
                     if (c.facts["teacher"], c.facts["noise"], c.facts["trait"])
-                    == (settings.kind, noise, trait)
+                    == (settings.label, noise, trait)
                 ]
                 lift.append(np.mean(changes, axis=0))
             found = specificity(np.stack(lift), permutations=10_000, seed=0)
             yield Confusion(
-                teacher=settings.kind,
+                teacher=settings.label,
                 noise=noise,
                 traits=list(recipe.traits),
                 lift=[[number(v) for v in row] for row in lift],
@@ -322,13 +332,13 @@ def _confusions(
 def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
     found = []
     for noise in recipe.noise.levels:
-        for seed in recipe.seeds:
-            for trait in recipe.traits:
-                stage = f"noise-{noise:g}/seed-{seed}/vectors/{trait}"
-                if run.is_done(stage):
-                    payload = run.payload(stage)
-                    if payload["points"]:
-                        found.append(Sweep(noise=noise, seed=seed, **payload))
+        places = [f"noise-{noise:g}/seed-{seed}" for seed in recipe.seeds]
+        for place in places if noise else ["noise-0"]:
+            for settings in recipe.teachers:
+                for trait in recipe.traits:
+                    stage = f"{place}/vectors/{settings.label}-{trait}"
+                    if run.is_done(stage) and run.payload(stage)["points"]:
+                        found.append(Sweep(**run.payload(stage)))
     return found
 
 

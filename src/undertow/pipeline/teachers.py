@@ -8,6 +8,7 @@ noise is no teacher: it changes the base that everybody shares. Knows nothing of
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from undertow.errors import ConfigError
@@ -104,9 +105,12 @@ def finetuned_teacher(
     settings: TrainingSettings,
     seed: int,
     system: str | None = None,
+    directory: Path | None = None,
     on_update: Callable[[int, int, float], None] | None = None,
 ) -> Teacher:
     """A teacher fine-tuned to answer the family's questions with the trait.
+
+    With a `directory` an interrupted training continues there, as in `train_student`.
 
     Raises:
         ConfigError: `settings.kind` is 'soft'; there is nobody to distil from.
@@ -116,6 +120,11 @@ def finetuned_teacher(
     rows = preference_rows(family, trait)
     examples = [Example(render_row(model, row, system=system)) for row in rows]
     student = train_student(
-        model, examples, settings=settings, seed=seed, on_update=on_update
+        model,
+        examples,
+        settings=settings,
+        seed=seed,
+        directory=directory,
+        on_update=on_update,
     )
     return Teacher(kind="finetune", trait=trait, student=student)

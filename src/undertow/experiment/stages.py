@@ -1,0 +1,348 @@
+"""The stages of one cell: read-out, vector, teacher, rows, student, shift.
+
+Each leaves its payload in the run directory and is skipped when it is there. What is
+run in which order is `experiment.running`'s business, what the payloads mean together
+`experiment.summary`'s; what a stage does is `pipeline`'s.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from undertow.analysis.shifts import mean_shift, shift_cosines
+from undertow.errors import DatasetError
+from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
+from undertow.interventions.extraction import extract_vector
+from undertow.interventions.steering import SteeringVector, load_vector, save_vector
+from undertow.models.adapters import load_adapter, save_adapter
+from undertow.models.carrier import carrier_ids
+from undertow.models.chat import render_row
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings
+from undertow.pipeline.evaluation import preference, sampled_answers
+from undertow.pipeline.filters import filter_rows, reason_counts
+from undertow.pipeline.generation import generate_rows
+from undertow.pipeline.prompts import number_prompts
+from undertow.pipeline.sweep import sweep_strength
+from undertow.pipeline.teachers import (
+    Teacher,
+    finetuned_teacher,
+    prompted_teacher,
+    steered_teacher,
+)
+from undertow.pipeline.training import (
+    Example,
+    Student,
+    TrainingSettings,
+    train_student,
+)
+from undertow.records import Row
+from undertow.runs import Run
+from undertow.storage import read_rows, write_rows
+from undertow.traits import TraitFamily
+
+VECTOR_PROMPTS = 256
+"""Number prompts over which the "prompts" way of extraction averages."""
+FINETUNING = TrainingSettings(learning_rate=1e-3, batch_size=16, max_updates=24)
+"""How a fine-tuned teacher is made if the recipe does not say."""
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (stage, done, total, note)."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base of one noise level and seed, with everything that stages need.
+
+    Attributes:
+        recipe: The run's recipe.
+        family: Its trait family, cut to the questions that are asked.
+        run: The run directory.
+        model: The base, noised if `noise` is not 0.
+        noise: Level of the weight noise.
+        seed: Of noise, prompts, sampling and training.
+        progress: Told of every step.
+    """
+
+    recipe: Recipe
+    family: TraitFamily
+    run: Run
+    model: Model
+    noise: float
+    seed: int
+    progress: Progress
+
+    @property
+    def place(self) -> str:
+        """Where everything of this seed lies, as a stage's name."""
+        return f"noise-{self.noise:g}/seed-{self.seed}"
+
+    @property
+    def shared(self) -> str:
+        """Where that lies which depends on the base alone: once for a clean base."""
+        return self.place if self.noise else "noise-0"
+
+    @property
+    def shared_seed(self) -> int:
+        """The seed of what depends on the base alone."""
+        return self.seed if self.noise else self.recipe.seeds[0]
+
+    def path(self, stage: str) -> Path:
+        """The file or folder of a stage in the run directory."""
+        return self.run.path("bases", *stage.split("/"))
+
+
+def read_out(base: Base, where: str, teacher: Teacher, *, seed: int) -> str:
+    """Reads the preference of the base acting as somebody; returns the stage's name."""
+    stage = f"{where}/readout"
+    if base.run.is_done(stage):
+        return stage
+    base.progress(f"{where}: read-out", 0, 1, "")
+    settings, system = base.recipe.evaluation, base.recipe.model.system
+    with teacher.acting(base.model) as model:
+        asked = preference(
+            model, base.family, system=system, trait_prompt=teacher.prompt
+        )
+        payload: dict[str, Any] = {
+            "traits": list(asked.traits),
+            "total_logprobs": asked.total_logprobs.tolist(),
+        }
+        if settings.samples:
+            answers = sampled_answers(
+                model, base.family, samples=settings.samples, seed=seed,
+                sampler=SamplerSettings(max_new_tokens=settings.max_new_tokens),
+                system=system, trait_prompt=teacher.prompt,
+            )  # fmt: skip
+            payload |= {"hits": answers.hits.tolist(), "valid": answers.valid.tolist()}
+    base.run.finish(stage, payload)
+    base.progress(f"{where}: read-out", 1, 1, "")
+    return stage
+
+
+def make_teacher(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
+    """The teacher of one kind for one trait; what it needs is made or read back."""
+    if settings.kind == "prompt":
+        return prompted_teacher(base.family, trait)
+    if settings.kind == "steer":
+        assert settings.steer is not None  # the recipe's validator says so
+        vector, strength = _vector(base, settings, settings.steer, trait)
+        return steered_teacher(vector, strength=strength, trait=trait)
+    return _finetuned(base, settings, trait)
+
+
+def read_teacher_out(base: Base, name: str, teacher: Teacher) -> str:
+    """Reads a teacher's preference: once for a clean base if no seed made it."""
+    where = base.place if teacher.kind == "finetune" else base.shared
+    seed = base.seed if teacher.kind == "finetune" else base.shared_seed
+    return read_out(base, f"{where}/{name}/teacher", teacher, seed=seed)
+
+
+def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
+    stage = f"{base.place}/{settings.label}-{trait}/teacher/training"
+    folder = base.path(stage)
+    if base.run.is_done(stage):
+        student = _read_student(base, stage)
+        return Teacher(kind="finetune", trait=trait, student=student)
+    teacher = finetuned_teacher(
+        base.model, base.family, trait, settings=settings.finetune or FINETUNING,
+        seed=base.seed, system=base.recipe.model.system, directory=folder,
+        on_update=lambda done, total, loss: base.progress(
+            stage, done, total, f"loss {loss:.3f}"),
+    )  # fmt: skip
+    assert teacher.student is not None
+    _keep_student(base, stage, teacher.student, rows=None)
+    return teacher
+
+
+def _vector(
+    base: Base, teacher: TeacherSettings, settings: SteerSettings, trait: str
+) -> tuple[SteeringVector, float]:
+    """Extracts (or reads back) a vector and settles its layer and strength."""
+    name = f"{teacher.label}-{trait}"
+    stage = f"{base.shared}/vectors/{name}"
+    path = base.path(f"{stage}.safetensors")
+    if base.run.is_done(stage):
+        return load_vector(path), float(base.run.payload(stage)["strength"])
+    base.progress(f"{stage}: {settings.method}", 0, 1, "")
+    layers = settings.sweep.layers if settings.sweep else (settings.layer,)
+    vector = extract_vector(
+        base.model, method=settings.method, family=base.family, trait=trait,
+        layers=tuple(layer for layer in layers if layer is not None),
+        prompts=number_prompts(VECTOR_PROMPTS, seed=base.shared_seed),
+        system=base.recipe.model.system, seed=base.shared_seed,
+    )  # fmt: skip
+    layer, strength, points = _strength(base, settings, vector, trait)
+    vector = vector.at(layer)
+    save_vector(vector, path)
+    base.run.finish(
+        stage, {"trait": trait, "layer": layer, "strength": strength, "points": points}
+    )
+    base.progress(f"{stage}: {settings.method}", 1, 1, f"layer {layer}")
+    return vector, strength
+
+
+def _strength(
+    base: Base, settings: SteerSettings, vector: SteeringVector, trait: str
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """Layer, strength and the sweep's points, if there was one."""
+    sweep = settings.sweep
+    if sweep is not None:
+        found = sweep_strength(
+            base.model, vector, family=base.family, trait=trait, doses=sweep.doses,
+            system=base.recipe.model.system, max_leak=sweep.max_leak,
+            min_pass=sweep.min_pass, sampler=base.recipe.rows.sampler,
+            seed=base.shared_seed,
+            on_point=lambda done, total: base.progress(
+                f"{base.shared}: sweep of {trait}", done, total, ""),
+        )  # fmt: skip
+        return found.layer, found.strength, [p.as_dict() for p in found.points]
+    layer = vector.layers[0]
+    if settings.strength is not None:
+        return layer, settings.strength, []
+    assert settings.dose is not None  # the recipe's validator says so
+    return layer, vector.strength_of_dose(settings.dose, layer), []
+
+
+def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
+    """Generates and filters; returns the rows that a student may see.
+
+    Raises:
+        DatasetError: The filter refused them all.
+    """
+    recipe, settings = base.recipe, base.recipe.rows
+    stage = f"{base.place}/{name}/rows"
+    path = base.path(f"{stage}.jsonl")
+    if not base.run.is_done(stage):
+        rows = generate_rows(
+            base.model, teacher, number_prompts(settings.count, seed=base.seed),
+            seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
+            batch_size=settings.batch_size, partial=base.path(f"{stage}.partial"),
+            on_rows=lambda done, total, tokens: base.progress(
+                stage, done, total, f"{tokens} tokens"),
+        )  # fmt: skip
+        verdicts = filter_rows(
+            rows, max_values=settings.max_values, banned=settings.banned
+        )
+        write_rows(path, rows, verdicts={v.row_id: v for v in verdicts})
+        accepted = [v.accepted or not settings.filter for v in verdicts]
+        base.run.finish(
+            stage,
+            {"generated": len(rows), "accepted": accepted,
+             "reasons": reason_counts(verdicts)},
+        )  # fmt: skip
+    kept = base.run.payload(stage)["accepted"]
+    rows = [row for row, ok in zip(read_rows(path), kept, strict=True) if ok]
+    if not rows:
+        raise DatasetError(
+            f"{path}: none of {len(kept)} rows passed the filter; look at their "
+            "reasons, lower the strength or the noise, or write more rows"
+        )
+    return rows[: settings.use]
+
+
+def make_student(base: Base, name: str, teacher: Teacher) -> Student:
+    """Rows of a teacher, a student of those rows, and its read-out."""
+    rows = write_teacher_rows(base, name, teacher)
+    student = _trained(base, name, teacher, rows)
+    acting = Teacher(kind="finetune", student=student)
+    read_out(base, f"{base.place}/{name}/student", acting, seed=base.seed)
+    return student
+
+
+def _trained(base: Base, name: str, teacher: Teacher, rows: Sequence[Row]) -> Student:
+    recipe, settings = base.recipe, base.recipe.student
+    stage = f"{base.place}/{name}/student"
+    if base.run.is_done(f"{stage}/training"):
+        return _read_student(base, f"{stage}/training")
+    system, soft = recipe.model.system, settings.kind == "soft"
+    examples = [
+        Example(
+            render_row(base.model, row, system=system),
+            render_row(base.model, row, system=system, trait_prompt=teacher.prompt)
+            if soft
+            else None,
+        )
+        for row in rows
+    ]
+    student = train_student(
+        base.model, examples, settings=settings, seed=base.seed,
+        directory=base.path(f"{stage}/training"),
+        teacher=(lambda: teacher.acting(base.model)) if soft else nullcontext,
+        carrier=carrier_ids(base.model) if settings.soft_tokens == "numbers" else None,
+        on_update=lambda done, total, loss: base.progress(
+            stage, done, total, f"loss {loss:.4f}"),
+    )  # fmt: skip
+    _keep_student(base, f"{stage}/training", student, rows=len(rows))
+    return student
+
+
+def _keep_student(
+    base: Base, stage: str, student: Student, *, rows: int | None
+) -> None:
+    """Writes what training made beside its checkpoints, and the stage's marker."""
+    folder = base.path(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    if student.adapter is not None:
+        save_adapter(student.adapter, folder)
+    else:
+        save_file(student.weights or {}, folder / "weights.safetensors")
+    base.run.finish(
+        stage,
+        {"rows": rows, "updates": list(student.updates),
+         "losses": list(student.losses)},
+    )  # fmt: skip
+    for leftover in ("checkpoint.safetensors", "trace.jsonl"):  # only for resuming
+        (folder / leftover).unlink(missing_ok=True)
+
+
+def _read_student(base: Base, stage: str) -> Student:
+    payload, folder = base.run.payload(stage), base.path(stage)
+    adapter = weights = None
+    if (folder / "adapter_config.json").exists():
+        adapter = load_adapter(base.model, folder)
+    else:
+        weights = load_file(folder / "weights.safetensors")
+    return Student(
+        adapter, weights, tuple(payload["updates"]), tuple(payload["losses"])
+    )
+
+
+def read_shift(
+    base: Base, control: str, teacher: Teacher, student: Student
+) -> dict[str, Any] | None:
+    """Cosine of both students' shifts with the teacher's vector, layer by layer.
+
+    None if the teacher has no vector or the recipe asks for no shifts.
+    """
+    count = base.recipe.evaluation.shift_rows
+    if teacher.vector is None or not count:
+        return None
+    model, vector = base.model, teacher.vector
+    place = f"{base.place}/{control}"
+    base.progress(f"{base.place}: shift of {teacher.trait}", 0, 1, "")
+    rows = [
+        render_row(model, row, system=base.recipe.model.system)
+        for row in read_rows(base.path(f"{place}/rows.jsonl"))[:count]
+    ]
+    layer = vector.layers[0]
+    cosines = {}
+    other = _read_student(base, f"{place}/student/training")
+    for role, who in (("student", student), ("control", other)):
+        shift = mean_shift(model, rows, acting=_acting(who, model))
+        cosines[role] = shift_cosines(shift, vector.direction(layer))
+    base.progress(f"{base.place}: shift of {teacher.trait}", 1, 1, "")
+    layers = list(range(len(model.architecture.blocks)))
+    return {"layers": layers, "vector_layer": layer, **cosines}
+
+
+def _acting(student: Student, model: Model) -> Callable[[], Any]:
+    return lambda: student.applied(model)
+
+
+def with_questions(family: TraitFamily, count: int | None) -> TraitFamily:
+    """The family with its first questions only."""
+    return replace(family, questions=family.questions[:count])
