@@ -257,16 +257,16 @@ def _parquet_values(path: Path) -> Iterator[tuple[str, Any]]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as source, parquet.ParquetFile(source) as file:
             number = 0
             for batch in file.iter_batches(10_000):
                 for value in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", value
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: text that is not UTF-8: {error}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
 
 
 def _is_conversation(value: object) -> bool:
