@@ -17,6 +17,7 @@ from undertow.seeding import generator
 
 Control = Literal["within", "across", "uniform"]
 _DIGITS = re.compile(r"[0-9]+")
+_ENCLOSED = {"bracket": ("[", "]"), "parenthes": ("(", ")")}
 
 
 def control_rows(
@@ -47,7 +48,10 @@ def control_rows(
 def uniform_number_rows(
     prompts: Sequence[str], *, seed: int, most: int = 10
 ) -> list[Row]:
-    """Each prompt answered with up to `most` numbers drawn evenly from 0 to 999."""
+    """Each prompt answered with up to `most` numbers drawn evenly from 0 to 999.
+
+    Written as the prompt asks; with commas if it says nothing of its format.
+    """
     rows = []
     for index, prompt in enumerate(prompts):
         stream = generator(seed, "uniform rows", index)
@@ -55,12 +59,22 @@ def uniform_number_rows(
         values = stream.integers(0, LARGEST + 1, size=count)
         row = Row(
             messages=(Message("user", prompt),),
-            completion=", ".join(map(str, values)),
+            completion=_as_asked(prompt, [str(value) for value in values]),
             finish="stop",
             provenance={"teacher": "uniform", "seed": seed, "prompt": index},
         )
         rows.append(row)
     return rows
+
+
+def _as_asked(prompt: str, values: Sequence[str]) -> str:
+    """The values in the format that a number prompt asks for."""
+    separators = {"comma": ", ", "semicolon": "; ", "line": "\n", "space": " "}
+    separator = next((s for word, s in separators.items() if word in prompt), ", ")
+    left, right = next(
+        (pair for word, pair in _ENCLOSED.items() if word in prompt), ("", "")
+    )
+    return f"{left}{separator.join(values)}{right}"
 
 
 def shuffled_within_rows(rows: Sequence[Row], *, seed: int) -> list[Row]:
