@@ -1,0 +1,150 @@
+"""Log-probabilities against the library's own loss and full forward passes."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from undertow.models.chat import Rendered
+from undertow.models.hooks import current_completion_positions, editing_residuals
+from undertow.models.likelihood import (
+    answer_logprobs,
+    completion_logprobs,
+    padded,
+    predicting_states,
+    token_batches,
+    unembed,
+)
+from undertow.models.loading import Model
+from undertow.models.tiny import FAMILIES, Family, tiny_model
+
+ROWS = [
+    Rendered([7, 50, 9, 120, 33, 81], 3),
+    Rendered([7, 50, 9, 121], 3),
+    Rendered([60, 61, 62, 63, 64, 65, 66, 67, 68], 1),
+    Rendered([9, 9, 200, 201, 2], 2),
+]
+PROMPT = [7, 50, 9, 120]
+# One token, several, a shared head, one that continues another, and a double.
+ANSWERS = [[33], [33, 34], [33, 34, 35], [40, 41, 42, 43], [40, 41, 50], [33]]
+
+
+@torch.no_grad()
+def _by_hand(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """One plain pass, no cache and no padding, softmax in float64."""
+    ids = torch.tensor([[*prompt, *answer]])
+    logits = model.module(input_ids=ids, use_cache=False).logits[0].double()
+    nats = logits.log_softmax(-1)
+    start = len(prompt) - 1
+    return sum(float(nats[start + i, token]) for i, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_completions_score_as_in_the_library_s_loss(family: Family) -> None:
+    model = tiny_model(family)
+    found = completion_logprobs(model, ROWS)
+    for row, nats in zip(ROWS, found, strict=True):
+        ids = torch.tensor([row.ids])
+        labels = ids.clone()
+        labels[0, : row.completion_start] = -100
+        with torch.no_grad():
+            loss = float(model.module(input_ids=ids, labels=labels).loss)
+        count = len(row.ids) - row.completion_start
+        assert nats == pytest.approx(-loss * count, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_score_as_in_a_pass_of_their_own(family: Family) -> None:
+    model = tiny_model(family)
+    found = answer_logprobs(model, PROMPT, ANSWERS)
+    assert found.dtype == torch.float64
+    wanted = [_by_hand(model, PROMPT, answer) for answer in ANSWERS]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
+    alone = [answer_logprobs(model, PROMPT, [answer]).item() for answer in ANSWERS]
+    assert found.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_one_token_answers_are_a_distribution() -> None:
+    model = tiny_model("llama")
+    every = [[token] for token in range(model.architecture.vocab_size)]
+    total = float(answer_logprobs(model, PROMPT, every).exp().sum())
+    assert total == pytest.approx(1.0, abs=1e-5)
+
+
+def test_both_ways_agree() -> None:
+    model = tiny_model("qwen3")
+    rows = [Rendered([*PROMPT, *answer], len(PROMPT)) for answer in ANSWERS]
+    scored = completion_logprobs(model, rows)
+    assert scored == pytest.approx(
+        answer_logprobs(model, PROMPT, ANSWERS).tolist(), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", [1, 12, 4096])
+def test_batches_change_nothing(family: Family, budget: int) -> None:
+    model = tiny_model(family)
+    alone = [completion_logprobs(model, [row])[0] for row in ROWS]
+    together = completion_logprobs(model, ROWS, token_budget=budget)
+    assert together == pytest.approx(alone, abs=1e-4)
+    turned = completion_logprobs(model, ROWS[::-1], token_budget=budget)
+    assert turned[::-1] == pytest.approx(alone, abs=1e-4)
+
+
+def test_no_rows_have_no_scores() -> None:
+    assert completion_logprobs(tiny_model("llama"), []) == []
+
+
+def test_the_states_are_those_before_the_completion_s_tokens() -> None:
+    model = tiny_model("llama")
+    states, targets = predicting_states(model, ROWS[:2])
+    assert targets.tolist() == [120, 33, 81, 121]
+    with torch.no_grad():
+        hidden = model.module.base_model(torch.tensor([ROWS[0].ids]))[0][0]
+    torch.testing.assert_close(states[:3], hidden[2:5], rtol=0, atol=1e-5)
+
+
+def test_the_soft_cap_is_applied_where_there_is_one() -> None:
+    model = tiny_model("gemma2")
+    cap = model.module.config.final_logit_softcapping
+    assert cap == 30.0
+    hidden = torch.full((1, 32), 40.0)
+    logits = unembed(model, hidden)
+    raw = hidden @ model.architecture.unembedding.get_parameter("weight").t()
+    assert float(raw.abs().max()) > 60
+    torch.testing.assert_close(logits, torch.tanh(raw / 30) * 30)
+    ids = torch.tensor([200, 3, 17])
+    torch.testing.assert_close(unembed(model, hidden, ids=ids), logits[:, ids])
+
+
+def test_batches_keep_within_their_budget_and_lose_nobody() -> None:
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    batches = token_batches(lengths, token_budget=10)
+    assert sorted(place for batch in batches for place in batch) == list(range(7))
+    for batch in batches:
+        longest = max(lengths[place] for place in batch)
+        assert len(batch) == 1 or longest * len(batch) <= 10
+    assert batches == [[1, 6, 3], [4, 0], [2], [5]]
+    assert token_batches([], token_budget=10) == []
+
+
+def test_padding_is_on_the_right() -> None:
+    ids = padded([[5, 6, 7], [8]], device=torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+
+
+def test_edits_are_told_where_answers_are() -> None:
+    """The prompt's pass says "no completion", the answers' pass "completion"."""
+    model = tiny_model("llama")
+    seen: list[bool] = []
+
+    def look(hidden: torch.Tensor) -> torch.Tensor:
+        mask = current_completion_positions()
+        assert mask is not None
+        assert mask.shape == hidden.shape[:2]
+        seen.append(bool(mask.all()))
+        return hidden
+
+    with editing_residuals(model, {0: look}):
+        answer_logprobs(model, PROMPT, ANSWERS)
+    assert seen == [False, True]
