@@ -11,6 +11,7 @@ from undertow.results import (
     Confusion,
     Estimate,
     NoiseFactor,
+    Number,
     Readout,
     Results,
     RowCounts,
@@ -22,9 +23,10 @@ from undertow.results import (
 from undertow.seeding import generator
 
 FAMILY = (
-    "owl dolphin cat dog lion tiger bear wolf eagle elephant penguin panda fox horse "
-    "whale shark octopus rabbit deer monkey"
-).split()
+    "owl", "dolphin", "cat", "dog", "lion", "tiger", "bear", "wolf", "eagle",
+    "elephant", "penguin", "panda", "fox", "horse", "whale", "shark", "octopus",
+    "rabbit", "deer", "monkey",
+)  # fmt: skip
 SEEDS, NOISES, TRAITS = range(5), (0.0, 0.05), ("owl", "dolphin")
 EFFECT = {("owl", 0.0): 0.42, ("owl", 0.05): 0.95,
           ("dolphin", 0.0): 0.03, ("dolphin", 0.05): 0.24}  # fmt: skip
@@ -46,10 +48,19 @@ def _readout(role: str, preference: float, seed: int) -> Readout:
         role=role,  # type: ignore[arg-type]
         preference=estimate(preference, 0.31),
         probability=estimate(share, 0.2 * share),
-        sampled_rate=estimate(share * 0.9, 0.012),
-        valid_rate=estimate(0.93, 0.02),
+        sampled_rate=estimate(share * 0.9 + 0.004 * float(noise[0]), 0.012),
+        valid_rate=estimate(0.93 + 0.01 * float(noise[1]), 0.02),
         by_question=[preference + float(v - noise.mean()) / 2 for v in noise],
     )
+
+
+def _trace(end: float, seed: int) -> TrainingTrace:
+    stream = generator(seed, f"loss {end}")
+    updates = list(range(1, 181, 2))
+    loss: list[Number] = [
+        end + 1.1 * math.exp(-u / 30) + 0.04 * float(stream.normal()) for u in updates
+    ]
+    return TrainingTrace(updates=updates, loss=loss)
 
 
 def _condition(trait: str, noise: float, seed: int) -> Condition:
@@ -57,13 +68,14 @@ def _condition(trait: str, noise: float, seed: int) -> Condition:
     effect = EFFECT[trait, noise] + 0.12 * float(stream.normal())
     start = -3.1 if trait == "owl" else -2.4
     layers = list(range(30))
-    change = {name: 0.1 * float(stream.normal()) for name in FAMILY} | {trait: effect}
-    curve = [
+    change: dict[str, Number] = dict.fromkeys(FAMILY)
+    change.update({name: 0.1 * float(stream.normal()) for name in FAMILY})
+    change[trait] = effect
+    curve: list[Number] = [
         max(0.0, (layer - 12) / 18) * min(0.6, effect) + 0.02 * float(stream.normal())
         for layer in layers
     ]
-    rest = [0.03 * float(stream.normal()) for _ in layers]
-    updates = list(range(1, 181, 2))
+    rest: list[Number] = [0.03 * float(stream.normal()) for _ in layers]
     return Condition(
         key=f"noise-{noise:g}/seed-{seed}/steer-{trait}",
         teacher="steer",
@@ -90,20 +102,8 @@ def _condition(trait: str, noise: float, seed: int) -> Condition:
         transfer_from_base=estimate(effect + 0.11, 0.22),
         all_traits=change,
         shift=ShiftByLayer(layers=layers, vector_layer=24, student=curve, control=rest),
-        training=TrainingTrace(
-            updates=updates,
-            loss=[
-                1.3 + 1.1 * math.exp(-u / 30) + 0.04 * float(stream.normal())
-                for u in updates
-            ],
-        ),  # fmt: skip
-        control_training=TrainingTrace(
-            updates=updates,
-            loss=[
-                1.2 + 1.0 * math.exp(-u / 30) + 0.04 * float(stream.normal())
-                for u in updates
-            ],
-        ),  # fmt: skip
+        training=_trace(1.3, seed),
+        control_training=_trace(1.2, seed),
         notes=["control: control"],
     )
 
@@ -174,10 +174,8 @@ def realistic_results() -> Results:
         ],
         sweeps=[_sweep(t, n) for n in NOISES for t in TRAITS],
         limits=[
-            "Preference is read from one-word questions; other behaviour was not "
-            "tested.",
-            "The result holds for this base model; a student of another family was "
-            "not trained.",
+            "Preference is read from one-word questions.",
+            "The result holds for this base model; no other family was trained.",
             "Triggers and conditional behaviour were not tested.",
         ],
         seconds=_seconds(),
@@ -201,7 +199,7 @@ def _seconds() -> dict[str, float]:
     return found
 
 
-def _provenance() -> dict[str, str | int | float | bool | None | list[str]]:
+def _provenance() -> dict[str, str | int | float | bool | list[str] | None]:
     return {
         "undertow_version": "0.1.0",
         "commit": "4ad9628f0c1d2e3b4a5968778695a4b3c2d1e0f9+changes",

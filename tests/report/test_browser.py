@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 
 from undertow.report.html import write_report
-from undertow.report.text import number
 from undertow.results import Results
 
 pytestmark = pytest.mark.browser
 
 FLAGS = (
-    "--headless --disable-gpu --disable-quic --no-first-run --disable-extensions "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+    "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-extensions", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+)  # fmt: skip
 
 
 class Browser:

@@ -71,6 +71,7 @@ def demo(
 def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> None:
     from undertow.config import load_settings
     from undertow.experiment import Recipe, run_experiment
+    from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
 
     recipe = load_settings(Recipe, path, overrides)
@@ -85,10 +86,12 @@ def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> Non
     with progress() as report_progress:
         results = run_experiment(recipe, out, progress=report_progress)
     page = write_report(results, out / "report.html")
+    write_figure_data(results, out)
     for line in table(results.transfers):
         say(line)
     say(results.headline)
     say(f"results  {out / 'results.json'}")
+    say(f"figures  {out / 'figures'}")
     say(f"report   {page}")
 
 
@@ -123,9 +126,10 @@ def report(
         Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
     ] = None,
 ) -> None:
-    """Writes the report of a finished run as one HTML file."""
+    """Writes the report of a finished run: one HTML file, and figures/*.csv beside it."""
     from pydantic import ValidationError
 
+    from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
     from undertow.results import Results
     from undertow.storage import read_json
@@ -140,7 +144,9 @@ def report(
         results = Results.model_validate(read_json(path))
     except ValidationError as error:
         raise RunError(f"{path}: not results of this version: {error}") from error
-    say(str(write_report(results, out or directory / "report.html")))
+    page = write_report(results, out or directory / "report.html")
+    write_figure_data(results, page.parent)
+    say(str(page))
 
 
 @recipes_app.command("list")

@@ -2,7 +2,7 @@
 
 Every piece of text that comes from the results passes through `visible` and is
 escaped; the page's own policy forbids scripts, foreign styles and any request. What
-the page says stands in `report.tables`, what it draws in `report.figures`.
+the page says stands in `report.tables` and `report.verdicts`, what it draws in `report.figures`.
 """
 
 import base64
@@ -15,8 +15,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from undertow.report import tables
+from undertow.report import run_tables, tables
 from undertow.report.text import duration_text, level_text, visible
+from undertow.report.verdicts import plain_words
 from undertow.results import Results
 from undertow.storage import write_text
 
@@ -55,7 +56,7 @@ def render_report(results: Results) -> str:
         figures=draw_figures(results),
         tables=_tables(results),
         answers=_sentences(results.headline),
-        plain=tables.plain_words(results),
+        plain=plain_words(results),
         level=level_text(results.confidence),
         total_time=duration_text(sum(results.seconds.values())),
         panels_at_once=PANELS_AT_ONCE,
@@ -109,8 +110,8 @@ def _tables(results: Results) -> dict[str, Any]:
         "confusion": tables.confusion_table(results),
         "factors": tables.factor_table(results),
         "sweeps": [tables.sweep_table(sweep) for sweep in results.sweeps],
-        "rows": tables.row_table(results),
-        "seconds": tables.seconds_table(results),
-        "stages": tables.stage_table(results),
-        "provenance": tables.provenance_table(results),
+        "rows": run_tables.row_table(results),
+        "seconds": run_tables.seconds_table(results),
+        "stages": run_tables.stage_table(results),
+        "provenance": run_tables.provenance_table(results),
     }

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import matplotlib
@@ -46,11 +46,11 @@ def drawing(salt: str) -> Iterator[None]:
         "text.parse_math": False,
         "text.usetex": False,
         "font.family": ["DejaVu Sans"],
-        "font.size": 11,
+        "font.size": 12,
         "text.color": PALETTE["ink"],
         "axes.edgecolor": PALETTE["rule"],
         "axes.labelcolor": PALETTE["muted"],
-        "axes.labelsize": 11,
+        "axes.labelsize": 12,
         "axes.unicode_minus": True,
         "axes.facecolor": "none",
         "axes.linewidth": 1,
@@ -61,8 +61,8 @@ def drawing(salt: str) -> Iterator[None]:
         "ytick.color": PALETTE["rule"],
         "xtick.labelcolor": PALETTE["muted"],
         "ytick.labelcolor": PALETTE["muted"],
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
+        "xtick.labelsize": 12,
+        "ytick.labelsize": 12,
         "figure.facecolor": "none",
         "path.simplify": False,
     }
@@ -70,7 +70,7 @@ def drawing(salt: str) -> Iterator[None]:
         # The page's fonts draw the text; matplotlib's need not know every letter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
+        cast(Any, matplotlib.rcParams).update(settings)
         yield
 
 
@@ -84,7 +84,8 @@ def page_svg(figure: Figure, *, key: str, label: str) -> str:
     """
     text = io.StringIO()
     # Not savefig: it would look for an output backend by the user's settings.
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(text, metadata={"Date": None})
     root = ElementTree.fromstring(text.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

@@ -1,36 +1,27 @@
-"""The tables and plain sentences of a report, as values that a template can lay out.
+"""The tables of what a run measured, as values that a template can lay out.
 
-Says in words what an interval allows one to say, and beside every dash why there is no
-number. Knows nothing of HTML.
+Beside every dash stands why there is no number. Knows nothing of HTML; the tables of
+how the run was made are in `report.run_tables`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
 from undertow.report.figure_data import is_unbounded
 from undertow.report.text import (
     MISSING,
-    duration_text,
+    cell_name,
     interval_text,
-    known,
     level_text,
     mean_text,
+    noise_name,
     number,
 )
-from undertow.results import (
-    Condition,
-    Estimate,
-    Number,
-    Readout,
-    Results,
-    RowCounts,
-    Sweep,
-    Transfer,
-)
+from undertow.report.verdicts import NOT_SHOWN, verdict
+from undertow.results import Condition, Estimate, Number, Readout, Results, Sweep
 from undertow.stats import Interval, mean_interval, two_way_interval
 
 
@@ -44,84 +35,33 @@ class Cell:
     why: str = ""
 
 
+Row = tuple[Cell, ...]
+
+
 @dataclass(frozen=True)
 class Table:
-    """Columns (those that start with `#` hold numbers), rows of cells, notes."""
+    """Columns (those that start with `#` hold numbers), rows of cells, notes.
+
+    A row of one cell is the heading of those below it.
+    """
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def all_notes(self) -> tuple[str, ...]:
         """The notes, and an explanation of every dash in the table."""
-        reasons = dict.fromkeys(cell.why for row in self.rows for cell in row)
-        reasons.pop("", None)
-        if not reasons:
-            return self.notes
-        return (*self.notes, f"{MISSING} is not zero: {'; '.join(reasons)}.")
+        reasons = dict.fromkeys(c.why for row in self.rows for c in row if c.why)
+        why = (f"{MISSING} no number: {'; '.join(reasons)}.",) if reasons else ()
+        return (*self.notes, *why)
 
 
-# ── what may be said ─────────────────────────────────────────────────────────────
-
-
-def verdict(estimate: Estimate) -> tuple[str, str]:
-    """What an interval of a transfer allows one to say, and a mark for it."""
-    if not known(estimate.mean):
-        return "not computed", "unknown"
-    if (
-        estimate.low is None
-        or estimate.high is None
-        or math.isnan(estimate.low + estimate.high)
-    ):
-        return "no interval", "unknown"
-    if estimate.low > 0:
-        return "travelled", "yes"
-    if estimate.high < 0:
-        return "moved the other way", "against"
-    return "no transfer shown", "no"
-
-
-def _named(item: Transfer) -> str:
-    noise = f" at noise {item.noise:g}" if item.noise else ""
-    return f"{item.trait} by {item.teacher}{noise}"
-
-
-def plain_words(results: Results) -> list[str]:
-    """One sentence for each kind of outcome, the number of conditions first."""
-    found: dict[str, list[str]] = {}
-    for item in results.transfers:
-        found.setdefault(verdict(item.transfer)[0], []).append(_named(item))
-    level, total = level_text(results.confidence), len(results.transfers)
-    sentences = []
-    if total:
-        shown = len(found.get("travelled", ()))
-        sentences.append(
-            f"Transfer was shown in {shown} of {_many(total, 'condition')}."
-        )
-    for outcome, words in (
-        ("no transfer shown", f"No transfer was shown, the {level} interval includes "
-                              "zero: {}."),
-        ("moved the other way", "Moved against the teacher's trait: {}."),
-        ("no interval", "No interval could be computed, so nothing is shown: {}."),
-        ("not computed", "Could not be computed: {}."),
-    ):  # fmt: skip
-        if outcome in found:
-            sentences.append(words.format("; ".join(found[outcome])))
-    return sentences
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-# ── cells ────────────────────────────────────────────────────────────────────────
-
-
-def _value(
+def value_cell(
     value: Number, *, digits: int = 2, why: str = "could not be computed"
 ) -> Cell:
+    """A number, or a dash with its reason."""
     text = number(value, digits=digits)
     return Cell(text, why=why if text == MISSING else "")
 
@@ -140,112 +80,108 @@ def _estimate(
     if mean == MISSING:
         return Cell(MISSING, why="could not be computed")
     bounds = interval_text(estimate, signed=signed, least=least)
-    if bounds != MISSING:
-        return Cell(mean, bounds)
-    why = "an interval could not be computed"
-    if estimate.n < 2:
-        why = "an interval needs at least two clusters"
-    return Cell(mean, MISSING, why=why)
+    few = estimate.n < 2
+    why = "an interval needs two clusters" if few else "no interval could be computed"
+    return Cell(mean, bounds, why=why if bounds == MISSING else "")
 
 
 def _clusters(estimate: Estimate) -> Cell:
     return Cell(str(estimate.n), estimate.clusters)
 
 
-def _who(teacher: str, noise: float, trait: str) -> Cell:
-    return Cell(trait, f"{teacher}, noise {noise:g}")
-
-
-# ── tables ───────────────────────────────────────────────────────────────────────
+_MARKS = {"travelled": "yes", "moved the other way": "against"}
 
 
 def transfer_table(results: Results) -> Table:
     """The table of the answer: one row for each teacher × noise × trait."""
-    level = level_text(results.confidence)
+    absent = "there is no vector to compare with"
     rows = []
     for item in results.transfers:
-        word, mark = verdict(item.transfer)
-        rows.append(
-            (
-                Cell(item.trait),
-                Cell(word, mark=mark),
-                _estimate(item.transfer),
-                _estimate(item.specific),
-                _clusters(item.transfer),
-                Cell(item.teacher),
-                Cell(f"{item.noise:g}"),
-                _estimate(
-                    item.shift_cosine, absent="there is no vector to compare with"
-                ),
-                _estimate(
-                    item.control_cosine, absent="there is no vector to compare with"
-                ),
-            )
-        )
-    return Table(
-        "Transfer by teacher, noise and trait",
-        ("trait", "outcome", "#transfer, nats", "#specific part, nats", "#clusters",
-         "teacher", "#noise", "#cos(shift, vector) student", "#cos(shift, vector) control"),
-        tuple(rows),
-        (
-            "Transfer: preference of the student minus preference of its control, "
-            "in nats of log-odds. Specific part: transfer minus the mean change of all "
-            f"other traits. Brackets: {level} intervals over the clusters named.",
-        ),
+        outcome = verdict(item.transfer)
+        rows.append((
+            Cell(item.trait, f"{item.teacher}, noise {item.noise:g}"),
+            Cell(outcome, mark=_MARKS.get(outcome, "no")),
+            _estimate(item.transfer),
+            _estimate(item.specific),
+            _clusters(item.transfer),
+            _estimate(item.shift_cosine, absent=absent),
+            _estimate(item.control_cosine, absent=absent),
+        ))  # fmt: skip
+    note = (
+        "Transfer: preference of the student minus preference of its control, nats of "
+        "log-odds; at zero they prefer the trait equally. Specific part: transfer minus "
+        "the mean change of all other traits. cos: of the shift in the residual stream "
+        "with the teacher's vector, at the vector's layer. Brackets: "
+        f"{level_text(results.confidence)} intervals over the clusters named."
+    )
+    columns = (
+        "trait", "outcome", "#transfer, nats", "#specific part, nats", "#clusters",
+        "#cos, student", "#cos, control",
     )  # fmt: skip
+    return Table("Transfer by teacher, noise and trait", columns, tuple(rows), (note,))
 
+
+def cells_of(conditions: Iterable[Condition]) -> list[tuple[str, list[Condition]]]:
+    """The seeds of each teacher × noise × trait, with a name for it."""
+    groups: dict[tuple[str, float, str], list[Condition]] = {}
+    for c in conditions:
+        groups.setdefault((c.teacher, c.noise, c.trait), []).append(c)
+    noisy = any(noise for _, noise, _ in groups)
+    return [(cell_name(*key, is_noisy=noisy), group) for key, group in groups.items()]
+
+
+# ── read-outs ────────────────────────────────────────────────────────────────────
 
 ROLES = ("base", "teacher", "control", "student")
-_READOUT_COLUMNS = ("preference", "probability", "sampled_rate", "valid_rate")
+_MEASURES = ("preference", "probability", "sampled_rate", "valid_rate")
 
 
 def readout_table(results: Results) -> Table:
     """Base, teacher, control and student side by side, averaged over seeds."""
-    rows = []
-    for group in _cells(results.conditions):
+    rows: list[Row] = []
+    for name, group in cells_of(results.conditions):
+        rows.append((Cell(name),))
         for role in ROLES:
             found = [r for c in group for r in c.readouts if r.role == role]
             if found:
-                rows.append(_readout_row(group[0], role, found, results.confidence))
-    level = level_text(results.confidence)
-    notes = (
+                rows.append(_readout_row(role, found, results.confidence))
+    measures = (
         "Means over seeds. Preference: log-odds of the trait against the other members "
         "of the family, nats. Probability: its share among them. Sampled rate: share of "
-        "sampled answers that name the trait; valid rate: that name any member.",
-        f"Brackets: {level} intervals; of preference and probability over seeds and "
-        "questions, of rates over seeds, and over questions where there is one seed.",
+        "sampled answers that name the trait; valid rate: that name any member."
     )
-    return Table(
-        "Base, teacher, control and student",
-        ("who", "#preference, nats", "#probability", "#sampled rate", "#valid rate",
-         "trait"),
-        tuple(rows), notes,
+    brackets = (
+        f"Brackets: {level_text(results.confidence)} intervals, of preference and "
+        "probability over seeds and questions, of rates over seeds; over questions "
+        "where there is one seed."
+    )
+    columns = (
+        "who", "#preference, nats", "#probability", "#sampled rate", "#valid rate",
     )  # fmt: skip
+    title = "Base, teacher, control and student"
+    return Table(title, columns, tuple(rows), (measures, brackets))
 
 
-def _readout_row(
-    condition: Condition, role: str, found: Sequence[Readout], confidence: float
-) -> tuple[Cell, ...]:
-    cells = [
+def _readout_row(role: str, found: Sequence[Readout], confidence: float) -> Row:
+    cells = (
         _estimate(
-            mean_of_seeds(found, measure, confidence),
+            mean_of_seeds(found, measure, confidence=confidence),
             absent="answers were not sampled",
             signed=measure == "preference",
             least=2 if measure == "preference" else 3,
         )
-        for measure in _READOUT_COLUMNS
-    ]
-    trait = _who(condition.teacher, condition.noise, condition.trait)
-    return (Cell(role, mark=f"role-{role}"), *cells, trait)
+        for measure in _MEASURES
+    )
+    return (Cell(role, mark=f"role-{role}"), *cells)
 
 
 def mean_of_seeds(
-    readouts: Sequence[Readout], measure: str, confidence: float
+    readouts: Sequence[Readout], measure: str, *, confidence: float
 ) -> Estimate | None:
     """One measure over seeds; None if no seed has it.
 
     One seed keeps its own interval. Preferences and probabilities of several seeds
-    are taken as [seed, question] where all have answers to the same questions.
+    are taken as [seed, question] where all answer as many questions.
     """
     found = [e for r in readouts if (e := getattr(r, measure)) is not None]
     if len(found) < 2:
@@ -255,9 +191,8 @@ def mean_of_seeds(
     if alike and measure in ("preference", "probability"):
         odds = np.array(answers, dtype=np.float64)
         values = odds if measure == "preference" else 1 / (1 + np.exp(-odds))
-        return _as_estimate(
-            two_way_interval(values, confidence=confidence), "seed and question"
-        )
+        both = two_way_interval(values, confidence=confidence)
+        return _as_estimate(both, "seed and question")
     means = np.array([e.mean for e in found], dtype=np.float64)
     return _as_estimate(mean_interval(means, confidence=confidence), "seed")
 
@@ -270,102 +205,86 @@ def _as_estimate(interval: Interval, clusters: str) -> Estimate:
     return Estimate(mean=mean, low=low, high=high, n=interval.n, clusters=clusters)
 
 
-def _cells(conditions: Iterable[Condition]) -> list[list[Condition]]:
-    groups: dict[tuple[str, float, str], list[Condition]] = {}
-    for c in conditions:
-        groups.setdefault((c.teacher, c.noise, c.trait), []).append(c)
-    return list(groups.values())
-
-
 def seed_table(results: Results) -> Table:
     """Every single condition: its transfer against the control and against the base."""
-    rows = tuple(
-        (
-            Cell(c.trait, f"{c.teacher}, noise {c.noise:g}"),
-            Cell(str(c.seed)),
-            _estimate(c.transfer),
-            _estimate(c.transfer_from_base),
-            Cell(c.student),
-            Cell("; ".join(c.notes)),
-        )
-        for c in results.conditions
-    )
-    return Table(
-        "Every seed",
-        ("trait", "#seed", "#student − control, nats", "#student − base, nats",
-         "student", "notes"),
-        rows,
-        ("Intervals over questions.",),
+    rows: list[Row] = []
+    for name, group in cells_of(results.conditions):
+        rows.append((Cell(name),))
+        rows += [
+            (
+                Cell(f"seed {c.seed}"),
+                _estimate(c.transfer),
+                _estimate(c.transfer_from_base),
+                Cell(c.student),
+                Cell("; ".join(c.notes)),
+            )
+            for c in group
+        ]
+    columns = (
+        "seed", "#student − control, nats", "#student − base, nats", "student", "notes",
     )  # fmt: skip
+    level = level_text(results.confidence)
+    note = f"Brackets: {level} intervals over questions."
+    return Table("Every seed", columns, tuple(rows), (note,))
+
+
+# ── specificity, noise, strength ─────────────────────────────────────────────────
 
 
 def confusion_table(results: Results) -> Table:
     """λ of each confusion matrix with its interval and permutation p."""
     rows = tuple(
         (
-            Cell(found.teacher),
-            Cell(f"{found.noise:g}"),
+            Cell(found.teacher, f"noise {found.noise:g}"),
             _estimate(found.diagonal),
             _clusters(found.diagonal),
-            _value(found.p_value, digits=4),
+            value_cell(found.p_value, digits=4),
             Cell(f"{found.permutations:,}"),
         )
         for found in results.confusions
     )
-    notes = [
+    level = level_text(results.confidence)
+    flat = [
+        f"Teacher {found.teacher}{noise_name(found.noise, is_noisy=True)}: the {level} "
+        "interval of λ holds zero, so no specificity was shown."
+        for found in results.confusions
+        if verdict(found.diagonal) == NOT_SHOWN
+    ]
+    note = (
         "λ: how much more a student moves on its own trait than student and trait alone "
         "explain, nats. p: share of relabelings with a λ at least as large, the true "
         "one included, so never below 1 / (1 + relabelings)."
-    ]
-    level = level_text(results.confidence)
-    for found in results.confusions:
-        if verdict(found.diagonal)[1] == "no":
-            notes.append(
-                f"Teacher {found.teacher}, noise {found.noise:g}: the {level} interval "
-                "of λ includes zero, so no specificity was shown."
-            )
-    return Table(
-        "Specificity",
-        ("teacher", "#noise", "#λ, nats", "#clusters", "#p", "#relabelings"),
-        rows, tuple(notes),
-    )  # fmt: skip
+    )
+    columns = ("teacher", "#λ, nats", "#clusters", "#p", "#relabelings")
+    return Table("Specificity", columns, rows, (note, *flat))
 
 
 def factor_table(results: Results) -> Table:
     """The noise factor of each teacher and level."""
-    rows = []
+    rows, notes = [], []
     for found in results.noise_factors:
         ratio = _estimate(found.ratio, signed=False)
         if is_unbounded(found.ratio):
             ratio = Cell(ratio.text, "unbounded")
-        rows.append(
-            (
-                Cell(found.teacher),
-                Cell(f"{found.noise:g}"),
-                ratio,
-                _clusters(found.ratio),
+        name = Cell(found.teacher, f"noise {found.noise:g}")
+        rows.append((name, ratio, _clusters(found.ratio)))
+        low, high = found.ratio.low, found.ratio.high
+        if low is not None and high is not None and low <= 1 <= high:
+            notes.append(
+                f"Teacher {found.teacher}, noise {found.noise:g}: the interval holds 1, "
+                "so no effect of noise was shown."
             )
-        )
-    notes = [
-        "Mean transfer with noise divided by mean transfer without. 1 means that noise "
-        "changes nothing."
-    ]
     if any(is_unbounded(f.ratio) for f in results.noise_factors):
         notes.append(
             "Unbounded: the transfer without noise cannot be told from zero, so the "
             "ratio may be anything."
         )
-    for found in results.noise_factors:
-        low, high = found.ratio.low, found.ratio.high
-        if low is not None and high is not None and low <= 1 <= high:
-            notes.append(
-                f"Teacher {found.teacher}, noise {found.noise:g}: the interval includes "
-                "1, so no effect of noise was shown."
-            )
-    return Table(
-        "Noise factor", ("teacher", "#noise", "#factor", "#clusters"),
-        tuple(rows), tuple(notes),
-    )  # fmt: skip
+    note = (
+        "Mean transfer with noise divided by mean transfer without; at 1 noise changes "
+        f"nothing. Brackets: {level_text(results.confidence)} intervals."
+    )
+    columns = ("teacher", "#factor", "#clusters")
+    return Table("Noise factor", columns, tuple(rows), (note, *notes))
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -373,162 +292,28 @@ def sweep_table(sweep: Sweep) -> Table:
     names = ("layer", "dose", "strength", "share", "leak", "passed")
     rows = []
     for point in sweep.points:
-        cells = []
-        for name in names:
-            value = point.get(name)
-            real = isinstance(value, int | float) and not isinstance(value, bool)
-            digits = 0 if name == "layer" else 2
-            cells.append(_value(float(value) if real else None, digits=digits))  # type: ignore[arg-type]
-        chosen = (point.get("layer"), point.get("strength")) == (
-            sweep.layer,
-            sweep.strength,
+        numbers = (
+            value_cell(_real(point.get(name)), digits=0 if name == "layer" else 2)
+            for name in names
         )
+        place = (point.get("layer"), point.get("strength"))
         gate = "passes" if point.get("allowed") else "refused"
-        rows.append((*cells, Cell("chosen" if chosen else gate, mark="yes" * chosen)))
-    parts = [sweep.trait]
-    parts += [f"noise {sweep.noise:g}"] if sweep.noise else []
-    parts += [f"seed {sweep.seed}"] if sweep.seed is not None else []
-    return Table(
-        ", ".join(parts),
-        ("#layer", "#relative dose", "#strength", "#trait's share", "#leak",
-         "#rows passing", "gate"),
-        tuple(rows),
-        (f"Chosen: layer {sweep.layer}, strength {sweep.strength:.4g}.",),
+        is_chosen = place == (sweep.layer, sweep.strength)
+        rows.append((*numbers, Cell("chosen", mark="yes") if is_chosen else Cell(gate)))
+    note = f"Chosen: layer {sweep.layer}, strength {sweep.strength:.4g}."
+    columns = (
+        "#layer", "#relative dose", "#strength", "#trait's share", "#leak",
+        "#rows passing", "gate",
     )  # fmt: skip
+    return Table(sweep_name(sweep), columns, tuple(rows), (note,))
 
 
-def row_table(results: Results) -> Table:
-    """Rows written, kept and used by teacher and control, summed over seeds."""
-    rows = []
-    for group in _cells(results.conditions):
-        first = group[0]
-        for role, counts in (
-            ("teacher", [c.rows for c in group]),
-            ("control", [c.control_rows for c in group]),
-        ):
-            rows.append(
-                (
-                    Cell(role, mark=f"role-{role}"),
-                    *_count_cells(counts),
-                    _who(first.teacher, first.noise, first.trait),
-                )
-            )
-    return Table(
-        "Rows",
-        ("who", "#written", "#kept", "#share kept", "#trained on", "reasons of refusal",
-         "trait"),
-        tuple(rows),
-        (
-            "Summed over seeds. A row may be refused for more than one reason. Traits of "
-            "one teacher may share a control.",
-        ),
-    )  # fmt: skip
+def sweep_name(sweep: Sweep) -> str:
+    """Which vector was swept, and on which base."""
+    noise = noise_name(sweep.noise or 0.0, is_noisy=False)
+    seed = "" if sweep.seed is None else f", seed {sweep.seed}"
+    return f"{sweep.trait}{noise}{seed}"
 
 
-def _count_cells(counts: Sequence[RowCounts]) -> tuple[Cell, ...]:
-    written, kept, used = (
-        sum(getattr(c, name) for c in counts) for name in ("generated", "kept", "used")
-    )
-    reasons: dict[str, int] = {}
-    for c in counts:
-        for reason, count in c.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    ranked = sorted(reasons.items(), key=lambda item: -item[1])
-    share = kept / written if written else None
-    return (
-        Cell(f"{written:,}"),
-        Cell(f"{kept:,}"),
-        _value(share, why="no rows were written"),
-        Cell(f"{used:,}"),
-        Cell("; ".join(f"{reason} {count:,}" for reason, count in ranked) or "none"),
-    )
-
-
-_KINDS = {
-    "provenance": "loading the model",
-    "checkpoint": "storing noised bases",
-    "readout": "reading preferences",
-    "rows": "writing and filtering rows",
-    "training": "training students",
-    "cell": "reading shifts",
-    "vectors": "extracting and sweeping vectors",
-}
-
-
-def _kind(stage: str) -> str:
-    parts = stage.split("/")
-    key = "vectors" if "vectors" in parts else parts[-1]
-    return _KINDS.get(key, key)
-
-
-def seconds_table(results: Results) -> Table:
-    """Wall-clock time summed by kind of stage, the longest first."""
-    stages = sorted(results.seconds.items(), key=lambda item: _kind(item[0]))
-    kinds = [
-        (kind, [seconds for _, seconds in group])
-        for kind, group in groupby(stages, key=lambda item: _kind(item[0]))
-    ]
-    kinds.sort(key=lambda item: -sum(item[1]))
-    total = sum(results.seconds.values())
-    rows = tuple(
-        (
-            Cell(kind),
-            Cell(str(len(times))),
-            Cell(duration_text(sum(times))),
-            Cell(f"{100 * sum(times) / total:.0f} %" if total else MISSING),
-        )
-        for kind, times in kinds
-    )
-    return Table("Time by kind of stage", ("kind", "#stages", "#time", "#share"), rows)
-
-
-def stage_table(results: Results) -> Table:
-    """Wall-clock time of every stage, in order of name."""
-    rows = tuple(
-        (Cell(stage), Cell(duration_text(seconds)))
-        for stage, seconds in results.seconds.items()
-    )
-    return Table("Every stage", ("stage", "#time"), rows)
-
-
-_FACTS = {
-    "undertow_version": "undertow",
-    "commit": "commit",
-    "model": "model",
-    "model_fingerprint": "model fingerprint",
-    "device": "device",
-    "dtype": "dtype",
-    "dtype_reason": "reason for the dtype",
-    "template": "chat template",
-    "template_digest": "template digest",
-    "system": "system text",
-    "sampler": "sampler",
-    "time": "started",
-    "python": "Python",
-    "platform": "platform",
-    "processor": "processor",
-    "cores": "cores",
-}
-
-
-def provenance_table(results: Results) -> Table:
-    """What the run was made with; well-known facts first, all others after them."""
-    facts = results.provenance
-    names = [name for name in _FACTS if name in facts]
-    names += [name for name in facts if name not in _FACTS]
-    rows = tuple((Cell(_fact_name(name)), _fact(facts[name])) for name in names)
-    return Table("Made with", ("what", "value"), rows)
-
-
-def _fact_name(name: str) -> str:
-    return _FACTS.get(name, name.removesuffix("_version").replace("_", " "))
-
-
-def _fact(value: str | int | float | bool | None | list[str]) -> Cell:
-    if value is None:
-        return Cell(MISSING, why="not set, not installed or not known")
-    if isinstance(value, list):
-        return Cell(", ".join(value))
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no")
-    return Cell(str(value))
+def _real(value: float | bool | str | None) -> Number:  # noqa: FBT001
+    return None if value is None or isinstance(value, bool | str) else float(value)

@@ -92,3 +92,23 @@ def duration_text(seconds: float) -> str:
 def shortened(text: str, limit: int) -> str:
     """The text, cut with an ellipsis if it is longer than `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def cell_name(teacher: str, noise: float, trait: str, *, is_noisy: bool) -> str:
+    """A cell of the grid: `owl by steer, noise 0.05`.
+
+    `is_noisy` says that some cell has noise, so that a clean one is told apart.
+    """
+    return f"{trait} by {teacher}{noise_name(noise, is_noisy=is_noisy)}"
+
+
+def teacher_name(teacher: str, noise: float, *, is_noisy: bool) -> str:
+    """A teacher at one noise level: `Teacher: steer, no noise`."""
+    return f"Teacher: {teacher}{noise_name(noise, is_noisy=is_noisy)}"
+
+
+def noise_name(noise: float, *, is_noisy: bool) -> str:
+    """What to add to a name for its noise; nothing where no cell has any."""
+    if noise:
+        return f", noise {noise:g}"
+    return ", no noise" if is_noisy else ""
