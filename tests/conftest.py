@@ -1,8 +1,10 @@
 """What all tests share: one thread count, and the real model loaded once."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -10,6 +12,17 @@ if TYPE_CHECKING:
     from undertow.models.loading import Model
 
 REAL = "smollm2-135m"
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit status and the two streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,3 +51,25 @@ def smollm2(real_model_path: Path) -> "Model":
     from undertow.models.loading import load_model
 
     return load_model(real_model_path, dtype="float32")
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs `undertow ARGUMENTS` in this process."""
+    from undertow.cli import main
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["undertow", *map(str, arguments)])
+        monkeypatch.delenv("UNDERTOW_DEBUG", raising=False)
+        capsys.readouterr()
+        status: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        assert isinstance(status, int)
+        return Outcome(status, *capsys.readouterr())
+
+    return call

@@ -42,10 +42,11 @@ app.add_typer(models.app, name="models")
 app.add_typer(runs.recipes_app, name="recipes")
 
 
-def _version(*, value: bool) -> None:
+def _version(*, value: bool) -> bool:
     if value:
         print(f"undertow {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -76,7 +77,7 @@ def main() -> None:
             # A terminal that cannot show "→" is no reason to lose a result.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="undertow")
     except UndertowError as error:
         _fail(str(error))
     except OSError as error:

@@ -1,0 +1,121 @@
+"""Recipes are listed, shown, checked and described; unfinished runs have no report."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from undertow.cli.runs import _packaged
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+RECIPE = """\
+# undertow run small.yaml --out runs/small
+title: small
+question: does it travel?
+model: {name: tiny}
+traits: [owl]
+teachers: [{kind: prompt}]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_the_list_has_every_packaged_recipe_with_its_title(command: "Command") -> None:
+    found = command("recipes", "list")
+    assert found.status == 0
+    lines = found.out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(_packaged())
+    for line, path in zip(lines, _packaged().values(), strict=True):
+        content = yaml.safe_load(path.read_text())
+        assert content["title"] in line
+        assert line.endswith("(GPU)") == bool(content.get("needs_gpu"))
+
+
+def test_a_recipe_is_shown_as_it_is(command: "Command", recipe: Path) -> None:
+    assert command("recipes", "show", recipe).out == RECIPE
+
+
+def test_a_checked_recipe_has_its_defaults_and_overrides(
+    command: "Command", recipe: Path
+) -> None:
+    found = command("recipes", "check", recipe, "--set", "rows.count=7")
+    content = yaml.safe_load(found.out)
+    assert found.status == 0
+    assert content["rows"]["count"] == 7
+    assert content["rows"]["sampler"]["temperature"] == 1.0
+    assert content["model"]["name"] == "tiny"
+
+
+def test_all_faults_of_a_recipe_come_at_once(command: "Command", recipe: Path) -> None:
+    found = command(
+        "recipes", "check", recipe, "--set", "rows.count=0", "--set", "trait=[owl]"
+    )
+    assert found.status == 2
+    assert f"{recipe}: 2 fault(s):" in found.err
+    assert "rows.count:" in found.err
+    assert "trait: unknown key; did you mean 'traits'?" in found.err
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_an_unknown_recipe_is_named_with_those_there_are(
+    verb: str, command: "Command"
+) -> None:
+    found = command("recipes", verb, "owls")
+    assert found.status == 2
+    assert "recipe 'owls': 1 fault(s)" in found.err
+    assert "no such file or packaged recipe; there are" in found.err
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_a_missing_file_is_named(verb: str, command: "Command", tmp_path: Path) -> None:
+    found = command("recipes", verb, tmp_path / "gone.yaml")
+    assert found.status == 2
+    assert "gone.yaml" in found.err
+    assert "No such file or directory" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_hostile_text_of_a_recipe_does_not_reach_the_terminal(
+    command: "Command", tmp_path: Path
+) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("title: \x1b[2J\u202e\n")
+    found = command("recipes", "show", path)
+    assert found.out == "title: \\u001b[2J\\u202e\n"
+
+
+def test_the_schema_is_json_and_describes_a_recipe(command: "Command") -> None:
+    schema = json.loads(command("recipes", "schema").out)
+    assert {"title", "question", "model", "traits", "teachers"} <= set(
+        schema["required"]
+    )
+    assert schema["additionalProperties"] is False
+
+
+def test_a_recipe_with_an_unknown_trait_is_refused_before_a_model_is_loaded(
+    command: "Command", recipe: Path, tmp_path: Path
+) -> None:
+    found = command(
+        "run", recipe, "--out", tmp_path / "run", "--set", "traits=[unicorn]"
+    )
+    assert found.status == 2
+    assert "'unicorn'" in found.err
+    assert "owl" in found.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_needs_a_finished_run(command: "Command", tmp_path: Path) -> None:
+    found = command("report", tmp_path)
+    assert found.status == 2
+    assert f"{tmp_path / 'results.json'}: not there; the run is not finished" in (
+        found.err
+    )
