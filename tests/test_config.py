@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from undertow.config import dump_settings, json_schema, load_settings
 from undertow.errors import ConfigError
 
-
 NO_NODE = (
     "override 'rows.note=[': line 1, column 2: not YAML: expected the node content, "
     "but found '<stream end>'"
