@@ -105,6 +105,15 @@ def test_tokens_are_those_of_a_slow_loop(family: Family) -> None:
     assert len(lengths) > 1  # rows did end at different steps
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_that_share_no_beginning(family: Family) -> None:
+    model = tiny_model(family)
+    prompts = [[40 + i, *PROMPTS[i]] for i in range(4)]
+    found = sample(model, prompts, keys=KEYS[:4], seed=SEED, sampler=SHORT)
+    wanted = [_slow(model, p, k, SHORT) for p, k in zip(prompts, KEYS, strict=False)]
+    assert [list(s.ids) for s in found] == wanted
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral"])
 def test_a_sliding_window_means_the_same_under_the_cache(family: Family) -> None:
     plain = tiny_model(family)

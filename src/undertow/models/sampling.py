@@ -130,6 +130,12 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], new_tokens: int) -> N
             )
 
 
+def _slides_within(model: Model, width: int) -> bool:
+    """Whether some layer of the model looks back less far than `width` tokens."""
+    window = getattr(model.module.config.get_text_config(), "sliding_window", None)
+    return window is not None and window < width
+
+
 class _Batch:
     """Rows that are decoded together; `alive` maps places to the caller's rows."""
 
@@ -158,6 +164,8 @@ class _Batch:
         self, prompts: Sequence[Sequence[int]], width: int
     ) -> Float[Tensor, "row vocab"]:
         device, shared = self.model.device, common_prefix(prompts)
+        if _slides_within(self.model, width + self.sampler.max_new_tokens):
+            shared = 0  # a window counts places, and padding would lie inside it
         if shared and len(prompts) > 1:
             head = torch.tensor([list(prompts[0][:shared])], device=device)
             self._forward(head, torch.arange(shared, device=device)[None], None, 0)
