@@ -129,6 +129,8 @@ def _panel(
 
 
 def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
+    if not any(known(r.mean) for r in rows):
+        return Figure(())
     ends = limits([v for r in rows for v in (r.mean, r.low, r.high)])
     panels, noisy = [], any(r.noise for r in rows)
     for place, group in enumerate(grouped(rows, lambda r: r.teacher)):
@@ -146,7 +148,7 @@ def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
             )
         )
     return Figure(tuple(panels), (("student", "interval excludes zero"),
-                                  ("control", "interval includes zero")))  # fmt: skip
+                                  ("control", "includes zero, or no interval")))  # fmt: skip
 
 
 def _transfer_words(row: TransferRow, level: str) -> str:
@@ -237,16 +239,20 @@ def _traits(rows: Sequence[TraitRow]) -> Figure:
 
 
 def _confusion(rows: Sequence[LiftRow]) -> Figure:
+    if not any(known(r.lift) for r in rows):
+        return Figure(())
     strongest = max(
         (abs(r.lift) for r in rows if r.lift and known(r.lift)), default=0.0
     )
     panels, noisy = [], any(r.noise for r in rows)
     for place, group in enumerate(grouped(rows, lambda r: (r.teacher, r.noise))):
         traits = list(dict.fromkeys(r.student_of for r in group))
-        left = 30 + max(breadth(fit(name, 12)) for name in traits)
-        cell = min(46.0, (WIDTH - left - 6) / len(traits))
+        longest = max(breadth(fit(name, 12)) for name in traits)
+        left, right = 30 + longest, 6 + 0.7 * breadth(fit(traits[-1], 12))
+        # The last name leans over half a cell of its own.
+        cell = min(46.0, (WIDTH - left - right) / (len(traits) - 0.5))
         inner = cell * len(traits)
-        top = 24 + max(breadth(fit(name, 12)) for name in traits) * 0.75
+        top = 24 + 0.75 * longest
         draw = partial(draw_confusion, rows=group, strongest=strongest, cell=cell)
         words = "; ".join(
             f"student of {r.student_of} on {r.measured} {number(r.lift, signed=True)}"
@@ -270,6 +276,7 @@ def _confusion(rows: Sequence[LiftRow]) -> Figure:
 
 
 def _dose(rows: Sequence[TransferRow], level: str) -> Figure:
+    rows = [r for r in rows if known(r.mean)]
     if len({r.noise for r in rows}) < 2:
         return Figure(())
     ends = limits([v for r in rows for v in (r.mean, r.low, r.high)])
@@ -297,6 +304,7 @@ def _sweep_name(row: SweepRow) -> str:
 
 
 def _sweeps(rows: Sequence[SweepRow]) -> Figure:
+    rows = [r for r in rows if known(r.dose) and known(r.share)]
     layers = sorted({r.layer for r in rows if r.layer is not None})
     panels = []
     for group in grouped(rows, lambda r: r.sweep):

@@ -54,8 +54,11 @@ class Table:
     def all_notes(self) -> tuple[str, ...]:
         """The notes, and an explanation of every dash in the table."""
         reasons = dict.fromkeys(c.why for row in self.rows for c in row if c.why)
-        why = (f"{MISSING} no number: {'; '.join(reasons)}.",) if reasons else ()
-        return (*self.notes, *why)
+        if not reasons:
+            return self.notes
+        numbers = any(column.startswith("#") for column in self.columns)
+        never = " It never means zero." if numbers else ""
+        return (*self.notes, f"{MISSING} means: {'; '.join(reasons)}.{never}")
 
 
 def value_cell(
@@ -246,7 +249,7 @@ def confusion_table(results: Results) -> Table:
     level = level_text(results.confidence)
     flat = [
         f"Teacher {found.teacher}{noise_name(found.noise, is_noisy=True)}: the {level} "
-        "interval of λ holds zero, so no specificity was shown."
+        "interval of λ includes zero, so no specificity was shown."
         for found in results.confusions
         if verdict(found.diagonal) == NOT_SHOWN
     ]
@@ -271,7 +274,7 @@ def factor_table(results: Results) -> Table:
         low, high = found.ratio.low, found.ratio.high
         if low is not None and high is not None and low <= 1 <= high:
             notes.append(
-                f"Teacher {found.teacher}, noise {found.noise:g}: the interval holds 1, "
+                f"Teacher {found.teacher}, noise {found.noise:g}: the interval includes 1, "
                 "so no effect of noise was shown."
             )
     if any(is_unbounded(f.ratio) for f in results.noise_factors):

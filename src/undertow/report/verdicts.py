@@ -1,6 +1,6 @@
 """What an interval allows one to say: the words of a report's answer.
 
-An interval that holds zero shows no transfer, and that is said; so is an interval that
+An interval that includes zero shows no transfer, and that is said; so is an interval that
 could not be computed.
 """
 
@@ -44,7 +44,10 @@ def plain_words(results: Results) -> list[str]:
 
 def _words(level: str) -> dict[str, tuple[str, str]]:
     return {
-        NOT_SHOWN: ("No transfer was shown for ", f": its {level} interval holds zero"),
+        NOT_SHOWN: (
+            "No transfer was shown for ",
+            f": its {level} interval includes zero",
+        ),
         AGAINST: ("Against the teacher's trait moved ", ""),
         NO_INTERVAL: ("Nothing is shown for ", ": no interval could be computed"),
         NOT_COMPUTED: ("Nothing could be computed for ", ""),
