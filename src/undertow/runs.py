@@ -108,7 +108,8 @@ class Run:
 
 
 def _is_name(name: str) -> bool:
-    return name.isprintable() and "\\" not in name
+    # A disk takes 255 bytes; markers and drafts put something behind.
+    return name.isprintable() and "\\" not in name and len(name.encode()) < 240
 
 
 def _read_marker(path: Path, name: str) -> dict[str, Any]:
