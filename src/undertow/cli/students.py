@@ -84,6 +84,9 @@ def train(
     model = loading.load()
     teachers: dict[str, Teacher] = {}
     if settings.kind == "soft":
+        if teaching.teacher == "none":
+            fault = "--kind soft needs a --teacher to fit the student to"
+            raise ConfigError("train", [fault])
         teachers["student"] = teaching.make(model, traits)
         if control is not None:
             teachers["control"] = _decoy(

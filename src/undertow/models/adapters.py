@@ -23,7 +23,7 @@ from undertow.errors import DatasetError, ModelError, VectorMismatchError, shown
 from undertow.models.architecture import matrix_kind
 from undertow.models.loading import Model
 from undertow.seeding import torch_generator
-from undertow.storage import read_json, write_json
+from undertow.storage import read_json, replacing, write_json
 
 _PREFIX = "base_model.model."
 # Options of PEFT under which an adapter is more than B·A·alpha/rank.
@@ -156,7 +156,8 @@ def _replace(model: Model, name: str, module: nn.Module) -> None:
 def save_adapter(adapter: LoraAdapter, directory: Path) -> Path:
     """Writes `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(adapter.state(), directory / "adapter_model.safetensors")
+    with replacing(directory / "adapter_model.safetensors") as draft:
+        save_file(adapter.state(), draft)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

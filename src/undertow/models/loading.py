@@ -25,7 +25,7 @@ from undertow.errors import ModelError, shown
 from undertow.models import registry
 from undertow.models.architecture import Architecture, find_architecture
 from undertow.models.chat import ChatTemplate, choose_template
-from undertow.storage import write_json
+from undertow.storage import write_json, writing
 
 _DTYPES = {
     "float32": torch.float32,
@@ -286,6 +286,7 @@ def save_checkpoint(
 
     Raises:
         ModelError: The folder holds something else.
+        RunError: The disk is full, or the place cannot be written.
     """
     ours = (directory / _FACTS).exists()
     if directory.exists() and not ours and any(directory.iterdir()):
@@ -295,8 +296,8 @@ def save_checkpoint(
         )
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with registry.quiet():
+    with registry.quiet(), writing(directory):
+        partial.mkdir(parents=True)
         model.module.save_pretrained(partial, safe_serialization=True)
         model.tokenizer.save_pretrained(partial)
     facts = {"format": 1, "base": model.name, "fingerprint": model.fingerprint}

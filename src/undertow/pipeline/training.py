@@ -26,7 +26,7 @@ from undertow.models.chat import Rendered
 from undertow.models.likelihood import predicting_states, unembed
 from undertow.models.loading import Model
 from undertow.seeding import generator
-from undertow.storage import append_jsonl, read_jsonl
+from undertow.storage import append_jsonl, read_jsonl, replacing
 
 Context = Callable[[], AbstractContextManager[object]]
 
@@ -291,10 +291,8 @@ class _State:
         for index, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"state/{index}/{key}"] = torch.as_tensor(value).clone()
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / "checkpoint.partial"
-        save_file(tensors, partial, metadata={"update": str(self.update)})
-        partial.replace(directory / "checkpoint.safetensors")
+        with replacing(directory / "checkpoint.safetensors") as draft:
+            save_file(tensors, draft, metadata={"update": str(self.update)})
 
     @torch.no_grad()
     def load(self, directory: Path) -> bool:

@@ -9,6 +9,7 @@ from undertow.storage.files import (
     replacing,
     write_json,
     write_text,
+    writing,
 )
 from undertow.storage.rows import (
     Layout,
@@ -32,4 +33,5 @@ __all__ = [
     "write_json",
     "write_rows",
     "write_text",
+    "writing",
 ]

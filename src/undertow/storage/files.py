@@ -11,11 +11,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from undertow.errors import DatasetError, RunError
 
@@ -54,6 +57,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         if error.filename is None or draft is None or str(draft) in str(error):
             raise _unwritable(path, error) from error
         raise
+    except SafetensorError as error:
+        raise _unwritable(path, _cause(error)) from error
     except ValueError as error:
         if draft is None:
             raise _no_path(path, error) from error
@@ -62,6 +67,29 @@ def replacing(path: Path | str) -> Iterator[Path]:
         if draft is not None:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Explains a full disk or a forbidden place, for what other libraries write.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(Path(path), error) from error
+    except SafetensorError as error:
+        raise _unwritable(Path(path), _cause(error)) from error
+
+
+def _cause(error: SafetensorError) -> OSError:
+    """What the system said; safetensors gives it as text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        raise error
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _sync(path: Path) -> None:
