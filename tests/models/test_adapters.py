@@ -72,7 +72,7 @@ def test_we_read_what_peft_writes(family: Family, tmp_path: Path) -> None:
     )  # fmt: skip
     wrapped = get_peft_model(tiny_model(family).module, config)
     theirs = _logits(wrapped)
-    wrapped.save_pretrained(tmp_path)
+    wrapped.save_pretrained(str(tmp_path))
     adapter = load_adapter(model, tmp_path)
     assert (adapter.rank, adapter.scale) == (4, 2.5)
     with attached(model, adapter):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_an_unreachable_hub_is_said_at_once(
     def refused(*_: object, **__: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(loading.socket, "create_connection", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
     monkeypatch.setattr(loading, "getproxies", dict)
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:
