@@ -110,8 +110,10 @@ def batch_order(
     batches: list[list[int]] = []
     for epoch in range(settings.epochs):
         order = generator(seed, "batches", epoch).permutation(count).tolist()
-        for start in range(0, count, settings.batch_size):
-            batches.append(order[start : start + settings.batch_size])
+        batches += [
+            order[start : start + settings.batch_size]
+            for start in range(0, count, settings.batch_size)
+        ]
     return batches[: settings.max_updates]
 
 
@@ -365,7 +367,7 @@ def train_student(
 
     Raises:
         DatasetError: There are no rows, or views that differ.
-        TrainingError: The loss is no longer finite; the last checkpoint stays.
+        TrainingError: Loss or gradient are no longer finite; the last checkpoint stays.
     """
     _check(examples, settings)
     batches = batch_order(len(examples), settings=settings, seed=seed)
@@ -373,13 +375,13 @@ def train_student(
     if settings.kind == "full":
         originals = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     state = _State(model, settings, seed)
-    trace = _resume(state, directory)
     allowed = None
     if settings.kind == "soft" and settings.soft_tokens == "numbers":
         allowed = torch.tensor(carrier, device=model.device)
     try:
+        trace = _resume(state, directory)
         for parameter in state.named.values():
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(requires_grad=True)
         while state.update < len(batches):
             batch = [examples[place] for place in batches[state.update]]
             loss = _update(
@@ -425,20 +427,28 @@ def _update(
         else:
             loss = distillation_loss(model, rows, states, allowed=allowed)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"update {state.update + 1} of {total}: the loss is {value}; lower "
-                f"student.learning_rate (now {settings.learning_rate}) or the noise; "
-                "the last checkpoint is kept"
-            )
+        _check_finite(value, "loss", state.update, total, settings)
         loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
+    norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
+    _check_finite(float(norm), "gradient's norm", state.update, total, settings)
     for group in state.optimizer.param_groups:
         group["lr"] = _rate(state.update, total, settings)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.update += 1
     return value
+
+
+def _check_finite(
+    value: float, what: str, update: int, total: int, settings: TrainingSettings
+) -> None:
+    """Stops before weights become NaN, and so before such weights are kept."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"update {update + 1} of {total}: the {what} is {value}; lower "
+            f"student.learning_rate (now {settings.learning_rate}) or the noise; "
+            "the last checkpoint is kept"
+        )
 
 
 def _keep(
@@ -473,7 +483,7 @@ def _student(model: Model, state: _State, trace: list[tuple[int, float]]) -> Stu
 def _restore(model: Model, originals: dict[str, Tensor] | None) -> None:
     """Freezes the base again and, after full fine-tuning, puts its weights back."""
     for name, parameter in model.module.named_parameters():
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(requires_grad=False)
         parameter.grad = None
         if originals is not None:
             parameter.copy_(originals[name])
