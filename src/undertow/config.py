@@ -61,7 +61,8 @@ def check_settings(
     try:
         settings = model_cls.model_validate(data)
     except ValidationError as error:
-        faults += [_fault(model_cls, dict(e)) for e in error.errors()]
+        found = [dict(e) for e in error.errors()]
+        faults += [_fault(model_cls, e) for e in found if not _follows(e, found)]
     except RecursionError:
         faults.append("an alias holds itself")
     if faults or settings is None:
@@ -187,6 +188,14 @@ def _fault(model_cls: type[BaseModel], error: dict[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{where}: {message}"
     return f"{where}: {message[:1].lower()}{message[1:]}; got {_got(error['input'])}"
+
+
+def _follows(error: dict[str, Any], errors: Sequence[dict[str, Any]]) -> bool:
+    """True if a list is too short only because pydantic left out what is wrong in it."""
+    place = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(e["loc"]) > len(place) and e["loc"][: len(place)] == place for e in errors
+    )
 
 
 def _suggestion(name: str, parent: type[BaseModel] | None) -> str:
