@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -203,11 +203,15 @@ def noise(
     distribution: Annotated[Literal["normal", "uniform"], typer.Option()] = "normal",
 ) -> None:
     """Writes the model with Gaussian noise on its weights as a checkpoint."""
-    from undertow.interventions.noise import add_weight_noise
+    from undertow.interventions.noise import KINDS, add_weight_noise
     from undertow.models.loading import fingerprint, save_checkpoint
 
     refuse_existing(out)
-    kinds: Any = words(scope)
+    named = words(scope)
+    kinds = tuple(kind for kind in KINDS if kind in named)
+    if not named or set(named) - set(KINDS):
+        fault = f"got {scope!r}, expected some of {','.join(KINDS)}"
+        raise ConfigError("--scope", [fault])
     model = loading.load()
     report = add_weight_noise(
         model, p=p, seed=seed, scope=kinds, formula=formula, distribution=distribution

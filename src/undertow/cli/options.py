@@ -236,8 +236,8 @@ class Steering:
             return ["--vector needs either --strength or --dose"]
         return []
 
-    def settled(self, path: Path | None = None) -> "tuple[SteeringVector, float]":
-        """The vector and its strength; another file than `vector` may be given.
+    def settled(self) -> "tuple[SteeringVector, float]":
+        """The vector and its strength.
 
         Raises:
             ConfigError: Options that do not fit together.
@@ -245,8 +245,11 @@ class Steering:
         """
         from undertow.interventions.steering import load_vector
 
-        file = path or self.vector
-        if faults := self.faults():
+        file = self.vector
+        faults = self.faults()
+        if file is None and not faults:
+            faults = ["--vector FILE is missing"]
+        if faults:
             raise ConfigError("steering options", faults)
         assert file is not None
         vector = load_vector(file)

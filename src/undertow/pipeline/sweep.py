@@ -44,7 +44,7 @@ class SweepPoint:
     passed: float
     allowed: bool
 
-    def as_dict(self) -> dict[str, float | bool | str | None]:
+    def as_dict(self) -> dict[str, int | float | bool | str | None]:
         """JSON-able values."""
         return asdict(self)
 
