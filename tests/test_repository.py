@@ -1,5 +1,6 @@
 """The repository keeps its word: README code is real, recipes hold, no stray paths."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -131,6 +132,31 @@ def test_unsafe_loading_is_nowhere_in_the_package() -> None:
     )
     for path in (ROOT / "src").rglob("*.py"):
         assert not unsafe.search(path.read_text()), path.name
+
+
+def modules() -> list[Path]:
+    """Every module of the package that holds code, relative to the package."""
+    package = ROOT / "src" / "undertow"
+    found = [path.relative_to(package) for path in sorted(package.rglob("*.py"))]
+    return [path for path in found if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_every_module_has_its_tests(module: Path) -> None:
+    # A file of its own name, or one beside it that imports from it.
+    folder = ROOT / "tests" / module.parent
+    dotted = ".".join(["undertow", *module.with_suffix("").parts])
+    uses = re.compile(rf"\b{re.escape(dotted)}\b")
+    assert (folder / f"test_{module.name}").is_file() or any(
+        uses.search(path.read_text()) for path in folder.glob("test_*.py")
+    ), f"no test of {dotted} in {folder.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_every_module_says_what_it_is_for(module: Path) -> None:
+    path = ROOT / "src" / "undertow" / module
+    assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"
+    assert len(path.read_text().splitlines()) <= 500, "longer than 500 lines"
 
 
 def test_versions_agree() -> None:
