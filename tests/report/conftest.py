@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -343,12 +342,3 @@ def hostile() -> Results:
 @pytest.fixture(scope="session")
 def evil() -> Sequence[str]:
     return EVIL
-
-
-@pytest.fixture(scope="session")
-def realistic_page(
-    realistic: Results, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    from undertow.report.html import write_report
-
-    return write_report(realistic, tmp_path_factory.mktemp("page") / "report.html")

@@ -123,7 +123,8 @@ class LossRow(NamedTuple):
     loss: Number
 
 
-Rows = Sequence[NamedTuple]
+Rows = Sequence[Any]
+"""Rows of one of the kinds above (`NamedTuple` itself is no type to check against)."""
 
 
 def is_unbounded(estimate: Estimate) -> bool:
@@ -296,6 +297,10 @@ def _csv_text(rows: Rows) -> str:
     return text.getvalue()
 
 
+# The last four are the first four at full width, which some spreadsheets read alike.
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
 def _cell(value: object) -> object:
     """A value as a CSV field: numbers as they are, text that computes nothing."""
     if isinstance(value, bool):
@@ -306,4 +311,4 @@ def _cell(value: object) -> object:
         return value
     text = visible(value)
     # Spreadsheets skip white space before they look for a formula.
-    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%") else text
+    return f"'{text}" if text.lstrip()[:1] in _FORMULA else text

@@ -105,10 +105,10 @@ def _panel(
     draw: Callable[[Axes], None],
     *,
     height: float,
-    left: float = 44,
-    right: float = 10,
-    top: float = 10,
-    bottom: float = 38,
+    left: float = 44.0,
+    right: float = 10.0,
+    top: float = 10.0,
+    bottom: float = 38.0,
 ) -> Panel:
     """Draws into one axes with margins in units and returns the finished panel."""
     with drawing(key):
@@ -141,10 +141,10 @@ def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
                 f"Teacher: {group[0].teacher}",
                 "; ".join(_transfer_words(r, level) for r in group),
                 draw,
-                height=44 + 44 * len(group),
-                left=4,
-                right=4,
-                top=2,
+                height=44.0 + 44 * len(group),
+                left=4.0,
+                right=4.0,
+                top=2.0,
             )
         )
     return Figure(tuple(panels), (("student", "interval excludes zero"),
@@ -177,9 +177,9 @@ def _readouts(rows: Sequence[ReadoutRow]) -> Figure:
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean preference in nats: {', '.join(words)}",
                 draw,
-                height=48 + 30 * len(ROLES),
-                left=62,
-                top=4,
+                height=48.0 + 30 * len(ROLES),
+                left=62.0,
+                top=4.0,
             )
         )
     return Figure(tuple(panels))
@@ -202,7 +202,7 @@ def _shift(rows: Sequence[ShiftRow]) -> Figure:
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean cosine at the vector's layer: {', '.join(words)}",
                 draw,
-                height=210,
+                height=210.0,
             )
         )
     return Figure(tuple(panels), (("student", "student"), ("control", "control")))
@@ -229,9 +229,9 @@ def _traits(rows: Sequence[TraitRow]) -> Figure:
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Largest mean change in nats: {words}{rank}",
                 draw,
-                height=48 + 15 * len(traits),
+                height=48.0 + 15 * len(traits),
                 left=12 + longest,
-                top=4,
+                top=4.0,
             )
         )
     legend = (("student", "the teacher's own trait"), ("control", "other traits"))
@@ -268,7 +268,7 @@ def _confusion(rows: Sequence[LiftRow]) -> Figure:
                 left=left,
                 right=WIDTH - left - inner,
                 top=top,
-                bottom=6,
+                bottom=6.0,
             )
         )
     return Figure(tuple(panels), (("more", "more than the control"),
@@ -290,7 +290,7 @@ def _dose(rows: Sequence[TransferRow], level: str) -> Figure:
                 f"Teacher: {group[0].teacher}",
                 "; ".join(_transfer_words(r, level) for r in group),
                 draw,
-                height=220,
+                height=220.0,
             )
         )
     legend = tuple((series(place), trait) for place, trait in enumerate(traits))
@@ -323,7 +323,7 @@ def _sweeps(rows: Sequence[SweepRow]) -> Figure:
                 _sweep_name(group[0]),
                 f"{len(group)} points, {refused} refused by the gate; {words}",
                 draw,
-                height=210,
+                height=210.0,
             )
         )
     legend = [(series(n), f"layer {layer:g}") for n, layer in enumerate(layers)]
@@ -347,7 +347,7 @@ def _training(rows: Sequence[LossRow]) -> Figure:
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean loss at the last update: {', '.join(last)}",
                 draw,
-                height=200,
+                height=200.0,
             )
         )
     return Figure(tuple(panels), (("student", "student"), ("control", "control")))

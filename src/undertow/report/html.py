@@ -58,7 +58,7 @@ def render_report(results: Results) -> str:
         answers=_sentences(results.headline),
         plain=plain_words(results),
         level=level_text(results.confidence),
-        total_time=duration_text(sum(results.seconds.values())),
+        total_time=duration_text(sum(results.seconds.values(), 0.0)),
         panels_at_once=PANELS_AT_ONCE,
         style=Markup(style),
         policy=_policy(style),

@@ -19,7 +19,7 @@ def verdict(estimate: Estimate) -> str:
     if not known(estimate.mean):
         return NOT_COMPUTED
     low, high = estimate.low, estimate.high
-    if low is None or high is None or math.isnan(low + high):
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
         return NO_INTERVAL
     if low > 0:
         return TRAVELLED

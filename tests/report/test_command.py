@@ -1,0 +1,40 @@
+"""`undertow report` writes the page and the data of its figures from `results.json`."""
+
+from pathlib import Path
+
+import pytest
+
+from undertow.cli.runs import report
+from undertow.errors import RunError
+from undertow.report.html import render_report
+from undertow.results import Results
+from undertow.storage import write_json
+
+
+@pytest.fixture
+def directory(empty: Results, tmp_path: Path) -> Path:
+    write_json(tmp_path / "results.json", empty.model_dump(mode="json"))
+    return tmp_path
+
+
+def test_the_report_of_a_run_lies_in_its_directory(
+    directory: Path, empty: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(directory)
+    page = directory / "report.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text(encoding="utf-8") == render_report(empty)
+    assert (directory / "figures" / "transfer.csv").is_file()
+
+
+def test_the_data_lies_beside_a_report_elsewhere(directory: Path) -> None:
+    report(directory, out=directory / "other" / "page.html")
+    assert (directory / "other" / "page.html").is_file()
+    assert (directory / "other" / "figures" / "noise_factors.csv").is_file()
+    assert not (directory / "report.html").exists()
+
+
+def test_results_of_another_version_are_refused(directory: Path) -> None:
+    write_json(directory / "results.json", {"title": "t"})
+    with pytest.raises(RunError, match=r"results\.json: not results of this version"):
+        report(directory)

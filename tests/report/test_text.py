@@ -1,0 +1,71 @@
+"""Numbers and foreign text as a reader sees them."""
+
+import math
+
+import pytest
+
+from undertow.report import text
+from undertow.results import Estimate
+
+
+def estimate(mean: float | None, low: float | None, high: float | None) -> Estimate:
+    return Estimate(mean=mean, low=low, high=high, n=5, clusters="seed")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "—"),
+        (math.nan, "—"),
+        (math.inf, "—"),
+        (0.0, "0.00"),
+        (-0.001, "0.00"),
+        (0.415, "+0.41"),
+        (-1.5, "−1.50"),
+        (12.0, "+12.00"),
+    ],
+)
+def test_numbers_have_a_real_minus_and_missing_ones_are_no_zero(
+    value: float | None, shown: str
+) -> None:
+    assert text.number(value, signed=True) == shown
+
+
+def test_an_interval_is_as_precise_as_its_distance_from_zero_needs() -> None:
+    assert text.estimate_text(estimate(0.5, 0.25, 0.75)) == "+0.50 [+0.25, +0.75]"
+    assert text.estimate_text(estimate(0.5, 0.003, 0.997)) == "+0.500 [+0.003, +0.997]"
+    assert text.estimate_text(estimate(-0.5, -1.0, 0.0)) == "−0.50 [−1.00, 0.00]"
+    # Nothing is shown beyond four places.
+    assert text.estimate_text(estimate(0.5, 1e-7, 1.0)) == "+0.5000 [0.0000, +1.0000]"
+
+
+def test_missing_parts_of_an_estimate_are_dashes() -> None:
+    assert text.estimate_text(estimate(None, None, None)) == "—"
+    assert text.estimate_text(estimate(0.25, None, None)) == "+0.25 —"
+    assert text.estimate_text(estimate(0.25, -math.inf, math.inf)) == "+0.25 —"
+
+
+def test_unseen_characters_are_spelled_out() -> None:
+    hostile = "a\u202eb\u2066c\x1b[31m\x00\u2028\ud800\u200b\n日本 é"
+    assert text.visible(hostile) == (
+        r"a\u202eb\u2066c\u001b[31m\u0000\u2028\ud800\u200b" + "\n日本 é"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, "0.0 s"), (59.94, "59.9 s"), (61.25, "1 min 01 s"), (7322.0, "2 h 02 min")],
+)
+def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
+    assert text.duration_text(seconds) == shown
+
+
+def test_cells_are_named_by_their_noise_where_there_is_any() -> None:
+    assert text.cell_name("steer", 0.0, "owl", is_noisy=False) == "owl by steer"
+    assert (
+        text.cell_name("steer", 0.0, "owl", is_noisy=True) == "owl by steer, no noise"
+    )
+    assert text.cell_name("steer", 0.05, "owl", is_noisy=True) == (
+        "owl by steer, noise 0.05"
+    )
+    assert text.teacher_name("steer", 0.1, is_noisy=True) == "Teacher: steer, noise 0.1"
