@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from undertow.errors import ConfigError, DatasetError, TrainingError
 from undertow.models.adapters import LoraAdapter, attached, new_adapter
+from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
 from undertow.models.likelihood import predicting_states, unembed
 from undertow.models.loading import Model
@@ -362,7 +363,8 @@ def train_student(
         directory: Where checkpoints and the loss trace go; None keeps nothing. An
             interrupted run continues there with the same result as an unbroken one.
         teacher: Opens a context in which `model` acts as the teacher ('soft' only).
-        carrier: Token ids for `soft_tokens='numbers'`.
+        carrier: Token ids for `soft_tokens='numbers'`; None takes those that number
+            rows are made of.
         on_update: Called after each update with (update, total, loss).
 
     Raises:
@@ -377,7 +379,8 @@ def train_student(
     state = _State(model, settings, seed)
     allowed = None
     if settings.kind == "soft" and settings.soft_tokens == "numbers":
-        allowed = torch.tensor(carrier, device=model.device)
+        ids = carrier_ids(model) if carrier is None else carrier
+        allowed = torch.tensor(ids, device=model.device)
     try:
         trace = _resume(state, directory)
         for parameter in state.named.values():
