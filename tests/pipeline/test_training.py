@@ -618,8 +618,8 @@ def _trl(
 ) -> tuple[Any, Any]:
     """TRL's trainer around the same base and adapter, all rows in each batch."""
     import datasets
-    from peft import PeftModel
     import trl
+    from peft import PeftModel
 
     from undertow.models.adapters import save_adapter
 

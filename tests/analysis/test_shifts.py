@@ -1,0 +1,104 @@
+"""Shifts of students whose change is known because it was planted."""
+
+import math
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+from undertow.analysis.shifts import mean_shift, shift_cosines, shift_norms
+from undertow.errors import DatasetError
+from undertow.interventions.steering import Positions, SteeringVector, steering
+from undertow.models.chat import Rendered
+from undertow.models.hooks import recording_residuals
+from undertow.models.loading import Model
+from undertow.models.tiny import FAMILIES, Family, tiny_model
+
+ROWS = [
+    Rendered([7, 50, 9, 120, 33, 81], 3),
+    Rendered([60, 61, 62, 63, 64, 65, 66, 67, 68], 1),
+    Rendered([7, 50, 9, 121], 3),
+]
+
+
+def _vector(model: Model, layer: int) -> SteeringVector:
+    draw = torch.Generator().manual_seed(0)
+    return SteeringVector(
+        directions=torch.randn(1, 32, generator=draw), layers=(layer,),
+        method="tell_me", trait="owl", n=1, fingerprint=model.fingerprint,
+        model_name=model.name, residual_norms=(1.0,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_planted_bias_is_the_shift_at_its_block(family: Family, layer: int) -> None:
+    model = tiny_model(family)
+    vector = _vector(model, layer)
+    planted = partial(steering, model, vector, strength=3.0)
+    shift = mean_shift(model, ROWS, acting=planted)
+    assert shift.shape == (4, 32)
+    assert shift.dtype == torch.float64
+    wanted = 3.0 * vector.direction(layer).double()
+    torch.testing.assert_close(shift[layer], wanted, rtol=0, atol=1e-5)
+    cosines = shift_cosines(shift, vector.direction(layer))
+    assert cosines[layer] == pytest.approx(1.0, abs=1e-6)
+    assert all(math.isnan(cosine) for cosine in cosines[:layer])  # nothing moved there
+    assert all(-1 <= cosine < 0.999 for cosine in cosines[layer + 1 :])
+    norms = shift_norms(shift)
+    assert norms[:layer] == [0.0] * layer
+    assert norms[layer] == pytest.approx(3 * vector.norm(layer), rel=1e-5)
+
+
+def test_a_student_that_is_the_base_has_not_moved() -> None:
+    model = tiny_model("llama")
+    shift = mean_shift(model, ROWS, acting=nullcontext)
+    assert not bool(shift.any())
+    cosines = shift_cosines(shift, torch.ones(32))
+    assert len(cosines) == 4
+    assert all(math.isnan(cosine) for cosine in cosines)
+
+
+def test_the_mean_is_over_completion_tokens_by_hand() -> None:
+    model = tiny_model("llama")
+    planted = partial(steering, model, _vector(model, 1), strength=3.0)
+
+    @torch.no_grad()
+    def states(row: Rendered) -> torch.Tensor:
+        with recording_residuals(model, (2,)) as kept:
+            model.module(torch.tensor([row.ids]))
+        return kept[2][0, row.completion_start :].double()
+
+    base = torch.cat([states(row) for row in ROWS])
+    with planted():
+        student = torch.cat([states(row) for row in ROWS])
+    assert len(base) == 3 + 8 + 1
+    wanted = (student - base).mean(dim=0)
+    shift = mean_shift(model, ROWS, acting=planted)
+    torch.testing.assert_close(shift[2], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("positions", "moved"), [("completion", 1.0), ("prompt", 0.0)])
+def test_only_what_happens_at_completions_is_seen(
+    positions: Positions, moved: float
+) -> None:
+    model = tiny_model("llama")
+    vector = _vector(model, 1)
+    planted = partial(steering, model, vector, positions=positions)
+    shift = mean_shift(model, ROWS, acting=planted)
+    wanted = moved * vector.direction(1).double()
+    torch.testing.assert_close(shift[1], wanted, rtol=0, atol=1e-5)
+
+
+def test_cosines_and_norms_by_hand() -> None:
+    shift = torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]], dtype=torch.float64)
+    cosines = shift_cosines(shift, torch.tensor([0.0, 5.0]))
+    assert cosines[:2] == [pytest.approx(0.8), pytest.approx(-1.0)]
+    assert math.isnan(cosines[2])
+    assert shift_norms(shift) == [5.0, 2.0, 0.0]
+
+
+def test_no_rows_have_no_shift() -> None:
+    with pytest.raises(DatasetError, match="no rows to read a shift on"):
+        mean_shift(tiny_model("llama"), [], acting=nullcontext)
