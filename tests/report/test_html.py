@@ -171,7 +171,6 @@ def test_a_page_of_nothing_says_so_and_leaves_the_rest_out(empty: Results) -> No
         "repeat",
     ]  # fmt: skip
     text = squeezed(Page(raw).text)
-    assert "Transfer was shown in 0 of 1 condition." in text
     assert "Nothing could be computed for owl by prompt." in text
     assert "— means: could not be computed" in text
     assert "<figure" not in raw

@@ -171,3 +171,28 @@ def test_provenance_shows_every_fact(realistic: Results) -> None:
     )
     assert shown["torch"] == "2.13.0"
     assert shown["system text"] == "—"
+
+
+def test_shares_end_at_0_and_1(realistic: Results) -> None:
+    first = realistic.conditions[0]
+    wide = Estimate(mean=0.5, low=-0.25, high=1.25, n=2, clusters="question")
+    student = first.readouts[3].model_copy(
+        update={"probability": wide, "preference": wide}
+    )
+    changed = realistic.model_copy(
+        update={"conditions": [first.model_copy(update={"readouts": [student]})]}
+    )
+    row = tables.readout_table(changed).rows[1]
+    assert (row[1].text, row[1].below) == ("+0.50", "[−0.25, +1.25]")
+    assert (row[2].text, row[2].below) == ("0.500", "[0.000, 1.000]")
+
+
+def test_rates_that_nobody_sampled_have_no_columns(
+    empty: Results, realistic: Results
+) -> None:
+    table = tables.readout_table(empty)
+    assert table.columns == ("who", "#preference, nats", "#probability")
+    assert "Answers were not sampled." in table.notes
+    whole = tables.readout_table(realistic)
+    assert whole.columns[3:] == ("#sampled rate", "#valid rate")
+    assert "Answers were not sampled." not in whole.notes

@@ -73,8 +73,12 @@ def test_every_outcome_has_its_sentence() -> None:
     ]
 
 
-def test_one_condition_is_not_plural_and_none_is_silent() -> None:
+def test_one_condition_needs_no_tally_and_none_is_silent() -> None:
+    level = "its 90\N{NO-BREAK SPACE}% interval"
     assert plain_words(results(("owl", 0.1, 0.2))) == [
-        "Transfer was shown in 1 of 1 condition."
+        f"Transfer was shown for owl by prompt: {level} excludes zero."
+    ]
+    assert plain_words(results(("owl", -0.1, 0.2))) == [
+        f"No transfer was shown for owl by prompt: {level} includes zero."
     ]
     assert plain_words(results()) == []

@@ -291,6 +291,7 @@ def _dose(rows: Sequence[TransferRow], level: str) -> Figure:
                 "; ".join(_transfer_words(r, level) for r in group),
                 draw,
                 height=220.0,
+                left=56.0,
             )
         )
     legend = tuple((series(place), trait) for place, trait in enumerate(traits))
@@ -324,6 +325,7 @@ def _sweeps(rows: Sequence[SweepRow]) -> Figure:
                 f"{len(group)} points, {refused} refused by the gate; {words}",
                 draw,
                 height=210.0,
+                left=56.0,
             )
         )
     legend = [(series(n), f"layer {layer:g}") for n, layer in enumerate(layers)]
@@ -348,6 +350,7 @@ def _training(rows: Sequence[LossRow]) -> Figure:
                 f"Mean loss at the last update: {', '.join(last)}",
                 draw,
                 height=200.0,
+                left=56.0,
             )
         )
     return Figure(tuple(panels), (("student", "student"), ("control", "control")))

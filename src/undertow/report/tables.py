@@ -136,46 +136,73 @@ def cells_of(conditions: Iterable[Condition]) -> list[tuple[str, list[Condition]
 # ── read-outs ────────────────────────────────────────────────────────────────────
 
 ROLES = ("base", "teacher", "control", "student")
-_MEASURES = ("preference", "probability", "sampled_rate", "valid_rate")
+_MEASURES = {
+    "preference": (
+        "#preference, nats",
+        "Preference: log-odds of the trait against the other members of the family.",
+    ),
+    "probability": ("#probability", "Probability: its share among them."),
+    "sampled_rate": (
+        "#sampled rate",
+        "Sampled rate: share of sampled answers that name the trait.",
+    ),
+    "valid_rate": ("#valid rate", "Valid rate: share that name any member."),
+}
+"""Heading and meaning of each measure of a read-out."""
 
 
 def readout_table(results: Results) -> Table:
     """Base, teacher, control and student side by side, averaged over seeds."""
+    readouts = [r for c in results.conditions for r in c.readouts]
+    names = [m for m in _MEASURES if any(getattr(r, m) for r in readouts)]
     rows: list[Row] = []
     for name, group in cells_of(results.conditions):
         rows.append((Cell(name),))
         for role in ROLES:
             found = [r for c in group for r in c.readouts if r.role == role]
             if found:
-                rows.append(_readout_row(role, found, results.confidence))
-    measures = (
-        "Means over seeds. Preference: log-odds of the trait against the other members "
-        "of the family, nats. Probability: its share among them. Sampled rate: share of "
-        "sampled answers that name the trait; valid rate: that name any member."
-    )
+                rows.append(_readout_row(role, found, names, results.confidence))
+    columns = ("who", *(_MEASURES[name][0] for name in names))
+    meanings = " ".join(_MEASURES[name][1] for name in names)
     brackets = (
         f"Brackets: {level_text(results.confidence)} intervals, of preference and "
         "probability over seeds and questions, of rates over seeds; over questions "
-        "where there is one seed."
+        "where there is one seed. Shares end at 0 and 1."
     )
-    columns = (
-        "who", "#preference, nats", "#probability", "#sampled rate", "#valid rate",
+    sampled = () if "sampled_rate" in names else ("Answers were not sampled.",)
+    return Table(
+        "Base, teacher, control and student", columns, tuple(rows),
+        (f"Means over seeds. {meanings}", brackets, *sampled),
     )  # fmt: skip
-    title = "Base, teacher, control and student"
-    return Table(title, columns, tuple(rows), (measures, brackets))
 
 
-def _readout_row(role: str, found: Sequence[Readout], confidence: float) -> Row:
-    cells = (
-        _estimate(
-            mean_of_seeds(found, measure, confidence=confidence),
-            absent="answers were not sampled",
-            signed=measure == "preference",
-            least=2 if measure == "preference" else 3,
+def _readout_row(
+    role: str, found: Sequence[Readout], names: Sequence[str], confidence: float
+) -> Row:
+    cells = []
+    for name in names:
+        estimate = mean_of_seeds(found, name, confidence=confidence)
+        is_share = name != "preference"
+        if estimate is not None and is_share:
+            estimate = _as_share(estimate)
+        cells.append(
+            _estimate(
+                estimate,
+                absent="answers were not sampled",
+                signed=not is_share,
+                least=3 if is_share else 2,
+            )
         )
-        for measure in _MEASURES
-    )
     return (Cell(role, mark=f"role-{role}"), *cells)
+
+
+def _as_share(estimate: Estimate) -> Estimate:
+    """Student's interval, cut where a share ends."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None:
+        return estimate
+    bounds = {"low": max(0.0, low), "high": min(1.0, high)}
+    return estimate.model_copy(update=bounds)
 
 
 def mean_of_seeds(

@@ -27,23 +27,27 @@ def verdict(estimate: Estimate) -> str:
 
 
 def plain_words(results: Results) -> list[str]:
-    """One sentence for each kind of outcome that there was; the tally first."""
+    """One sentence for each kind of outcome that there was; if several, a tally first."""
     noisy = any(t.noise for t in results.transfers)
     found: dict[str, list[str]] = {}
     for item in results.transfers:
         name = cell_name(item.teacher, item.noise, item.trait, is_noisy=noisy)
         found.setdefault(verdict(item.transfer), []).append(name)
     shown, total = len(found.get(TRAVELLED, ())), len(results.transfers)
-    conditions = "condition" if total == 1 else "conditions"
-    sentences = [f"Transfer was shown in {shown} of {total} {conditions}."]
+    sentences = []
+    if total > 1:
+        sentences = [f"Transfer was shown in {shown} of {total} conditions."]
+        # The others need their sentences; these have their rows in the table.
+        found.pop(TRAVELLED, None)
     for outcome, (before, after) in _words(level_text(results.confidence)).items():
         if outcome in found:
             sentences.append(f"{before}{'; '.join(found[outcome])}{after}.")
-    return sentences if total else []
+    return sentences
 
 
 def _words(level: str) -> dict[str, tuple[str, str]]:
     return {
+        TRAVELLED: ("Transfer was shown for ", f": its {level} interval excludes zero"),
         NOT_SHOWN: (
             "No transfer was shown for ",
             f": its {level} interval includes zero",
