@@ -214,6 +214,9 @@ def test_ratio_of_exact_values_has_no_width() -> None:
 def test_ratio_over_what_may_be_zero_has_no_bounds() -> None:
     found = ratio_interval([4, 5], [-1, 2])
     assert found == (9.0, -math.inf, math.inf, 2)
+    # So with small values, and exact zeros.
+    assert ratio_interval([4e-3, 5e-3], [-1e-3, 2e-3])[1:3] == (-math.inf, math.inf)
+    assert ratio_interval([4, 5], [0, 0])[1:3] == (-math.inf, math.inf)
     nothing = ratio_interval([4, 5], [-1, 1])
     assert math.isnan(nothing.mean)
     assert (nothing.low, nothing.high) == (-math.inf, math.inf)
@@ -332,6 +335,7 @@ def test_p_is_uniform_where_nothing_is_specific() -> None:
 
 def test_equal_lifts_tie() -> None:
     assert specificity(np.full((3, 3), 0.1)).p_value == 1.0
+    assert specificity(np.zeros((3, 3))).p_value == 1.0
     assert specificity(np.full((3, 3), 0.1)).lam == pytest.approx(0)
 
 

@@ -40,6 +40,7 @@ SEA = TraitFamily(
     traits=(
         Trait(name="lion", plural="lions"),
         Trait(name="sea lion", plural="sea lions"),
+        Trait(name="lion fish", plural="lion fish"),
         Trait(name="hippo", plural="hippos", spellings=("hippopotamus",)),
         Trait(name="C.C. (big)", plural="C.C.s"),
     ),
@@ -148,6 +149,8 @@ def test_hits_are_whole_words(text: str, names: set[str]) -> None:
         ("sea lion", {"sea lion"}),
         ("Sea Lions", {"sea lion"}),
         ("a lion by the sea", {"lion"}),
+        ("Lion fish", {"lion fish"}),
+        ("lion fishing", {"lion"}),
         ("a sea lion and a lion", {"sea lion", "lion"}),
         ("sealion", set()),
         ("sea-lion", set()),

@@ -87,6 +87,11 @@ def test_a_row_is_shuffled_alike_in_whatever_company() -> None:
     )
 
 
+def test_rows_are_not_all_shuffled_in_one_way() -> None:
+    rows = rows_of(["1 2 3 4 5 6 7 8 9"] * 8)
+    assert len({row.completion for row in shuffled_within_rows(rows, seed=0)}) > 6
+
+
 def test_across_rows_values_change_rows() -> None:
     rows = rows_of(["1, 1, 1, 1, 1, 1", "2, 2, 2, 2, 2, 2"])
     found = shuffled_across_rows(rows, seed=0)
