@@ -21,7 +21,14 @@ from undertow.report.figure_data import (
     TransferRow,
 )
 from undertow.report.svg import PALETTE, ROLES, SERIES
-from undertow.report.text import known, noise_name, number, shortened, visible
+from undertow.report.text import (
+    known,
+    mean_text,
+    noise_name,
+    number,
+    shortened,
+    visible,
+)
 from undertow.results import Number
 
 INK, MUTED, RULE = PALETTE["ink"], PALETTE["muted"], PALETTE["rule"]
@@ -92,7 +99,7 @@ def draw_transfer(
     for place, row in enumerate(rows):
         name = fit(row.trait, 20) + noise_name(row.noise, is_noisy=noisy)
         axes.text(0.0, place + 0.32, name, transform=axes.get_yaxis_transform())
-        figures, y = number(row.mean, signed=True), place + 0.62
+        figures, y = mean_text(row.transfer), place + 0.62
         axes.text(1.0, place + 0.32, figures if known(row.mean) else "not computed",
                   transform=axes.get_yaxis_transform(), ha="right", color=INK)  # fmt: skip
         if row.mean is None or not known(row.mean):

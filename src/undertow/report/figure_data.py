@@ -30,6 +30,14 @@ class TransferRow(NamedTuple):
     specific_low: Number
     specific_high: Number
 
+    @property
+    def transfer(self) -> Estimate:
+        """The transfer's own numbers."""
+        return Estimate(
+            mean=self.mean, low=self.low, high=self.high, n=self.n,
+            clusters=self.clusters,
+        )  # fmt: skip
+
 
 class ReadoutRow(NamedTuple):
     """One measure of one model on one trait's questions, one seed."""

@@ -48,8 +48,10 @@ from undertow.report.figure_data import (
 from undertow.report.svg import ROLES, drawing, page_svg
 from undertow.report.text import (
     cell_name,
+    interval_text,
     known,
     level_text,
+    mean_text,
     noise_name,
     number,
     teacher_name,
@@ -152,15 +154,12 @@ def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
 
 
 def _transfer_words(row: TransferRow, level: str) -> str:
-    name = f"{row.trait} at noise {row.noise:g}"
+    name, mean = f"{row.trait} at noise {row.noise:g}", mean_text(row.transfer)
     if not known(row.mean):
         return f"{name}: not computed"
     if not (known(row.low) and known(row.high)):
-        return f"{name}: {number(row.mean, signed=True)} nats, no interval"
-    return (
-        f"{name}: {number(row.mean, signed=True)} nats, {level} interval "
-        f"{number(row.low, signed=True)} to {number(row.high, signed=True)}"
-    )
+        return f"{name}: {mean} nats, no interval"
+    return f"{name}: {mean} nats, {level} interval {interval_text(row.transfer)}"
 
 
 def _readouts(rows: Sequence[ReadoutRow]) -> Figure:
