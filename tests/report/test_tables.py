@@ -130,27 +130,6 @@ def test_specificity_that_may_be_zero_shows_nothing(realistic: Results) -> None:
     assert said not in " ".join(tables.confusion_table(realistic).notes)
 
 
-def test_refusals_are_summed_over_seeds(realistic: Results) -> None:
-    # 1211 − 10 × seed kept of 1500 in each of five seeds; 180 and 109 refused.
-    head, teacher, control = run_tables.row_table(realistic).rows[:3]
-    assert head[0].text == "owl by steer, no noise"
-    assert [cell.text for cell in teacher] == [
-        "teacher", "7,500", "5,955", "0.79", "5,900",
-        "too many values: 900; not a list of numbers: 545",
-    ]  # fmt: skip
-    assert [cell.text for cell in control][-1] == "too many values: 335"
-
-
-def test_seconds_are_summed_by_kind(realistic: Results) -> None:
-    rows = run_tables.seconds_table(realistic).rows
-    shown = {row[0].text: [cell.text for cell in row[1:3]] for row in rows}
-    # 2 noise levels × 5 seeds × (control and two traits) × 61.25 s.
-    assert rows[0][0].text == "writing and filtering rows"
-    assert shown["writing and filtering rows"] == ["30", "30 min 37 s"]
-    assert shown["loading the model"] == ["1", "12.4 s"]
-    assert sum(int(row[1].text) for row in rows) == len(realistic.seconds)
-
-
 def test_the_chosen_point_of_a_sweep_is_marked(realistic: Results) -> None:
     table = tables.sweep_table(realistic.sweeps[2])
     assert table.title == "owl, noise 0.05, seed 0"
@@ -159,18 +138,6 @@ def test_the_chosen_point_of_a_sweep_is_marked(realistic: Results) -> None:
         ["24", "0.50", "5.00", "0.69", "0.00", "0.70", "chosen"]
     ]
     assert sum(row[-1].text == "refused" for row in table.rows) == 2
-
-
-def test_provenance_shows_every_fact(realistic: Results) -> None:
-    rows = run_tables.provenance_table(realistic).rows
-    assert len(rows) == len(realistic.provenance)
-    shown = {row[0].text: row[1].text for row in rows}
-    assert (
-        shown["reason for the dtype"]
-        == "the processor has bf16 matrix units (amx_bf16)"
-    )
-    assert shown["torch"] == "2.13.0"
-    assert shown["system text"] == "—"
 
 
 def test_shares_end_at_0_and_1(realistic: Results) -> None:
