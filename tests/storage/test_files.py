@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from undertow.errors import DatasetError, RunError
 from undertow.storage import (
@@ -25,6 +27,7 @@ from undertow.storage import (
     replacing,
     write_json,
     write_text,
+    writing,
 )
 
 JSON = st.recursive(
@@ -172,6 +175,28 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot be written: File name too long"):
         write_text(tmp_path / ("x" * 300), "x")
     assert names(tmp_path) == []
+
+
+def test_what_safetensors_cannot_write_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "weights.safetensors"
+    with pytest.raises(RunError) as caught, writing(path):
+        save_file({"a": np.zeros(2)}, path)
+    assert str(caught.value) == (
+        f"{path}: cannot be written: No such file or directory; choose a place that "
+        "can, or mend its permissions"
+    )
+    with (
+        pytest.raises(RunError, match=r"the disk is full \(No space left"),
+        writing("w"),
+    ):
+        raise SafetensorError("Error: I/O error: No space (os error 28)")
+    with pytest.raises(RunError, match="the disk is full"), writing("w"):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def test_a_fault_that_is_not_the_disks_keeps_its_words() -> None:
+    with pytest.raises(SafetensorError, match="shared memory"), writing("w"):
+        raise SafetensorError("shared memory")
 
 
 # ---- JSON
