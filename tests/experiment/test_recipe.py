@@ -96,9 +96,12 @@ def test_what_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("steer", "message"),
     [
-        ({}, "give either layer (with dose or strength) or sweep"),
-        ({"layer": 1}, "give either dose or strength, beside layer"),
-        ({"layer": 1, "dose": 1, "strength": 2}, "give either dose or strength"),
+        ({}, "give either layer (with how much) or sweep"),
+        ({"layer": 1}, "give one of dose, strength and norm, beside layer"),
+        ({"layer": 1, "dose": 1, "strength": 2}, "give one of dose, strength and norm"),
+        ({"layer": 1, "norm": 8, "strength": 2}, "give one of dose, strength and norm"),
+        ({"layer": 1, "norm": 0}, "greater than 0"),
+        ({"dose": 1, "sweep": {"layers": [1], "doses": [1]}}, "give one of dose, str"),
         (
             {"layer": 1, "dose": 1, "sweep": {"layers": [1], "doses": [1]}},
             "give either",
