@@ -64,6 +64,9 @@ class SteerSettings(_Settings):
     strength: float | None = Field(
         default=None, description="factor of the vector, instead of a dose"
     )
+    norm: float | None = Field(
+        default=None, gt=0, description="length of what is added, instead of a dose"
+    )
     sweep: SweepSettings | None = Field(
         default=None, description="chooses layer and strength by measuring"
     )
@@ -72,9 +75,11 @@ class SteerSettings(_Settings):
     def _one_way(self) -> "SteerSettings":
         fixed = self.layer is not None
         if fixed == (self.sweep is not None):
-            raise ValueError("give either layer (with dose or strength) or sweep")
-        if fixed and (self.dose is None) == (self.strength is None):
-            raise ValueError("give either dose or strength, beside layer")
+            raise ValueError("give either layer (with how much) or sweep")
+        amounts = [self.dose, self.strength, self.norm]
+        given = sum(amount is not None for amount in amounts)
+        if given != (1 if fixed else 0):
+            raise ValueError("give one of dose, strength and norm, beside layer")
         return self
 
 

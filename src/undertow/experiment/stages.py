@@ -203,6 +203,8 @@ def _strength(
     layer = vector.layers[0]
     if settings.strength is not None:
         return layer, settings.strength, []
+    if settings.norm is not None:
+        return layer, settings.norm / vector.norm(layer), []
     assert settings.dose is not None  # the recipe's validator says so
     return layer, vector.strength_of_dose(settings.dose, layer), []
 
@@ -215,12 +217,12 @@ def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
     """
     recipe, settings = base.recipe, base.recipe.rows
     stage = f"{base.place}/{name}/rows"
-    path = base.path(f"{stage}.jsonl")
+    path, partial = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
     if not base.run.is_done(stage):
         rows = generate_rows(
             base.model, teacher, number_prompts(settings.count, seed=base.seed),
             seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
-            batch_size=settings.batch_size, partial=base.path(f"{stage}.partial"),
+            batch_size=settings.batch_size, partial=partial,
             on_rows=lambda done, total, tokens: base.progress(
                 stage, done, total, f"{tokens} tokens"),
         )  # fmt: skip
@@ -234,6 +236,7 @@ def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
             {"generated": len(rows), "accepted": accepted,
              "reasons": reason_counts(verdicts)},
         )  # fmt: skip
+        partial.unlink(missing_ok=True)  # only for resuming
     kept = base.run.payload(stage)["accepted"]
     rows = [row for row, ok in zip(read_rows(path), kept, strict=True) if ok]
     if not rows:
