@@ -157,6 +157,6 @@ class Results(_Value):
     seconds: dict[str, float] = Field(
         default_factory=dict, description="wall-clock seconds of every stage"
     )
-    provenance: dict[str, str | int | float | bool | None | list[str]] = Field(
+    provenance: dict[str, str | int | float | bool | list[str] | None] = Field(
         default_factory=dict
     )

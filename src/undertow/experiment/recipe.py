@@ -4,7 +4,7 @@ Pure settings: nothing here loads a model. Unknown keys are refused; `config` tu
 files and dotted overrides into a `Recipe` and reports every fault at once.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,7 +86,9 @@ class SteerSettings(_Settings):
 class NoiseSettings(_Settings):
     """Gaussian noise on the weights that teacher and student share."""
 
-    levels: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    levels: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        default=(0.0,), min_length=1, description="p of each base; 0 is the clean one"
+    )
     scope: tuple[Literal["mlp", "attention", "embedding"], ...] = (
         "mlp",
         "attention",
@@ -95,6 +97,13 @@ class NoiseSettings(_Settings):
     formula: Literal["clean", "faithful"] = "clean"
     distribution: Literal["normal", "uniform"] = "normal"
     keep: bool = Field(default=False, description="store each noised base")
+
+    @model_validator(mode="after")
+    def _apart(self) -> "NoiseSettings":
+        names = [f"{level:g}" for level in self.levels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"levels: two are the same to six digits: {names}")
+        return self
 
 
 class TeacherSettings(_Settings):

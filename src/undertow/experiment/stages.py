@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from undertow.analysis.shifts import mean_shift, shift_cosines
 from undertow.errors import DatasetError
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
 from undertow.interventions.extraction import extract_vector
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
-from undertow.models.adapters import load_adapter, save_adapter
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
@@ -27,6 +24,11 @@ from undertow.pipeline.evaluation import preference, sampled_answers
 from undertow.pipeline.filters import filter_rows, reason_counts
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.prompts import number_prompts
+from undertow.pipeline.students import (
+    load_student,
+    rendered_examples,
+    save_student,
+)
 from undertow.pipeline.sweep import sweep_strength
 from undertow.pipeline.teachers import (
     Teacher,
@@ -35,7 +37,7 @@ from undertow.pipeline.teachers import (
     steered_teacher,
 )
 from undertow.pipeline.training import (
-    Example,
+    CHECKPOINT,
     Student,
     TrainingSettings,
     train_student,
@@ -145,7 +147,7 @@ def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
     stage = f"{base.place}/{settings.label}-{trait}/teacher/training"
     folder = base.path(stage)
     if base.run.is_done(stage):
-        student = _read_student(base, stage)
+        student = load_student(base.model, folder)
         return Teacher(kind="finetune", trait=trait, student=student)
     teacher = finetuned_teacher(
         base.model, base.family, trait, settings=settings.finetune or FINETUNING,
@@ -258,60 +260,41 @@ def make_student(base: Base, name: str, teacher: Teacher) -> Student:
 
 def _trained(base: Base, name: str, teacher: Teacher, rows: Sequence[Row]) -> Student:
     recipe, settings = base.recipe, base.recipe.student
-    stage = f"{base.place}/{name}/student"
-    if base.run.is_done(f"{stage}/training"):
-        return _read_student(base, f"{stage}/training")
-    system, soft = recipe.model.system, settings.kind == "soft"
-    examples = [
-        Example(
-            render_row(base.model, row, system=system),
-            render_row(base.model, row, system=system, trait_prompt=teacher.prompt)
-            if soft
-            else None,
-        )
-        for row in rows
-    ]
+    stage = f"{base.place}/{name}/student/training"
+    folder = base.path(stage)
+    if base.run.is_done(stage):
+        return load_student(base.model, folder)
+    soft = settings.kind == "soft"
+    examples = rendered_examples(
+        base.model,
+        rows,
+        system=recipe.model.system,
+        teacher=teacher if soft else None,
+    )
     student = train_student(
-        base.model, examples, settings=settings, seed=base.seed,
-        directory=base.path(f"{stage}/training"),
+        base.model, examples, settings=settings, seed=base.seed, directory=folder,
         teacher=(lambda: teacher.acting(base.model)) if soft else nullcontext,
         carrier=carrier_ids(base.model) if settings.soft_tokens == "numbers" else None,
         on_update=lambda done, total, loss: base.progress(
             stage, done, total, f"loss {loss:.4f}"),
     )  # fmt: skip
-    _keep_student(base, f"{stage}/training", student, rows=len(rows))
+    _keep_student(base, stage, student, rows=len(rows))
     return student
 
 
 def _keep_student(
     base: Base, stage: str, student: Student, *, rows: int | None
 ) -> None:
-    """Writes what training made beside its checkpoints, and the stage's marker."""
+    """Writes what training made in place of its checkpoints, and the stage's marker."""
     folder = base.path(stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    if student.adapter is not None:
-        save_adapter(student.adapter, folder)
-    else:
-        save_file(student.weights or {}, folder / "weights.safetensors")
+    facts = {"rows": rows, "seed": base.seed}
+    save_student(base.model, student, folder, facts=facts)
     base.run.finish(
         stage,
         {"rows": rows, "updates": list(student.updates),
          "losses": list(student.losses)},
     )  # fmt: skip
-    for leftover in ("checkpoint.safetensors", "trace.jsonl"):  # only for resuming
-        (folder / leftover).unlink(missing_ok=True)
-
-
-def _read_student(base: Base, stage: str) -> Student:
-    payload, folder = base.run.payload(stage), base.path(stage)
-    adapter = weights = None
-    if (folder / "adapter_config.json").exists():
-        adapter = load_adapter(base.model, folder)
-    else:
-        weights = load_file(folder / "weights.safetensors")
-    return Student(
-        adapter, weights, tuple(payload["updates"]), tuple(payload["losses"])
-    )
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def read_shift(
@@ -333,7 +316,7 @@ def read_shift(
     ]
     layer = vector.layers[0]
     cosines = {}
-    other = _read_student(base, f"{place}/student/training")
+    other = load_student(base.model, base.path(f"{place}/student/training"))
     for role, who in (("student", student), ("control", other)):
         shift = mean_shift(model, rows, acting=_acting(who, model))
         cosines[role] = shift_cosines(shift, vector.direction(layer))

@@ -135,10 +135,12 @@ def _own_limits(recipe: Recipe) -> Iterable[str]:
             "with another trait); transfer is what the trait's own rows add to that."
         )
     if recipe.student.kind == "soft":
+        tokens = (
+            "every token" if recipe.student.soft_tokens == "all" else "number tokens"
+        )
         yield (
-            "The student saw the teacher's probabilities of every token, not sampled "
-            "rows alone; whether the rows by themselves would carry the trait was not "
-            "tested."
+            f"The student saw the teacher's probabilities of {tokens}, not sampled rows "
+            "alone; whether the rows by themselves would carry the trait was not tested."
         )
     if recipe.rows.sampler.allowed != "all":
         yield (
@@ -279,19 +281,33 @@ def _noise_factors(
     if 0.0 not in recipe.noise.levels:
         return
     for settings in recipe.teachers:
-
-        def means(noise: float, kind: str = settings.label) -> list[float]:
-            return [
-                float(np.mean(c.difference(names.index(c.facts["trait"]))))
-                for c in cells
-                if c.facts["teacher"] == kind and c.facts["noise"] == noise
-            ]
-
+        clean = _seed_means(recipe, cells, names, settings.label, 0.0)
         for level in levels:
-            ratio = ratio_interval(means(level), means(0.0))
+            noised = _seed_means(recipe, cells, names, settings.label, level)
+            ratio = ratio_interval(noised, clean)
             yield NoiseFactor(
                 teacher=settings.label, noise=level, ratio=_estimate(ratio, "seed")
             )
+
+
+def _seed_means(
+    recipe: Recipe,
+    cells: Sequence[_Cell],
+    names: list[str],
+    teacher: str,
+    noise: float,
+) -> list[float]:
+    """Transfer of each seed, over its traits: they share base and control."""
+    means = []
+    for seed in recipe.seeds:
+        key = (teacher, noise, seed)
+        of_seed = [
+            c.difference(names.index(c.facts["trait"]))
+            for c in cells
+            if (c.facts["teacher"], c.facts["noise"], c.facts["seed"]) == key
+        ]
+        means.append(float(np.mean(of_seed)))
+    return means
 
 
 def _confusions(

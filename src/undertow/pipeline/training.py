@@ -31,6 +31,9 @@ from undertow.storage import append_jsonl, read_jsonl, replacing
 
 Context = Callable[[], AbstractContextManager[object]]
 
+CHECKPOINT = "checkpoint.safetensors"
+"""File of a training run's state, in its directory."""
+
 
 class TrainingSettings(BaseModel):
     """How a student is trained."""
@@ -294,13 +297,13 @@ class _State:
         for index, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"state/{index}/{key}"] = torch.as_tensor(value).clone()
-        with replacing(directory / "checkpoint.safetensors") as draft:
+        with replacing(directory / CHECKPOINT) as draft:
             save_file(tensors, draft, metadata={"update": str(self.update)})
 
     @torch.no_grad()
     def load(self, directory: Path) -> bool:
         """Continues from a checkpoint if there is one."""
-        path = directory / "checkpoint.safetensors"
+        path = directory / CHECKPOINT
         if not path.exists():
             return False
         tensors = load_file(path)
