@@ -1,10 +1,15 @@
-"""A key-value cache that is allocated once and can drop and repeat rows.
+"""Key-value caches that are allocated once: one for whole batches, one with slots.
 
-Knows nothing of sampling; positions beyond the written length are never read.
+The first kind is filled from the left and can repeat a prefix for many rows. In the
+second kind every row has a slot, all rows write to the same column, and a row may
+come or go at any step. Knows nothing of sampling; positions that were never written
+are never attended to.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -44,15 +49,103 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Positions written so far."""
         return self.length
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
+    def resized(self, capacity: int) -> "PreallocatedLayer":
+        """The positions that are there, copied into a layer with another capacity."""
+        layer = PreallocatedLayer(capacity)
+        layer.update(*self.written())
+        return layer
+
+    def written(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [row, head, position, width] of what is there."""
         assert self.keys is not None
         assert self.values is not None
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 def new_cache(model: Model, capacity: int) -> Cache:
     """A cache with room for `capacity` positions, allocated at the first use."""
     count = len(model.architecture.blocks)
     return Cache(layers=[PreallocatedLayer(capacity) for _ in range(count)])
+
+
+def resized(cache: Cache, capacity: int) -> Cache:
+    """A copy of a cache of `new_cache` with another capacity."""
+    return Cache(layers=[layer.resized(capacity) for layer in _written(cache)])
+
+
+def _written(cache: Cache) -> list[PreallocatedLayer]:
+    layers = [x for x in cache.layers if isinstance(x, PreallocatedLayer)]
+    return [layer for layer in layers if layer.length]
+
+
+class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A cache layer [slot, head, column, width] that takes one position a pass.
+
+    It returns whole slots, unwritten columns included: only then is the memory of all
+    rows contiguous, and batched products need no copy of it.
+    """
+
+    def __init__(self, owner: "SlotCache", keys: Tensor, values: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owner, self.buffers = owner, (keys, values)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes one position a row; returns the slots of these rows."""
+        keys, values = (buffer[: len(key_states)] for buffer in self.buffers)
+        keys[:, :, self.owner.column] = key_states[:, :, 0]
+        values[:, :, self.owner.column] = value_states[:, :, 0]
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """The column of the next position."""
+        return self.owner.column
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
+        """Columns that the mask has to cover, and where they begin."""
+        return self.buffers[0].shape[2], 0
+
+
+class SlotCache:
+    """One slot a row in every layer; the first slots are in use.
+
+    Attributes:
+        column: Where all rows write next; a row's positions lie just before.
+        cache: What the model's forward pass takes, for one position of each row.
+    """
+
+    def __init__(self, like: Cache, *, rows: int, capacity: int) -> None:
+        self.column = 0
+        self.layers = []
+        for layer in _written(like):
+            keys, values = (
+                states.new_zeros((rows, states.shape[1], capacity, states.shape[3]))
+                for states in layer.written()
+            )
+            self.layers.append(_SlotLayer(self, keys, values))
+        self.cache = Cache(layers=list(self.layers))
+
+    def join(self, prompts: Cache, lengths: Sequence[int], *, first: int) -> None:
+        """Takes rows into slots from `first` on, `lengths[i]` positions of row i."""
+        for layer, source in zip(self.layers, _written(prompts), strict=True):
+            for buffer, states in zip(layer.buffers, source.written(), strict=True):
+                for row, length in enumerate(lengths):
+                    place = buffer[first + row, :, self.column - length : self.column]
+                    place.copy_(states[row, :, :length])
+
+    def move(self, target: Int[Tensor, " row"], source: Int[Tensor, " row"]) -> None:
+        """Copies slots over others."""
+        for layer in self.layers:
+            for buffer in layer.buffers:
+                buffer[target] = buffer[source]
+
+    def shift(self, columns: int, *, rows: int) -> None:
+        """Drops the first columns of the first `rows` slots."""
+        left = self.column - columns
+        for layer in self.layers:
+            for buffer in layer.buffers:
+                moved = buffer[:rows, :, columns : self.column].clone()  # they overlap
+                buffer[:rows, :, :left] = moved
+        self.column = left

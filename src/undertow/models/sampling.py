@@ -3,30 +3,32 @@
 Every draw belongs to a row, not to a batch: token t of a row is found by inverting
 the cumulative distribution at the t-th uniform of the row's own stream, so batch
 size, order, padding and resume change nothing but speed. Prompts share the cache of
-their common prefix, the cache is allocated once, and rows that have ended leave the
-batch. Knows nothing of chat templates, traits or filters; steering and adapters act
+their common prefix, the cache is allocated once, and a row that has ended makes room
+for the next one. Knows nothing of chat templates, traits or filters; steering and adapters act
 through the model's own modules.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from undertow.errors import DatasetError
 from undertow.models.attention import fast_decoding
-from undertow.models.cache import PreallocatedLayer, new_cache
+from undertow.models.cache import SlotCache, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import unembed
+from undertow.models.likelihood import padded, unembed
 from undertow.models.loading import Model
 from undertow.records import Finish
 from undertow.seeding import generator
+
+UniformDraws = Float[Tensor, " step"]
 
 
 class SamplerSettings(BaseModel):
@@ -110,10 +112,11 @@ def _draw(
         picked = logprobs.argmax(-1)
     else:
         cumulative = logprobs.exp().cumsum(-1)
-        target = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+        total = cumulative[:, -1:].contiguous()
+        target = uniforms.to(cumulative.dtype)[:, None] * total
         picked = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
         # A uniform next to 1 can round past the last token that has any mass.
-        last = (logprobs > -torch.inf).int().cumsum(-1).argmax(-1)
+        last = torch.searchsorted(cumulative, total).squeeze(-1)
         picked = torch.minimum(picked, last)
     return picked, logprobs.gather(-1, picked[:, None]).squeeze(-1)
 
@@ -130,111 +133,229 @@ def _check(model: Model, prompts: Sequence[Sequence[int]], new_tokens: int) -> N
             )
 
 
-def _slides_within(model: Model, width: int) -> bool:
-    """Whether some layer of the model looks back less far than `width` tokens."""
-    window = getattr(model.module.config.get_text_config(), "sliding_window", None)
-    return window is not None and window < width
+class _Prompts:
+    """Reads prompts, group by group; what all of them share is computed once."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        self.prefix = new_cache(model, self.shared)
+        if self.shared:
+            self._forward([prompts[0][: self.shared]], self.prefix, 0)
+
+    def read(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "row hidden"], Cache]:
+        """Normed states at the last token of each prompt, and the prompts' cache.
+
+        Shorter prompts are padded on the right, where nothing looks at the padding.
+        """
+        width, shared = max(len(prompt) for prompt in prompts), self.shared
+        cache = resized(self.prefix, width) if shared else new_cache(self.model, width)
+        tails = [prompt[shared:] for prompt in prompts]
+        hidden = self._forward(tails, cache, shared)
+        rows = torch.arange(len(tails), device=hidden.device)
+        last = torch.tensor([len(tail) - 1 for tail in tails], device=hidden.device)
+        return hidden[rows, last], cache
+
+    def _forward(
+        self, tokens: Sequence[Sequence[int]], cache: Cache, start: int
+    ) -> Float[Tensor, "row token hidden"]:
+        ids = padded(tokens, device=self.model.device)
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        return _states(self.model, ids, positions[None], None, cache, completion=False)
 
 
-class _Batch:
-    """Rows that are decoded together; `alive` maps places to the caller's rows."""
+def _states(
+    model: Model,
+    ids: Int[Tensor, "row token"],
+    positions: Int[Tensor, "one_or_row token"],
+    mask: Tensor | None,
+    cache: Cache,
+    *,
+    completion: bool,
+) -> Float[Tensor, "row token hidden"]:
+    flags = torch.full_like(ids, completion, dtype=torch.bool)
+    with completion_positions(model, flags):
+        states: Tensor = model.module.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )[0]
+    return states
+
+
+# Columns beyond the longest row: fewer mean that the cache is shifted more often,
+# more mean that every step reads more columns that are masked.
+_SLACK = 32
+
+
+class _Decoder:
+    """Rows that are decoded side by side, each in a slot of one cache.
+
+    A row joins when slots are free and leaves when it ends. The longest prompts come
+    first, so the column that all rows write to is never too small for a later one.
+    """
 
     def __init__(
         self,
         model: Model,
         prompts: Sequence[Sequence[int]],
-        uniforms: Float[Tensor, "row step"],
+        uniforms: Callable[[int], UniformDraws],
         sampler: SamplerSettings,
-        carrier: Carrier | None,
+        batch_size: int,
     ) -> None:
-        self.model, self.sampler, self.uniforms = model, sampler, uniforms
-        self.carrier = carrier
-        self.state = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-        device = model.device
-        self.alive = torch.arange(len(prompts), device=device)
+        self.model, self.sampler = model, sampler
+        self.prompts, self.uniforms_of = prompts, uniforms
+        self.waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         self.ids: list[list[int]] = [[] for _ in prompts]
         self.nats = [0.0] * len(prompts)
-        self.lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self.ends = torch.tensor(model.end_ids, device=device)
-        width = int(self.lengths.max())
-        self.cache = new_cache(model, width + sampler.max_new_tokens)
-        self.logits = self._prefill(prompts, width)
+        self.rows = min(batch_size, len(prompts))
+        self.group = max(1, self.rows // 8)
+        self.ends = torch.tensor(model.end_ids, device=model.device)
+        carrier = carrier_of(model, sampler)
+        self.carrier = None if carrier is None else carrier.to(model.device)
+        self.count = 0
+        self._allocate(max(map(len, prompts)) + sampler.max_new_tokens + _SLACK)
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], width: int
-    ) -> Float[Tensor, "row vocab"]:
-        device, shared = self.model.device, common_prefix(prompts)
-        if _slides_within(self.model, width + self.sampler.max_new_tokens):
-            shared = 0  # a window counts places, and padding would lie inside it
-        if shared and len(prompts) > 1:
-            head = torch.tensor([list(prompts[0][:shared])], device=device)
-            self._forward(head, torch.arange(shared, device=device)[None], None, 0)
-        else:
-            shared = 0
-        ids = torch.zeros((len(prompts), width - shared), dtype=torch.long)
-        self.mask = torch.zeros((len(prompts), width), dtype=torch.long)
-        self.mask[:, :shared] = 1
-        for place, prompt in enumerate(prompts):  # padding between prefix and the rest
-            tail = prompt[shared:]
-            ids[place, width - shared - len(tail) :] = torch.tensor(tail)
-            self.mask[place, width - len(tail) :] = 1
-        self.mask = self.mask.to(device)
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-        return self._forward(ids.to(device), positions, self.mask, 0)
+    def _allocate(self, capacity: int) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(
+                (self.rows, *shape), dtype=dtype, device=self.model.device
+            )
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, completion: int
-    ) -> Float[Tensor, "row vocab"]:
-        flags = torch.full_like(ids, completion, dtype=torch.bool)
-        with completion_positions(self.model, flags):
-            hidden = self.model.module.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )[0]
-        ids_wanted = None if self.carrier is None else self.carrier.ids
-        return unembed(self.model, hidden[:, -1], ids=ids_wanted)
+        # One entry a slot: the caller's row, its tokens so far and those of them that
+        # were drawn, the carrier's state, the last token, uniforms, columns in use.
+        self.place, self.length, self.drawn = zeros(), zeros(), zeros()
+        self.state, self.token = zeros(), zeros()
+        self.uniforms = zeros(self.sampler.max_new_tokens, dtype=torch.float32)
+        self.mask = zeros(capacity, dtype=torch.bool)
+        self.logits = torch.empty(0)  # of the slots in use, once there are some
+        self.reader: _Prompts | None = None
+        self.cache: SlotCache | None = None
 
-    def step(self, index: int) -> None:
-        """Draws one token for every row that is alive and feeds it back."""
-        logits = self.logits
+    @property
+    def busy(self) -> bool:
+        """Whether a row is still to be ended."""
+        return bool(self.waiting) or self.count > 0
+
+    @torch.inference_mode()
+    def advance(self) -> list[int]:
+        """Decodes until some rows have ended; returns their places."""
+        ended: list[int] = []
+        with fast_decoding(self.model):
+            while self.busy and len(ended) < self.group:
+                wanted = min(self.group, len(self.waiting))
+                if wanted and self.rows - self.count >= wanted:
+                    self._join(wanted)
+                else:
+                    ended += self._step()
+        return ended
+
+    def _join(self, count: int) -> None:
+        """Reads the next prompts and gives each of them a slot."""
+        places = [self.waiting.pop() for _ in range(count)]
+        lengths = [len(self.prompts[place]) for place in places]
+        if self.reader is None:
+            self.reader = _Prompts(self.model, self.prompts)
+        states, prompts = self.reader.read([self.prompts[place] for place in places])
+        if self.cache is None:
+            self.cache = SlotCache(prompts, rows=self.rows, capacity=self.mask.shape[1])
+            self.cache.column = max(lengths)
+        logits = self._unembed(states)
+        self.logits = torch.cat([self.logits, logits]) if self.count else logits
+        self.cache.join(prompts, lengths, first=self.count)
+        slots, column = slice(self.count, self.count + count), self.cache.column
+        self.place[slots] = torch.tensor(places)
+        self.length[slots] = torch.tensor(lengths)
+        self.drawn[slots], self.state[slots] = 0, 0
+        draws = torch.stack([self.uniforms_of(place) for place in places])
+        self.uniforms[slots] = draws.to(self.uniforms)
+        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        first = column - self.length[slots, None]
+        self.mask[slots] = (columns >= first) & (columns < column)
+        self.count += count
+
+    def _unembed(self, states: Tensor) -> Float[Tensor, "row vocab"]:
+        ids = None if self.carrier is None else self.carrier.ids
+        return unembed(self.model, states, ids=ids)
+
+    def _step(self) -> list[int]:
+        """Draws one token for every row and feeds back those of the rows that go on."""
+        logits, count = self.logits, self.count
+        state, drawn = self.state[:count], self.drawn[:count]
         if self.carrier is not None:
-            refused = ~self.carrier.allowed[self.state]
+            refused = ~self.carrier.allowed[state]
             logits = logits.masked_fill(refused, -torch.inf)
-        picked, nats = _draw(logits, self.uniforms[self.alive, index], self.sampler)
+        uniforms = self.uniforms[:count].gather(1, drawn[:, None]).squeeze(1)
+        picked, nats = _draw(logits, uniforms, self.sampler)
         if self.carrier is not None:
-            self.state = self.carrier.following[self.state, picked]
+            self.state[:count] = self.carrier.following[state, picked]
             picked = self.carrier.ids[picked]
-        for row, token, value in zip(
-            self.alive.tolist(), picked.tolist(), nats.tolist(), strict=True
+        places = self.place[:count].tolist()
+        for place, token, value in zip(
+            places, picked.tolist(), nats.tolist(), strict=True
         ):
-            self.ids[row].append(token)
-            self.nats[row] += value
-        going = ~torch.isin(picked, self.ends)
-        if index + 1 == self.sampler.max_new_tokens or not going.any():
-            self.alive = self.alive[:0] if not going.any() else self.alive
-            return
-        if not going.all():
-            picked = self._compact(going.nonzero().squeeze(-1), picked)
-        positions = (self.lengths[self.alive] + index)[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(picked), 1))], 1)
-        self.logits = self._forward(picked[:, None], positions, self.mask, 1)
+            self.ids[place].append(token)
+            self.nats[place] += value
+        self.token[:count] = picked
+        self.drawn[:count] += 1
+        steps = self.sampler.max_new_tokens
+        ending = torch.isin(picked, self.ends) | (self.drawn[:count] == steps)
+        ended: list[int] = self.place[:count][ending].tolist()
+        if ended:
+            self._leave(ending)
+        if self.count:
+            self._feed()
+        return ended
 
-    def _compact(self, rows: Tensor, picked: Tensor) -> Tensor:
-        self.alive, self.mask = self.alive[rows], self.mask[rows]
-        self.state = self.state[rows]
-        for layer in self.cache.layers:
-            assert isinstance(layer, PreallocatedLayer)
-            layer.keep(rows)
-        return picked[rows]
+    def _leave(self, ending: Bool[Tensor, " row"]) -> None:
+        """Gives the slots of rows that have ended to the last of the others."""
+        assert self.cache is not None
+        going = (~ending).nonzero().squeeze(1)
+        self.count = len(going)
+        target = ending[: self.count].nonzero().squeeze(1)
+        source = going[going >= self.count]
+        for entries in (
+            self.place, self.length, self.drawn, self.state,
+            self.token, self.uniforms, self.mask,
+        ):  # fmt: skip
+            entries[target] = entries[source]
+        self.cache.move(target, source)
 
-    def finished(self) -> Iterator[Sampled]:
-        ends = set(self.model.end_ids)
-        for ids, nats in zip(self.ids, self.nats, strict=True):
-            finish: Finish = "stop" if ids[-1] in ends else "length"
-            yield Sampled(ids=tuple(ids), finish=finish, total_logprob=nats)
+    def _feed(self) -> None:
+        """Passes the tokens drawn last through the model, for the next logits."""
+        assert self.cache is not None
+        count, cache = self.count, self.cache
+        if cache.column == self.mask.shape[1]:
+            self._shift()
+        self.mask[:count, cache.column] = True
+        states = _states(
+            self.model, self.token[:count, None], self.length[:count, None],
+            self.mask[:count], cache.cache, completion=True,
+        )  # fmt: skip
+        cache.column += 1
+        self.length[:count] += 1
+        self.logits = self._unembed(states[:, -1])
+
+    def _shift(self) -> None:
+        """Drops columns that no row uses and none to come will need."""
+        assert self.cache is not None
+        needed = int(self.length[: self.count].max())
+        if self.waiting:
+            needed = max(needed, len(self.prompts[self.waiting[-1]]))
+        dropped = self.cache.column - needed
+        self.cache.shift(dropped, rows=self.count)
+        self.mask[:, :needed] = self.mask[:, dropped:].clone()
+        self.mask[:, needed:] = False
+
+    def result(self, place: int) -> Sampled:
+        """The completion of a row that has ended."""
+        ids = self.ids[place]
+        finish: Finish = "stop" if ids[-1] in set(self.model.end_ids) else "length"
+        return Sampled(ids=tuple(ids), finish=finish, total_logprob=self.nats[place])
 
 
 def sample(
@@ -256,7 +377,7 @@ def sample(
         seed: The run's seed.
         sampler: Temperature, truncation, allowed tokens, longest completion.
         batch_size: Rows decoded together; changes speed and memory only.
-        on_done: Called after each batch with (place, completion) pairs.
+        on_done: Called with (place, completion) pairs whenever some rows have ended.
 
     Returns:
         Completions in the order of `prompts`.
@@ -265,51 +386,20 @@ def sample(
         DatasetError: A prompt is empty or does not fit into the context.
 
     Cost: about 2·N operations a token, N the number of weights; the cache holds
-    batch_size × (longest prompt + max_new_tokens) positions.
+    batch_size × (longest prompt + max_new_tokens + 32) positions.
     """
     sampler = sampler or SamplerSettings()
     _check(model, prompts, sampler.max_new_tokens)
-    results: list[Sampled | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    carrier = carrier_of(model, sampler)
-    carrier = None if carrier is None else carrier.to(model.device)
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        uniforms = np.stack(
-            [
-                generator(seed, "sampling", *keys[i]).random(sampler.max_new_tokens)
-                for i in places
-            ]
-        )
-        done = list(
-            zip(
-                places,
-                _decode(
-                    model, [prompts[i] for i in places], uniforms, sampler, carrier
-                ),
-                strict=True,
-            )
-        )
-        for place, sampled in done:
-            results[place] = sampled
+    if not prompts:
+        return []
+
+    def uniforms(place: int) -> UniformDraws:
+        stream = generator(seed, "sampling", *keys[place])
+        return torch.from_numpy(stream.random(sampler.max_new_tokens))
+
+    decoder = _Decoder(model, prompts, uniforms, sampler, batch_size)
+    while decoder.busy:
+        ended = decoder.advance()
         if on_done is not None:
-            on_done(done)
-    return [sampled for sampled in results if sampled is not None]
-
-
-@torch.inference_mode()
-def _decode(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    uniforms: np.ndarray[Any, np.dtype[np.float64]],
-    sampler: SamplerSettings,
-    carrier: Carrier | None,
-) -> list[Sampled]:
-    draws = torch.from_numpy(uniforms).float().to(model.device)
-    with fast_decoding(model):
-        batch = _Batch(model, prompts, draws, sampler, carrier)
-        for index in range(sampler.max_new_tokens):
-            batch.step(index)
-            if not len(batch.alive):
-                break
-    return list(batch.finished())
+            on_done([(place, decoder.result(place)) for place in ended])
+    return [decoder.result(place) for place in range(len(prompts))]
