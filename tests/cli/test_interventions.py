@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from undertow.interventions.extraction import Method
+
 if TYPE_CHECKING:
     from tests.conftest import Command
 
 
 @pytest.mark.parametrize("method", ["tell_me", "prompts", "trained"])
 def test_a_vector_is_the_one_that_the_library_extracts(
-    method: str, command: "Command", llama: Path, pets: Path, tmp_path: Path
+    method: Method, command: "Command", llama: Path, pets: Path, tmp_path: Path
 ) -> None:
     import undertow
 

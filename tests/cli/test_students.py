@@ -60,6 +60,7 @@ def test_a_student_is_an_adapter_that_the_library_would_have_trained(
         "4 updates"
     )
     assert last == f"adapter  {out}"
+    assert not (out / "checkpoint.safetensors").exists()
     assert "training student 4/4 · loss " in found.err
     settings = TrainingSettings(
         batch_size=2, learning_rate=0.01, rank=2, warmup_updates=1, checkpoint_every=1

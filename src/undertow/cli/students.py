@@ -207,7 +207,7 @@ def _train(
     """One student, unless it is there already."""
     from undertow.models.carrier import carrier_ids
     from undertow.pipeline.students import rendered_examples, save_student
-    from undertow.pipeline.training import batch_order, train_student
+    from undertow.pipeline.training import CHECKPOINT, batch_order, train_student
 
     if run.is_done(role):
         say(f"{role:<8} finished before; loss {_losses(run.payload(role)['losses'])}")
@@ -241,6 +241,7 @@ def _train(
     }
     save_student(model, student, folder, facts=facts)
     run.finish(role, {"losses": list(student.losses)})
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # only for resuming
     say(f"{role:<8} loss {_losses(student.losses)}")
 
 
