@@ -144,12 +144,16 @@ def test_every_method_gives_finite_vectors_of_the_right_shape(method: Method) ->
 def test_norms_are_medians_over_all_tokens_but_the_first() -> None:
     model = tiny_model("llama")
     prompts = [[7, 50, 9, 120], [60, 61]]
+    # A first token whose norm is many times larger, as in most models.
+    for first in (7, 60):
+        model.module.model.embed_tokens.weight[first] *= 50
     states, norms = last_token_states(model, prompts, (1,))
-    kept = []
+    kept: list[float] = []
     with torch.no_grad():
         for place, ids in enumerate(prompts):
             output = model.module(torch.tensor([ids]), output_hidden_states=True)
             hidden = output.hidden_states[2][0]
+            assert float(hidden[0].norm()) > 3 * float(hidden[1:].norm(dim=-1).max())
             kept += hidden[1:].norm(dim=-1).tolist()
             torch.testing.assert_close(
                 states[place, 0], hidden[-1].double(), rtol=0, atol=1e-5
