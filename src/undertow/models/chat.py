@@ -178,14 +178,17 @@ def render_prompt(
 
 
 def completion_tokens(model: "Model", row: Row) -> list[int]:
-    """The completion as sampled, or tokenised from its text with an end token."""
+    """The completion as sampled, or tokenised from its text.
+
+    An end token follows the text, unless the row says that the answer was cut.
+    """
     if row.completion_ids is not None:
         return list(row.completion_ids)
     text = row.completion
     if not text.startswith(model.template.answer_prefix):
         text = model.template.answer_prefix + text
     ids = list(model.tokenizer.encode(text, add_special_tokens=False))
-    return [*ids, model.end_ids[0]]
+    return ids if row.finish == "length" else [*ids, model.end_ids[0]]
 
 
 def render_row(

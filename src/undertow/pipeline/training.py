@@ -68,7 +68,7 @@ class TrainingSettings(BaseModel):
         default=None, ge=1, description="stop after so many updates"
     )
     checkpoint_every: int = Field(
-        default=50, ge=1, description="updates between checkpoints"
+        default=20, ge=1, description="updates between checkpoints"
     )
 
 
