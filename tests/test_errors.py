@@ -3,7 +3,13 @@
 import pytest
 
 from undertow import errors
-from undertow.errors import ConfigError, MissingDependencyError, UndertowError, shown
+from undertow.errors import (
+    ConfigError,
+    MissingDependencyError,
+    UndertowError,
+    shown,
+    visible,
+)
 
 
 def test_a_config_error_lists_every_fault() -> None:
@@ -40,3 +46,28 @@ def test_lists_are_cut(count: int, limit: int, expected: str) -> None:
 
 def test_ten_are_shown_by_default() -> None:
     assert shown(range(12)).endswith("8, 9, … and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain 4, 8 – ü → 猫", "plain 4, 8 – ü → 猫"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[2J\x1b]0;title\x07", "\\u001b[2J\\u001b]0;title\\u0007"),
+        ("a\rb\tc\x00", "a\\u000db\\u0009c\\u0000"),
+        ("\x9b31m", "\\u009b31m"),
+        ("evil\u202egnp.exe\u2066", "evil\\u202egnp.exe\\u2066"),
+        ("\u200bzero\ufeff", "\\u200bzero\\ufeff"),
+        ("\udcff", "\\udcff"),
+        ("\ue000", "\\ue000"),
+    ],
+)
+def test_control_and_format_characters_are_spelled_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_unseen_characters_are_spelled_out() -> None:
+    hostile = "a\u202eb\u2066c\x1b[31m\x00\u2028\ud800\u200b\n日本 é"
+    assert visible(hostile) == (
+        r"a\u202eb\u2066c\u001b[31m\u0000\u2028\ud800\u200b" + "\n日本 é"
+    )

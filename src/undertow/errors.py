@@ -5,7 +5,10 @@ do. The command line prints the message alone and exits with status 2; anything
 that is not an `UndertowError` is a bug and keeps its traceback.
 """
 
+import unicodedata
 from collections.abc import Sequence
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 class UndertowError(Exception):
@@ -57,3 +60,17 @@ def shown(values: Sequence[object], *, limit: int = 10) -> str:
     head = ", ".join(repr(value) for value in values[:limit])
     more = len(values) - limit
     return head + (f", … and {more} more" if more > 0 else "")
+
+
+def visible(text: str) -> str:
+    r"""The text with unseen characters spelled out as `\u202e`; newlines are kept.
+
+    For foreign text on its way to a reader: controls, escape sequences and direction
+    overrides reach neither a terminal nor a page.
+    """
+    return "".join(
+        char
+        if char == "\n" or unicodedata.category(char) not in _UNSEEN
+        else f"\\u{ord(char):04x}"
+        for char in text
+    )

@@ -8,24 +8,6 @@ import pytest
 from undertow.cli import console
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain 4, 8 – ü → 猫", "plain 4, 8 – ü → 猫"),
-        ("two\nlines", "two\nlines"),
-        ("\x1b[2J\x1b]0;title\x07", "\\u001b[2J\\u001b]0;title\\u0007"),
-        ("a\rb\tc\x00", "a\\u000db\\u0009c\\u0000"),
-        ("\x9b31m", "\\u009b31m"),
-        ("evil\u202egnp.exe\u2066", "evil\\u202egnp.exe\\u2066"),
-        ("\u200bzero\ufeff", "\\u200bzero\\ufeff"),
-        ("\udcff", "\\udcff"),
-        ("\ue000", "\\ue000"),
-    ],
-)
-def test_control_and_format_characters_are_spelled_out(text: str, shown: str) -> None:
-    assert console.harmless(text) == shown
-
-
 def test_results_go_to_one_stream_and_errors_to_the_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

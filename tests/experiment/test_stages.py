@@ -76,6 +76,6 @@ def test_a_finetuned_teacher_is_kept_and_has_taken_to_its_trait(
         readout.role: readout.probability.mean or 0.0
         for readout in results.conditions[0].readouts
     }
-    assert shares["teacher"] > 0.5 > 0.2 > shares["base"] > 0
+    assert shares["teacher"] > shares["base"] + 0.3 > 0.3
     kept = tmp_path / "run/bases/noise-0/seed-0/finetune-owl/teacher/training"
     assert (kept / "adapter_model.safetensors").is_file()

@@ -120,6 +120,8 @@ def test_provenance_says_how_a_row_was_made(model: Model) -> None:
     facts = dict(row.provenance)
     assert facts.pop("total_logprob") < 0
     assert facts == {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
         "teacher": "prompt",
         "trait": "dog",
         "trait_prompt": prompted_teacher(PETS, "dog").prompt,

@@ -14,8 +14,8 @@ import typer
 
 from undertow import __version__
 from undertow.cli import evaluation, interventions, models, rows, runs, students
-from undertow.cli.console import harmless, say_error
-from undertow.errors import UndertowError
+from undertow.cli.console import say_error
+from undertow.errors import UndertowError, visible
 
 DEBUG = "UNDERTOW_DEBUG"
 INTERRUPTED = 130
@@ -94,7 +94,7 @@ def main() -> None:
 
 def _fail(message: str) -> None:
     if os.environ.get(DEBUG):
-        print(harmless(traceback.format_exc()), file=sys.stderr)
+        print(visible(traceback.format_exc()), file=sys.stderr)
     say_error(message)
     sys.exit(2)
 

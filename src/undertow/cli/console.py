@@ -6,29 +6,20 @@ escape sequences and direction overrides are shown, not sent to the terminal.
 
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-
-def harmless(text: str) -> str:
-    """The text with control and format characters spelled out; newlines are kept."""
-    return "".join(
-        char
-        if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co")
-        else f"\\u{ord(char):04x}"
-        for char in text
-    )
+from undertow.errors import visible
 
 
 def say(text: str) -> None:
     """Prints a line of result to standard output."""
-    print(harmless(text), flush=True)
+    print(visible(text), flush=True)
 
 
 def say_error(text: str) -> None:
     """Prints an error to standard error."""
-    print(f"error: {harmless(text)}", file=sys.stderr, flush=True)
+    print(f"error: {visible(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -73,7 +64,7 @@ def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
         def update(stage: str, done: int, total: int, note: str) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(
-                    harmless(stage), total=total, rate="", note=""
+                    visible(stage), total=total, rate="", note=""
                 )
                 starts[stage] = (time.monotonic(), done)
             bars.update(
@@ -81,7 +72,7 @@ def _bars() -> Iterator[Callable[[str, int, int, str], None]]:
                 completed=done,
                 total=total,
                 rate=_rate(starts[stage], done),
-                note=harmless(note),
+                note=visible(note),
             )
 
         yield update
@@ -109,6 +100,6 @@ def _lines() -> Callable[[str, int, int, str], None]:
             left = f"{seconds:.0f} s left"
         parts = [f"{stage} {done}/{total}", rate, left, note]
         text = " · ".join(part for part in parts if part)
-        print(harmless(text), file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     return update

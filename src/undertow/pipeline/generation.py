@@ -68,7 +68,13 @@ def generate_rows(
             model, ids, keys=[("rows", i) for i in todo], seed=seed,
             sampler=sampler, batch_size=batch_size, on_done=keep,
         )  # fmt: skip
-    facts = {**teacher.describe(), "seed": seed, "sampler": sampler.model_dump()}
+    facts = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        **teacher.describe(),
+        "seed": seed,
+        "sampler": sampler.model_dump(),
+    }
     return [
         _row(model, conversations[i], done[i], {**facts, "prompt": i})
         for i in range(len(prompts))

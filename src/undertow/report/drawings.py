@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from undertow.errors import visible
 from undertow.report.figure_data import (
     LiftRow,
     LossRow,
@@ -27,7 +28,6 @@ from undertow.report.text import (
     noise_name,
     number,
     shortened,
-    visible,
 )
 from undertow.results import Number
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from undertow.report.text import known, visible
+from undertow.errors import visible
+from undertow.report.text import known
 from undertow.results import Condition, Estimate, Number, Results, Sweep, TrainingTrace
 from undertow.storage import write_text
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
+from undertow.errors import visible
 from undertow.report.drawings import (
     Axes,
     breadth,
@@ -55,7 +56,6 @@ from undertow.report.text import (
     noise_name,
     number,
     teacher_name,
-    visible,
 )
 from undertow.results import Results
 

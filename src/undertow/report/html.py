@@ -15,8 +15,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from undertow.errors import visible
 from undertow.report import run_tables, tables
-from undertow.report.text import duration_text, level_text, visible
+from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
 from undertow.results import Results
 from undertow.storage import write_text

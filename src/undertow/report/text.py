@@ -1,27 +1,14 @@
-"""Numbers and foreign text as a reader sees them: typographic, honest, harmless.
+"""Numbers and foreign text as a reader sees them: typographic and honest.
 
-A number that could not be computed is a dash, never 0. Characters that a reader
-cannot see (controls, direction overrides, separators) are spelled out. Knows nothing
-of HTML; `report.html` escapes on top of this.
+A number that could not be computed is a dash, never 0. Knows nothing of HTML;
+`report.html` escapes on top of this.
 """
 
 import math
-import unicodedata
 
 from undertow.results import Estimate, Number
 
 MISSING = "—"
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-
-
-def visible(text: str) -> str:
-    r"""The text with unseen characters spelled out as `\u202e`; newlines are kept."""
-    return "".join(
-        char
-        if char == "\n" or unicodedata.category(char) not in _UNSEEN
-        else f"\\u{ord(char):04x}"
-        for char in text
-    )
 
 
 def known(value: Number) -> bool:
