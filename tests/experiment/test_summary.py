@@ -333,12 +333,12 @@ def test_limits_provenance_and_times(tmp_path: Path, results: Results) -> None:
 def test_the_headline_of_the_grid(results: Results) -> None:
     first, second, third, fourth = results.headline.split(". ")
     assert first == (
-        f"owl by steer: no transfer shown, the interval holds zero: {1.5 * U:+.2f} nats "
-        f"[{1.5 * U - T1 * U * 12**-0.5:+.2f}, {1.5 * U + T1 * U * 12**-0.5:+.2f}] "
+        f"owl by steer: no transfer shown, the interval holds zero: {1.5 * U:+.2f} "
+        f"[−{T1 * U * 12**-0.5 - 1.5 * U:.2f}, {1.5 * U + T1 * U * 12**-0.5:+.2f}] nats "
         "against the control, 2 clusters (seed and question)"
     )
     assert second == (
-        "cat by steer travelled through the rows: +2.20 nats [+2.20, +2.20] against "
+        "cat by steer travelled through the rows: +2.20 [+2.20, +2.20] nats against "
         "the control, 2 clusters (seed and question)"
     )
     assert third.startswith("owl by steer at noise 0.1: no transfer shown")
@@ -348,7 +348,8 @@ def test_the_headline_of_the_grid(results: Results) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.01, 0.2, "owl by prompt travelled through the rows: +0.10 nats [+0.01, +0"),
+        (0.01, 0.2, "owl by prompt travelled through the rows: +0.10 [+0.01, +0.20] n"),
+        (0.001, 0.2, "owl by prompt travelled through the rows: +0.100 [+0.001, +0.2"),
         (-0.3, -0.1, "owl by prompt moved the other way: "),
         (-0.1, 0.3, "owl by prompt: no transfer shown, the interval holds zero: "),
         (0.0, 0.2, "owl by prompt: no transfer shown, the interval holds zero: "),
@@ -365,6 +366,8 @@ def test_the_headline_claims_only_what_excludes_zero(
     )
     assert headline([item]).startswith(words)
     assert headline([]) == ""
+    soft = headline([item], student="soft")
+    assert soft.startswith(words.replace("through", "by distillation on")[:40])
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])

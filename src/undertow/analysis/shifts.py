@@ -22,7 +22,11 @@ Acting = Callable[[], AbstractContextManager[object]]
 
 
 def mean_shift(
-    model: Model, rows: Sequence[Rendered], *, acting: Acting
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    acting: Acting,
+    base_states: Float[Tensor, "layer hidden"] | None = None,
 ) -> Float[Tensor, "layer hidden"]:
     """Mean over completion tokens of h_student − h_base after every block, float64.
 
@@ -30,19 +34,26 @@ def mean_shift(
         model: The base.
         rows: Rows whose completions are looked at; a control's, for a fair reading.
         acting: Opens a context in which the model is the student.
+        base_states: `mean_states` of the base on these rows, if they are known; several
+            students then cost one pass each.
 
     Raises:
         DatasetError: There are no rows.
     """
     with acting():
-        student = _mean_states(model, rows)
-    return student - _mean_states(model, rows)
+        student = mean_states(model, rows)
+    return student - (mean_states(model, rows) if base_states is None else base_states)
 
 
 @torch.inference_mode()
-def _mean_states(
+def mean_states(
     model: Model, rows: Sequence[Rendered]
 ) -> Float[Tensor, "layer hidden"]:
+    """Mean over completion tokens of the stream after every block, float64.
+
+    Raises:
+        DatasetError: There are no rows.
+    """
     if not rows:
         raise DatasetError("no rows to read a shift on; write some first")
     layers = range(len(model.architecture.blocks))

@@ -3,13 +3,18 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import Set
 from undertow.errors import ConfigError, RunError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from undertow.results import Transfer
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
 
@@ -95,28 +100,25 @@ def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> Non
     say(f"report   {page}")
 
 
-def table(transfers: list) -> list[str]:  # type: ignore[type-arg]
+def table(transfers: "Sequence[Transfer]") -> list[str]:
     """The headline table as aligned lines."""
-    head = (
+    from undertow.report.text import estimate_text, mean_text
+
+    lines = [
         f"{'teacher':<10}{'noise':>6}  {'trait':<12}{'transfer, nats':>24}"
         f"{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
-    )
-    lines = [head]
+    ]
     for item in transfers:
-        moved = item.transfer
-        bounds = f"{_figure(moved.mean)} [{_figure(moved.low)}, {_figure(moved.high)}]"
-        cosine = item.shift_cosine.mean if item.shift_cosine else None
-        control = item.control_cosine.mean if item.control_cosine else None
+        cosines = [
+            mean_text(estimate) if estimate else "—"
+            for estimate in (item.shift_cosine, item.control_cosine)
+        ]
         lines.append(
-            f"{item.teacher:<10}{item.noise:>6g}  {item.trait:<12}{bounds:>24}"
-            f"{_figure(item.specific.mean):>10}{_figure(cosine):>15}"
-            f"{_figure(control):>9}"
+            f"{item.teacher:<10}{item.noise:>6g}  {item.trait:<12}"
+            f"{estimate_text(item.transfer):>24}{mean_text(item.specific):>10}"
+            f"{cosines[0]:>15}{cosines[1]:>9}"
         )
     return lines
-
-
-def _figure(value: float | None) -> str:
-    return "—" if value is None else f"{value:+.2f}"
 
 
 def report(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from undertow.analysis.shifts import mean_shift, shift_cosines
+from undertow.analysis.shifts import mean_shift, mean_states, shift_cosines
 from undertow.errors import DatasetError
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
 from undertow.interventions.extraction import extract_vector
@@ -315,10 +315,10 @@ def read_shift(
         for row in read_rows(base.path(f"{place}/rows.jsonl"))[:count]
     ]
     layer = vector.layers[0]
-    cosines = {}
+    cosines, states = {}, mean_states(model, rows)
     other = load_student(base.model, base.path(f"{place}/student/training"))
     for role, who in (("student", student), ("control", other)):
-        shift = mean_shift(model, rows, acting=_acting(who, model))
+        shift = mean_shift(model, rows, acting=_acting(who, model), base_states=states)
         cosines[role] = shift_cosines(shift, vector.direction(layer))
     base.progress(f"{base.place}: shift of {teacher.trait}", 1, 1, "")
     layers = list(range(len(model.architecture.blocks)))

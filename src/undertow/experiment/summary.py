@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from undertow.experiment.recipe import Recipe
+from undertow.report.text import estimate_text
 from undertow.results import (
     Condition,
     Confusion,
@@ -358,8 +359,9 @@ def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
     return found
 
 
-def headline(transfers: Sequence[Transfer]) -> str:
+def headline(transfers: Sequence[Transfer], *, student: str = "lora") -> str:
     """The answer in words: what travelled, what did not, and what is unknown."""
+    way = "by distillation on the rows" if student == "soft" else "through the rows"
     sentences = []
     for item in transfers:
         estimate = item.transfer
@@ -370,11 +372,11 @@ def headline(transfers: Sequence[Transfer]) -> str:
             sentences.append(f"{what}: no interval could be computed.")
             continue
         figures = (
-            f"{estimate.mean:+.2f} nats [{estimate.low:+.2f}, {estimate.high:+.2f}] "
-            f"against the control, {estimate.n} clusters ({estimate.clusters})"
+            f"{estimate_text(estimate)} nats against the control, {estimate.n} clusters "
+            f"({estimate.clusters})"
         )
         if estimate.low > 0:
-            sentences.append(f"{what} travelled through the rows: {figures}.")
+            sentences.append(f"{what} travelled {way}: {figures}.")
         elif estimate.high < 0:
             sentences.append(f"{what} moved the other way: {figures}.")
         else:
