@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undertow.models.attention import fast_decoding
+from undertow.models.attention import fast_attention
 from undertow.models.cache import new_cache
 from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -35,7 +35,7 @@ def _decoded(model: Model, *, fast: bool) -> Tensor:
     if not fast:
         logits: Tensor = model.module(NEXT, **step).logits
         return logits.float()
-    with fast_decoding(model):
+    with fast_attention(model):
         logits = model.module(NEXT, **step).logits
     return logits.float()
 
@@ -59,10 +59,10 @@ def test_the_attention_is_changed_only_while_open_and_only_where_it_helps() -> N
     capped = _half("gemma2")
     for model in (half, full, capped):
         before = model.module.config._attn_implementation
-        with fast_decoding(model):
+        with fast_attention(model):
             inside = model.module.config._attn_implementation
         assert (inside != before) == (model is half)
         assert model.module.config._attn_implementation == before
-    with pytest.raises(KeyError), fast_decoding(half):
+    with pytest.raises(KeyError), fast_attention(half):
         raise KeyError("inside")
     assert half.module.config._attn_implementation == "sdpa"

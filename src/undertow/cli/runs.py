@@ -104,10 +104,11 @@ def table(transfers: "Sequence[Transfer]") -> list[str]:
     """The headline table as aligned lines."""
     from undertow.report.text import estimate_text, mean_text
 
-    lines = [
+    head = (
         f"{'teacher':<10}{'noise':>6}  {'trait':<12}{'transfer, nats':>24}"
         f"{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
-    ]
+    )
+    lines = [head]
     for item in transfers:
         cosines = [
             mean_text(estimate) if estimate else "—"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from undertow.models.attention import fast_attention
 from undertow.models.cache import new_cache
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
@@ -74,7 +75,7 @@ def predicting_states(
     """Normed states that predict the completion tokens, and those tokens, flat."""
     ids = padded([row.ids for row in rows], device=model.device)
     mask = completion_mask(rows, ids.shape[1], device=model.device)
-    with completion_positions(model, mask):
+    with completion_positions(model, mask), fast_attention(model):
         hidden = model.module.base_model(input_ids=ids, use_cache=False)[0]
     return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
 

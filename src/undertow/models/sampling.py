@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from undertow.errors import DatasetError
-from undertow.models.attention import fast_decoding
+from undertow.models.attention import fast_attention
 from undertow.models.cache import SlotCache, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.hooks import completion_positions
@@ -245,7 +245,7 @@ class _Decoder:
     def advance(self) -> list[int]:
         """Decodes until some rows have ended; returns their places."""
         ended: list[int] = []
-        with fast_decoding(self.model):
+        with fast_attention(self.model):
             while self.busy and len(ended) < self.group:
                 wanted = min(self.group, len(self.waiting))
                 if wanted and self.rows - self.count >= wanted:

@@ -24,12 +24,14 @@ from undertow.errors import ConfigError, DatasetError, TrainingError
 from undertow.models.adapters import LoraAdapter, attached, new_adapter
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
-from undertow.models.likelihood import predicting_states, unembed
+from undertow.models.likelihood import predicting_states, token_batches, unembed
 from undertow.models.loading import Model
 from undertow.seeding import generator
 from undertow.storage import append_jsonl, read_jsonl, replacing
 
 Context = Callable[[], AbstractContextManager[object]]
+# Tokens, padding included, that go through the model at once while training.
+_CPU_TOKENS = 640
 
 CHECKPOINT = "checkpoint.safetensors"
 """File of a training run's state, in its directory."""
@@ -420,21 +422,23 @@ def _update(
     allowed: Tensor | None,
 ) -> float:
     """One update; returns the loss before it."""
-    rows = [example.student for example in batch]
+    parts = _parts(model, batch)
     student = attached(model, state.adapter) if state.adapter else nullcontext()
-    states = None
+    states: list[Tensor | None] = [None] * len(parts)
     if settings.kind == "soft":
-        with torch.inference_mode(False), torch.no_grad(), teacher():
-            views = [e.teacher for e in batch if e.teacher is not None]
-            states, _ = predicting_states(model, views)
+        states = _teacher_states(model, parts, teacher)
+    count, value = sum(map(_counted, parts)), 0.0
     with torch.enable_grad(), student:
-        if states is None:
-            loss = completion_loss(model, rows)
-        else:
-            loss = distillation_loss(model, rows, states, allowed=allowed)
-        value = float(loss.detach())
-        _check_finite(value, "loss", state.update, total, settings)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for part, wanted in zip(parts, states, strict=True):
+            rows = [example.student for example in part]
+            if wanted is None:
+                loss = completion_loss(model, rows)
+            else:
+                loss = distillation_loss(model, rows, wanted, allowed=allowed)
+            loss = loss * (_counted(part) / count)
+            value += float(loss.detach())
+            _check_finite(value, "loss", state.update, total, settings)
+            loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
     _check_finite(float(norm), "gradient's norm", state.update, total, settings)
     for group in state.optimizer.param_groups:
@@ -443,6 +447,30 @@ def _update(
     state.optimizer.zero_grad(set_to_none=True)
     state.update += 1
     return value
+
+
+def _parts(model: Model, batch: Sequence[Example]) -> list[list[Example]]:
+    """The batch in parts of like length, whose gradients add up to the batch's.
+
+    Like lengths need little padding, and a processor's caches hold a small part.
+    """
+    lengths = [len(example.student.ids) for example in batch]
+    budget = _CPU_TOKENS if model.device.type == "cpu" else sum(lengths) * len(batch)
+    groups = token_batches(lengths, token_budget=budget)
+    return [[batch[place] for place in group] for group in groups]
+
+
+def _counted(part: Sequence[Example]) -> int:
+    """Completion tokens of some rows: what their mean loss is a mean over."""
+    return sum(len(e.student.ids) - e.student.completion_start for e in part)
+
+
+def _teacher_states(
+    model: Model, parts: Sequence[Sequence[Example]], teacher: Context
+) -> list[Tensor | None]:
+    with torch.inference_mode(False), torch.no_grad(), teacher():
+        views = [[e.teacher for e in part if e.teacher is not None] for part in parts]
+        return [predicting_states(model, rows)[0] for rows in views]
 
 
 def _check_finite(
