@@ -176,3 +176,21 @@ def test_a_directory_of_another_recipe_is_refused(recipe: Make, tmp_path: Path) 
     run_experiment(recipe(seeds=[0]), tmp_path / "run")
     with pytest.raises(RunError, match="belongs to another recipe"):
         run_experiment(recipe(seeds=[1]), tmp_path / "run")
+
+
+@pytest.mark.real
+def test_the_provenance_of_a_pulled_model_holds_its_checksum(
+    recipe: Make, real_model_path: Path, tmp_path: Path
+) -> None:
+    from undertow.models.registry import REGISTRY
+
+    settings = recipe(
+        model={"name": real_model_path.name},
+        seeds=[0],
+        teachers=[{"kind": "prompt"}],
+        rows={"count": 2, "sampler": {"allowed": "list", "max_new_tokens": 8}},
+        student={"max_updates": 1},
+    )
+    results = run_experiment(settings, tmp_path / "run")
+    expected = REGISTRY["smollm2-135m"].sha256
+    assert results.provenance["model_sha256"] == expected

@@ -150,7 +150,7 @@ def _keep_provenance(base: Base) -> None:
     facts = provenance(
         model=model.name,
         model_fingerprint=model.fingerprint,
-        model_sha256=registered.get("sha256"),
+        model_sha256=registered.get("gguf_sha256"),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         dtype_reason=model.reason,
