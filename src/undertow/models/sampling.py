@@ -87,7 +87,7 @@ def truncated_logprobs(
 ) -> Float[Tensor, "row vocab"]:
     """The sampler's own log-distribution: temperature, then top-k, then top-p."""
     scores = logits.float()
-    if sampler.temperature > 0:
+    if sampler.temperature not in (0, 1):
         scores = scores / sampler.temperature
     if sampler.top_k and sampler.top_k < scores.shape[-1]:
         floor = scores.topk(sampler.top_k, dim=-1).values[:, -1:]
