@@ -325,6 +325,7 @@ def test_limits_provenance_and_times(tmp_path: Path, results: Results) -> None:
     text = " ".join(found.limits)
     assert "One seed only" in text
     assert "allowed: numbers" in text
+    assert "cat by steer travelled by distillation on the rows" in found.headline
     # One seed: the interval is over questions.
     close(found.transfers[0].transfer, U, 0, 2, "question")
     assert found.noise_factors[0].ratio.low is None

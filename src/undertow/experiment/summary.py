@@ -111,7 +111,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         title=recipe.title,
         question=recipe.question,
         model=recipe.model.name,
-        headline=headline(transfers),
+        headline=headline(transfers, student=recipe.student.kind),
         conditions=conditions,
         transfers=transfers,
         noise_factors=list(_noise_factors(recipe, cells, names)),
