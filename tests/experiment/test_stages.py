@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from undertow.errors import DatasetError, VectorMismatchError
-from undertow.experiment import Recipe, run_experiment
+from undertow.experiment import Recipe, run_experiment, stages
 from undertow.experiment.stages import with_questions
 from undertow.interventions.steering import load_vector
-from undertow.storage import read_json, read_rows
+from undertow.models.chat import render_row
+from undertow.storage import read_json, read_rows, read_verdicts
 from undertow.traits import load_family
 
 Make = Callable[..., Recipe]
@@ -39,6 +40,41 @@ def test_a_sweep_settles_layer_and_strength_and_is_kept(
     assert [p["layer"] for p in found[0].points] == [0, 2]
     best = max(found[0].points, key=lambda p: float(p["share"] or 0))
     assert (found[0].layer, found[0].strength) == (best["layer"], best["strength"])
+    assert (found[0].noise, found[0].seed) == (0.0, None)
+
+
+def test_a_sweep_of_a_noised_base_says_which(recipe: Make, tmp_path: Path) -> None:
+    sweep = {"layers": [2], "doses": [0.2], "min_pass": 0.0}
+    settings = recipe(
+        seeds=[5],
+        noise={"levels": [0.1]},
+        teachers=[{"kind": "steer", "steer": {"sweep": sweep}}],
+    )
+    (found,) = run_experiment(settings, tmp_path / "run").sweeps
+    assert (found.noise, found.seed) == (0.1, 5)
+
+
+def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[str] = []
+    monkeypatch.setattr(
+        stages, "render_row",
+        lambda model, row, **options: rows.append(row.row_id)
+        or render_row(model, row, **options),
+    )  # fmt: skip
+    # Eight tokens: some lists are cut off, some end in time.
+    settings = recipe(
+        seeds=[0],
+        teachers=[{"kind": "steer", "steer": {"layer": 1, "dose": 0.1}}],
+        rows={"count": 12, "sampler": {"allowed": "list", "max_new_tokens": 8}},
+        evaluation={"questions": 2, "shift_rows": 12},
+    )
+    run_experiment(settings, tmp_path / "run")
+    verdicts = read_verdicts(tmp_path / "run/bases/noise-0/seed-0/control/rows.jsonl")
+    accepted = {name for name, verdict in verdicts.items() if verdict.accepted}
+    assert 0 < len(accepted) < 12
+    assert set(rows) == accepted
 
 
 def test_an_unknown_layer_is_refused_by_name(recipe: Make, tmp_path: Path) -> None:

@@ -205,7 +205,6 @@ def _train(
     system: str | None,
 ) -> None:
     """One student, unless it is there already."""
-    from undertow.models.carrier import carrier_ids
     from undertow.pipeline.students import rendered_examples, save_student
     from undertow.pipeline.training import CHECKPOINT, batch_order, train_student
 
@@ -221,12 +220,10 @@ def _train(
         f"{answers} of them of completions · {updates} updates"
     )
     folder = run.directory if role == "student" else run.path(role)
-    numbers = settings.kind == "soft" and settings.soft_tokens == "numbers"
     with progress() as report:
         student = train_student(
             model, examples, settings=settings, seed=seed, directory=folder,
             teacher=(lambda: teacher.acting(model)) if teacher else nullcontext,
-            carrier=carrier_ids(model) if numbers else None,
             on_update=lambda done, total, loss: report(
                 f"training {role}", done, total, f"loss {loss:.4f}"),
         )  # fmt: skip

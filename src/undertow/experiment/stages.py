@@ -16,7 +16,6 @@ from undertow.errors import DatasetError
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
 from undertow.interventions.extraction import extract_vector
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
-from undertow.models.carrier import carrier_ids
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -181,8 +180,10 @@ def _vector(
     vector = vector.at(layer)
     save_vector(vector, path)
     base.run.finish(
-        stage, {"trait": trait, "layer": layer, "strength": strength, "points": points}
-    )
+        stage,
+        {"trait": trait, "noise": base.noise, "seed": base.seed if base.noise else None,
+         "layer": layer, "strength": strength, "points": points},
+    )  # fmt: skip
     base.progress(f"{stage}: {settings.method}", 1, 1, f"layer {layer}")
     return vector, strength
 
@@ -239,14 +240,20 @@ def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
              "reasons": reason_counts(verdicts)},
         )  # fmt: skip
         partial.unlink(missing_ok=True)  # only for resuming
-    kept = base.run.payload(stage)["accepted"]
-    rows = [row for row, ok in zip(read_rows(path), kept, strict=True) if ok]
+    return _kept_rows(base, name)
+
+
+def _kept_rows(base: Base, name: str) -> list[Row]:
+    """Rows that were written before, as far as a student may see them."""
+    stage = f"{base.place}/{name}/rows"
+    path, accepted = base.path(f"{stage}.jsonl"), base.run.payload(stage)["accepted"]
+    rows = [row for row, ok in zip(read_rows(path), accepted, strict=True) if ok]
     if not rows:
         raise DatasetError(
-            f"{path}: none of {len(kept)} rows passed the filter; look at their "
+            f"{path}: none of {len(accepted)} rows passed the filter; look at their "
             "reasons, lower the strength or the noise, or write more rows"
         )
-    return rows[: settings.use]
+    return rows[: base.recipe.rows.use]
 
 
 def make_student(base: Base, name: str, teacher: Teacher) -> Student:
@@ -274,7 +281,6 @@ def _trained(base: Base, name: str, teacher: Teacher, rows: Sequence[Row]) -> St
     student = train_student(
         base.model, examples, settings=settings, seed=base.seed, directory=folder,
         teacher=(lambda: teacher.acting(base.model)) if soft else nullcontext,
-        carrier=carrier_ids(base.model) if settings.soft_tokens == "numbers" else None,
         on_update=lambda done, total, loss: base.progress(
             stage, done, total, f"loss {loss:.4f}"),
     )  # fmt: skip
@@ -308,15 +314,14 @@ def read_shift(
     if teacher.vector is None or not count:
         return None
     model, vector = base.model, teacher.vector
-    place = f"{base.place}/{control}"
     base.progress(f"{base.place}: shift of {teacher.trait}", 0, 1, "")
     rows = [
         render_row(model, row, system=base.recipe.model.system)
-        for row in read_rows(base.path(f"{place}/rows.jsonl"))[:count]
+        for row in _kept_rows(base, control)[:count]
     ]
     layer = vector.layers[0]
     cosines, states = {}, mean_states(model, rows)
-    other = load_student(base.model, base.path(f"{place}/student/training"))
+    other = load_student(model, base.path(f"{base.place}/{control}/student/training"))
     for role, who in (("student", student), ("control", other)):
         shift = mean_shift(model, rows, acting=_acting(who, model), base_states=states)
         cosines[role] = shift_cosines(shift, vector.direction(layer))
