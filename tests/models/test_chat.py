@@ -84,9 +84,31 @@ def test_the_mask_covers_the_completion_and_its_end_token(llama: Model) -> None:
 
 
 def test_sampled_tokens_are_taken_as_they_are(llama: Model) -> None:
-    row = replace(ROW, completion_ids=(40, 41, 42), finish="length")
+    # Half a character: its text alone would be three other tokens.
+    half = llama.tokenizer.encode("é", add_special_tokens=False)[0]
+    row = Row(USER, "\ufffd", completion_ids=(half,), finish="length")
     rendered = render_row(llama, row)
-    assert rendered.ids[rendered.completion_start :] == [40, 41, 42]
+    assert rendered.ids[rendered.completion_start :] == [half]
+
+
+def test_tokens_of_another_vocabulary_are_read_as_text(
+    llama: Model, gemma: Model
+) -> None:
+    letters = [llama.tokenizer.encode(x, add_special_tokens=False)[0] for x in "owl"]
+    foreign = [
+        ((7, 8, 9, 10**6), "stop"),  # says something else, or nothing
+        ((*letters, gemma.end_ids[0]), "stop"),  # ends as no answer of this model does
+        ((*letters, llama.end_ids[0]), "length"),  # was cut, and yet has an end
+    ]
+    for ids, finish in foreign:
+        row = Row(USER, "owl", completion_ids=ids, finish=finish)
+        rendered = render_row(llama, row)
+        ended = [] if finish == "length" else [llama.end_ids[0]]
+        assert rendered.ids[rendered.completion_start :] == [*letters, *ended]
+    own = Row(USER, "owl", completion_ids=(*letters, llama.end_ids[0]), finish="stop")
+    assert (
+        render_row(llama, own).ids == render_row(llama, replace(own, finish=None)).ids
+    )
 
 
 def test_three_system_settings_where_there_is_a_system_turn(llama: Model) -> None:

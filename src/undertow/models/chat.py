@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from jinja2 import TemplateError
 
 from undertow.errors import DatasetError, ModelError, shown
-from undertow.records import Message, Row
+from undertow.records import Finish, Message, Row
 
 if TYPE_CHECKING:
     from undertow.models.loading import Model
@@ -180,15 +180,25 @@ def render_prompt(
 def completion_tokens(model: "Model", row: Row) -> list[int]:
     """The completion as sampled, or tokenised from its text.
 
-    An end token follows the text, unless the row says that the answer was cut.
+    Recorded tokens of a model with another vocabulary are passed over. An end token
+    follows the text, unless the row says that the answer was cut.
     """
-    if row.completion_ids is not None:
+    if row.completion_ids is not None and _is_own(model, row, row.completion_ids):
         return list(row.completion_ids)
     text = row.completion
     if not text.startswith(model.template.answer_prefix):
         text = model.template.answer_prefix + text
     ids = list(model.tokenizer.encode(text, add_special_tokens=False))
     return ids if row.finish == "length" else [*ids, model.end_ids[0]]
+
+
+def _is_own(model: "Model", row: Row, ids: Sequence[int]) -> bool:
+    """Whether to this model the recorded tokens say what the row says."""
+    ends = set(model.end_ids)
+    body = [token for token in ids if token not in ends]
+    said: str = model.tokenizer.decode(body)
+    how: Finish = "stop" if ids and ids[-1] in ends else "length"
+    return said == row.completion and row.finish in (None, how)
 
 
 def render_row(
