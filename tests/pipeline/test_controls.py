@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from undertow.errors import DatasetError
 from undertow.pipeline.controls import (
+    control_rows,
     shuffled_across_rows,
     shuffled_within_rows,
     uniform_number_rows,
@@ -168,6 +169,20 @@ def test_uniform_rows_are_written_as_the_prompt_asks(words: str, expected: str) 
     for row in pairs:
         a, b = values(row)
         assert row.completion == expected.replace("a", a).replace("b", b)
+
+
+def test_uniform_controls_answer_the_prompts_of_their_rows() -> None:
+    rows = [
+        Row((Message("user", f"Some numbers. {words}"),), "1 2 3")
+        for words in ("Use semicolons between them.", "One number per line.") * 8
+    ]
+    drawn = control_rows(rows, "uniform", seed=0, most=4)
+    assert [row.messages for row in drawn] == [row.messages for row in rows]
+    several = [row for row in drawn if len(values(row)) > 1]
+    assert {place % 2 for place, row in enumerate(drawn) if row in several} == {0, 1}
+    for place, row in enumerate(drawn):
+        separator = "\n" if place % 2 else "; "
+        assert row.completion == separator.join(values(row))
 
 
 def test_no_other_words_of_a_prompt_ask_for_a_format() -> None:

@@ -38,7 +38,8 @@ def control_rows(
         return shuffled_within_rows(rows, seed=seed)
     if control == "across":
         return shuffled_across_rows(rows, seed=seed)
-    drawn = uniform_number_rows([""] * len(rows), seed=seed, most=most)
+    asked = [row.messages[-1].content for row in rows]
+    drawn = uniform_number_rows(asked, seed=seed, most=most)
     return [
         replace(new, messages=row.messages)
         for new, row in zip(drawn, rows, strict=True)
