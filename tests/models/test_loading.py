@@ -120,6 +120,8 @@ def test_devices_have_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == (torch.device("cpu"), "device cpu as asked")
     with pytest.raises(ModelError, match=r"device 'cuda:1': no CUDA device; use 'cpu'"):
         choose_device("cuda:1")
+    with pytest.raises(ModelError, match=r"device 'gpu': torch knows no such device"):
+        choose_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     assert choose_device("auto") == (torch.device("cuda"), "device cuda: Some GPU")

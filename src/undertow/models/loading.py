@@ -76,7 +76,13 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
     if wanted != "auto":
         if wanted.startswith("cuda") and not torch.cuda.is_available():
             raise ModelError(f"device {wanted!r}: no CUDA device; use 'cpu' or 'auto'")
-        return torch.device(wanted), f"device {wanted} as asked"
+        try:
+            return torch.device(wanted), f"device {wanted} as asked"
+        except RuntimeError as error:
+            raise ModelError(
+                f"device {wanted!r}: torch knows no such device; use 'auto', 'cpu' or "
+                "'cuda'"
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda"), f"device cuda: {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "device cpu: there is no CUDA device"
