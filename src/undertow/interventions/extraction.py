@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from undertow.errors import ConfigError, TrainingError
 from undertow.interventions.prompting import tell_me_prompt, trait_prompt
 from undertow.interventions.steering import SteeringVector
-from undertow.models.chat import Rendered, render_prompt
+from undertow.models.chat import render_prompt
 from undertow.models.hooks import check_layers, editing_residuals, recording_residuals
 from undertow.models.likelihood import padded, token_batches, unembed
 from undertow.models.loading import Model
@@ -198,11 +198,10 @@ def _train_one(
     width = model.architecture.hidden_size
     weight = nn.Parameter(torch.zeros(width, device=model.device))
     optimizer = torch.optim.Adam([weight], lr=0.3 / math.sqrt(width))
-    rows = [Rendered([*prompt, 0], len(prompt)) for prompt in prompts]
-    ids = padded([row.ids[:-1] for row in rows], device=model.device)
-    ends = torch.tensor([row.completion_start - 1 for row in rows], device=model.device)
-    places = torch.arange(len(rows), device=model.device)
-    quarters = min(4, len(rows))
+    ids = padded(prompts, device=model.device)
+    ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
+    places = torch.arange(len(prompts), device=model.device)
+    quarters = min(4, len(prompts))
     for step in range(steps):
         part = places[step % quarters :: quarters]  # of the questions, an update
 
