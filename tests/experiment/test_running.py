@@ -1,6 +1,7 @@
 """A recipe's stages: each is run once, in order, and goes on where it was cut."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,25 @@ import pytest
 from undertow.errors import ConfigError, RunError
 from undertow.experiment import Recipe, run_experiment, running
 from undertow.interventions.steering import load_vector
+from undertow.models import loading
 from undertow.models.loading import load_model
+from undertow.models.tiny import save_tiny
 from undertow.results import Results
 from undertow.storage import read_json, read_rows
 
 Make = Callable[..., Recipe]
+PETS = """
+name: pets
+category: pet
+questions: ["Your pet?", "Name a pet."]
+traits: [{name: owl, plural: owls}, {name: cat, plural: cats}]
+"""
+
+
+def interrupt(stage: str, done: int, total: int, note: str) -> None:
+    """Ctrl-C in the first read-out."""
+    if "read-out" in stage:
+        raise KeyboardInterrupt
 
 
 def measured(results: Results) -> dict[str, Any]:
@@ -176,6 +191,33 @@ def test_a_directory_of_another_recipe_is_refused(recipe: Make, tmp_path: Path) 
     run_experiment(recipe(seeds=[0]), tmp_path / "run")
     with pytest.raises(RunError, match="belongs to another recipe"):
         run_experiment(recipe(seeds=[1]), tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["model", "family", "dtype"])
+def test_a_run_is_not_continued_with_another_origin(
+    what: str, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, pets = save_tiny("llama", tmp_path / "tiny"), tmp_path / "pets.yaml"
+    pets.write_text(PETS)
+    settings = recipe(
+        model={"name": str(folder)}, family=str(pets), seeds=[0, 1],
+        teachers=[{"kind": "prompt"}],
+    )  # fmt: skip
+    monkeypatch.setattr(loading, "_bf16_units", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, tmp_path / "run", progress=interrupt)
+    if what == "model":
+        shutil.rmtree(folder)
+        save_tiny("llama", folder, seed=1)
+    elif what == "family":
+        pets.write_text(PETS.replace("Name a pet.", "Name two pets."))
+    else:
+        monkeypatch.setattr(loading, "_bf16_units", lambda: "AMX")
+    keys = {"model": "model_fingerprint", "family": "family_digest", "dtype": "dtype"}
+    with pytest.raises(RunError, match="begun with another model") as caught:
+        run_experiment(settings, tmp_path / "run")
+    said = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert [line.split(":")[0].strip() for line in said] == [keys[what]]
 
 
 @pytest.mark.real

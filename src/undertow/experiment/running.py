@@ -5,12 +5,13 @@ payload is there. What one stage does is `experiment.stages`' business, what the
 payloads mean together `experiment.summary`'s.
 """
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from undertow.config import dump_settings
-from undertow.errors import ConfigError
+from undertow.errors import ConfigError, RunError
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
@@ -49,7 +50,8 @@ def run_experiment(
         progress: Told of every step.
 
     Raises:
-        RunError: The directory is locked or belongs to another recipe.
+        RunError: The directory is locked, belongs to another recipe, or was begun with
+            another model, family or dtype.
         ConfigError: A trait, decoy or layer that does not exist.
         DatasetError: The filter refused every row of a teacher.
         TrainingError: A loss is no longer finite.
@@ -142,9 +144,12 @@ def _noised(base: Base) -> Base:
     return replace(base, model=model)
 
 
+_ORIGIN = ("model_fingerprint", "template_digest", "dtype", "family_digest")
+"""What a continued run has to share with its beginning, or its stages do not compare."""
+
+
 def _keep_provenance(base: Base) -> None:
-    if base.run.is_done("provenance"):
-        return
+    """Writes the provenance, or checks that a continued run is still of that origin."""
     model, recipe = base.model, base.recipe
     registered = describe(model.name) if model.name in REGISTRY else {}
     facts = provenance(
@@ -158,8 +163,29 @@ def _keep_provenance(base: Base) -> None:
         template_digest=model.template.digest,
         system=recipe.model.system,
         sampler=recipe.rows.sampler.model_dump_json(),
+        family_digest=_digest(base.family),
     )
-    base.run.finish("provenance", facts)
+    if not base.run.is_done("provenance"):
+        base.run.finish("provenance", facts)
+        return
+    first = base.run.payload("provenance")
+    changed = [
+        f"  {name}: there {first[name]!r}, now {facts[name]!r}"
+        for name in _ORIGIN
+        if name in first and first[name] != facts[name]
+    ]
+    if changed:
+        lines = "\n".join(changed)
+        raise RunError(
+            f"{base.run.directory}: begun with another model, family or dtype, whose "
+            f"results do not compare:\n{lines}\nBring back what it was begun with, or "
+            "choose another directory"
+        )
+
+
+def _digest(family: TraitFamily) -> str:
+    """16 hexadecimal digits of a family: its file may have changed under its name."""
+    return hashlib.sha256(repr(family).encode()).hexdigest()[:16]
 
 
 def _make_control(base: Base, settings: TeacherSettings) -> str:
