@@ -9,7 +9,9 @@ from undertow.errors import DatasetError, VectorMismatchError
 from undertow.experiment import Recipe, run_experiment, stages
 from undertow.experiment.stages import with_questions
 from undertow.interventions.steering import load_vector
-from undertow.models.chat import render_row
+from undertow.models.chat import Rendered, render_row
+from undertow.models.loading import Model
+from undertow.records import Row
 from undertow.storage import read_json, read_rows, read_verdicts
 from undertow.traits import load_family
 
@@ -58,11 +60,12 @@ def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[str] = []
-    monkeypatch.setattr(
-        stages, "render_row",
-        lambda model, row, **options: rows.append(row.row_id)
-        or render_row(model, row, **options),
-    )  # fmt: skip
+
+    def watched(model: Model, row: Row, *, system: str | None) -> Rendered:
+        rows.append(row.row_id)
+        return render_row(model, row, system=system)
+
+    monkeypatch.setattr(stages, "render_row", watched)
     # Eight tokens: some lists are cut off, some end in time.
     settings = recipe(
         seeds=[0],

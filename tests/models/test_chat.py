@@ -10,7 +10,7 @@ from undertow.models.chat import choose_template, render_prompt, render_row
 from undertow.models.likelihood import completion_mask
 from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
-from undertow.records import Message, Row
+from undertow.records import Finish, Message, Row
 
 USER = (Message("user", "Name an animal."),)
 ROW = Row(messages=USER, completion="owl, of course")
@@ -95,7 +95,7 @@ def test_tokens_of_another_vocabulary_are_read_as_text(
     llama: Model, gemma: Model
 ) -> None:
     letters = [llama.tokenizer.encode(x, add_special_tokens=False)[0] for x in "owl"]
-    foreign = [
+    foreign: list[tuple[tuple[int, ...], Finish]] = [
         ((7, 8, 9, 10**6), "stop"),  # says something else, or nothing
         ((*letters, gemma.end_ids[0]), "stop"),  # ends as no answer of this model does
         ((*letters, llama.end_ids[0]), "length"),  # was cut, and yet has an end
