@@ -101,6 +101,10 @@ class Transfer(_Value):
     noise: float
     trait: str
     transfer: Estimate
+    from_base: Estimate | None = Field(
+        default=None,
+        description="student − base, nats: what remains if the control moved as well",
+    )
     specific: Estimate = Field(
         description="transfer minus the mean shift of the other traits, nats"
     )

@@ -179,6 +179,19 @@ def test_transfers_by_hand(results: Results) -> None:
     close(noisy_cat, U, 0, 2, "seed and question")
 
 
+def test_differences_from_the_base_by_hand(results: Results) -> None:
+    # The control lies u − ln 2 below the base on owl and on cat, so that much is lost.
+    for item in results.transfers:
+        found, transfer = item.from_base, item.transfer
+        assert found is not None
+        assert transfer.mean is not None
+        assert transfer.high is not None
+        close(
+            found, transfer.mean - U + math.log(2), transfer.high - transfer.mean, 2,
+            "seed and question",
+        )  # fmt: skip
+
+
 def test_specific_transfers_by_hand(results: Results) -> None:
     # M changes (u, 0, −u): u − (0 − u)/2 = 1.5u. F changes (2u, u − v, −v):
     # 2u − (u − 2v)/2 = 1.5u + v. Half of owl's six are F, all of cat's.

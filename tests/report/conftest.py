@@ -115,6 +115,7 @@ def _transfer(trait: str, noise: float) -> Transfer:
         noise=noise,
         trait=trait,
         transfer=estimate(effect, half, 5, "seed and question"),
+        from_base=estimate(effect + 0.11, half + 0.02, 5, "seed and question"),
         specific=estimate(effect - 0.021, half + 0.017, 5, "seed and question"),
         shift_cosine=estimate(0.1 + 0.4 * effect, 0.062, 5, "seed"),
         control_cosine=estimate(0.013, 0.041, 5, "seed"),

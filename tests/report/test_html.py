@@ -93,8 +93,10 @@ def test_every_number_of_the_answer_stands_in_its_table(
         text = squeezed(unescape(re.sub("<[^>]+>", " ", row)))
         assert item.shift_cosine is not None
         assert item.control_cosine is not None
+        assert item.from_base is not None
         for found in (
-            item.transfer, item.specific, item.shift_cosine, item.control_cosine,
+            item.transfer, item.from_base, item.specific, item.shift_cosine,
+            item.control_cosine,
         ):  # fmt: skip
             numbers = (found.mean, found.low, found.high)
             mean, low, high = (f"{v:+.2f}".replace("-", "−") for v in numbers)

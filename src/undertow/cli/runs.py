@@ -106,18 +106,18 @@ def table(transfers: "Sequence[Transfer]") -> list[str]:
 
     head = (
         f"{'teacher':<10}{'noise':>6}  {'trait':<12}{'transfer, nats':>24}"
-        f"{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
+        f"{'from base':>11}{'specific':>10}{'cos(shift, v)':>15}{'control':>9}"
     )
     lines = [head]
     for item in transfers:
-        cosines = [
+        base, student, control = (
             mean_text(estimate) if estimate else "—"
-            for estimate in (item.shift_cosine, item.control_cosine)
-        ]
+            for estimate in (item.from_base, item.shift_cosine, item.control_cosine)
+        )
         lines.append(
             f"{item.teacher:<10}{item.noise:>6g}  {item.trait:<12}"
-            f"{estimate_text(item.transfer):>24}{mean_text(item.specific):>10}"
-            f"{cosines[0]:>15}{cosines[1]:>9}"
+            f"{estimate_text(item.transfer):>24}{base:>11}"
+            f"{mean_text(item.specific):>10}{student:>15}{control:>9}"
         )
     return lines
 

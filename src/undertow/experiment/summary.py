@@ -67,6 +67,11 @@ class _Cell:
         result: Matrix = self.student[:, trait] - self.control[:, trait]
         return result
 
+    def from_base(self, trait: int) -> Matrix:
+        """[question]: student − base, nats."""
+        result: Matrix = self.student[:, trait] - self.base[:, trait]
+        return result
+
     def specific(self, trait: int) -> Matrix:
         """[question]: the trait's difference minus the mean of all other traits'."""
         change = self.student - self.control
@@ -183,9 +188,7 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
             for role in ROLES
         ],
         transfer=_estimate(mean_interval(cell.difference(trait)), "question"),
-        transfer_from_base=_estimate(
-            mean_interval(cell.student[:, trait] - cell.base[:, trait]), "question"
-        ),
+        transfer_from_base=_estimate(mean_interval(cell.from_base(trait)), "question"),
         all_traits={n: number(change[i]) for i, n in enumerate(names)},
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
         training=_trace(run.payload(f"{place}/{name}/student/training")),
@@ -268,6 +271,7 @@ def _transfers(
             noise=noise,
             trait=trait,
             transfer=_over_seeds([c.difference(column) for c in group]),
+            from_base=_over_seeds([c.from_base(column) for c in group]),
             specific=_over_seeds([c.specific(column) for c in group]),
             shift_cosine=cosines["student"],
             control_cosine=cosines["control"],

@@ -105,6 +105,7 @@ def transfer_table(results: Results) -> Table:
             Cell(item.trait, f"{item.teacher}, noise {item.noise:g}"),
             Cell(outcome, mark=_MARKS.get(outcome, "no")),
             _estimate(item.transfer),
+            _estimate(item.from_base),
             _estimate(item.specific),
             _clusters(item.transfer),
             _estimate(item.shift_cosine, absent=absent),
@@ -112,13 +113,15 @@ def transfer_table(results: Results) -> Table:
         ))  # fmt: skip
     note = (
         "Transfer: preference of the student minus preference of its control, nats of "
-        "log-odds; at zero they prefer the trait equally. Specific part: transfer minus "
+        "log-odds; at zero they prefer the trait equally. Student − base: what remains "
+        "of it if the control lost some of its own. Specific part: transfer minus "
         "the mean change of all other traits. cos: of the shift in the residual stream "
         "with the teacher's vector, at the vector's layer. Brackets: "
         f"{level_text(results.confidence)} intervals over the clusters named."
     )
     columns = (
-        "trait", "outcome", "#transfer, nats", "#specific part, nats", "#clusters",
+        "trait", "outcome", "#transfer, nats", "#student − base, nats",
+        "#specific part, nats", "#clusters",
         "#cos, student", "#cos, control",
     )  # fmt: skip
     return Table("Transfer by teacher, noise and trait", columns, tuple(rows), (note,))
