@@ -118,3 +118,25 @@ def test_a_finetuned_teacher_is_kept_and_has_taken_to_its_trait(
     assert shares["teacher"] > shares["base"] + 0.3 > 0.3
     kept = tmp_path / "run/bases/noise-0/seed-0/finetune-owl/teacher/training"
     assert (kept / "adapter_model.safetensors").is_file()
+
+
+def test_mode_and_positions_reach_the_teacher_and_its_rows(
+    recipe: Make, tmp_path: Path
+) -> None:
+    steer = {"layer": 1, "dose": 0.5, "mode": "project_out", "positions": "completion"}
+    settings = recipe(seeds=[0], teachers=[{"kind": "steer", "steer": steer}])
+    run_experiment(settings, tmp_path / "run")
+    rows = read_rows(tmp_path / "run/bases/noise-0/seed-0/steer-owl/rows.jsonl")
+    facts = rows[0].provenance
+    assert (facts["mode"], facts["positions"]) == ("project_out", "completion")
+
+
+def test_what_cannot_be_swept_or_distilled_is_refused(recipe: Make) -> None:
+    sweep = {"sweep": {"layers": [0], "doses": [0.1]}, "positions": "prompt"}
+    with pytest.raises(ValueError, match="a sweep measures mode 'add' at all"):
+        recipe(teachers=[{"kind": "steer", "steer": sweep}])
+    with pytest.raises(ValueError, match="needs a teacher with the base's own"):
+        recipe(
+            teachers=[{"kind": "finetune", "finetune": {"kind": "full"}}],
+            student={"kind": "soft"},
+        )

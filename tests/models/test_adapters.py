@@ -2,13 +2,14 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from undertow.errors import ModelError, VectorMismatchError
 from undertow.models.adapters import (
@@ -223,4 +224,17 @@ def test_an_adapter_without_its_second_half_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"lora_B is missing for 'model\.layers\.0\.mlp"
     ):
+        load_adapter(model, tmp_path)
+
+
+def test_an_adapter_outside_the_blocks_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    adapter = new_adapter(model, rank=2, alpha=2.0, seed=0)
+    width, vocabulary = model.architecture.hidden_size, model.architecture.vocab_size
+    head = (
+        nn.Parameter(torch.zeros(2, width)),
+        nn.Parameter(torch.zeros(vocabulary, 2)),
+    )
+    save_adapter(replace(adapter, pairs={"lm_head": head}), tmp_path)
+    with pytest.raises(ModelError, match="'lm_head', which is not inside a block"):
         load_adapter(model, tmp_path)

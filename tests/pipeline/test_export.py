@@ -1,6 +1,7 @@
 """Exported teachers are the teachers, read back as plain checkpoints."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,10 @@ def test_what_cannot_be_baked_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be baked into a 'gemma3_text' model"):
         export_teacher(model, _steered(model), tmp_path / "teacher", provenance={})
     assert not (tmp_path / "teacher").exists()
+
+
+def test_what_is_no_bias_is_not_exported(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    teacher = replace(_steered(model), positions="completion")
+    with pytest.raises(ModelError, match="its positions are 'completion'"):
+        export_teacher(model, teacher, tmp_path / "out", provenance={})

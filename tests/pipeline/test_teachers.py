@@ -77,7 +77,8 @@ def test_a_steered_teacher_is_the_vector_at_its_strength() -> None:
     assert torch.equal(_logits(model), plain)
     assert teacher.describe() == {
         "teacher": "steer", "trait": "dog", "layers": [2], "strength": 4.0,
-        "method": "tell_me",
+        "method": "tell_me", "mode": "add",
+        "positions": "all",
     }  # fmt: skip
 
 
@@ -134,3 +135,17 @@ def test_there_is_nobody_to_distil_a_teacher_from() -> None:
     soft = TUNING.model_copy(update={"kind": "soft"})
     with pytest.raises(ConfigError, match="expected 'lora' or 'full'"):
         finetuned_teacher(tiny_model("llama"), PETS, "dog", settings=soft, seed=0)
+
+
+def test_mode_and_positions_are_steering_s() -> None:
+    model = tiny_model("llama")
+    vector = extract_vector(
+        model, method="tell_me", family=PETS, trait="dog", layers=(2,)
+    )
+    teacher = steered_teacher(vector, strength=1.0, mode="project_out")
+    with steering(model, vector, strength=1.0, mode="project_out"):
+        wanted = _logits(model)
+    with teacher.acting(model):
+        assert torch.equal(_logits(model), wanted)
+    with pytest.raises(ConfigError, match="'replace' needs the base's means"):
+        steered_teacher(vector, strength=1.0, mode="replace")

@@ -284,6 +284,14 @@ class Teaching(Steering):
     adapter: Annotated[
         Path | None, typer.Option(help="Folder of `undertow train`, for 'finetune'.")
     ] = None
+    mode: Annotated[
+        Literal["add", "project_out"],
+        typer.Option(help="'project_out' takes the vector's direction away instead."),
+    ] = "add"
+    positions: Annotated[
+        Literal["all", "prompt", "completion"],
+        typer.Option(help="Tokens on which the vector acts."),
+    ] = "all"
 
     def make(self, model: "Model", family: "TraitFamily") -> "Teacher":
         """The teacher.
@@ -311,7 +319,13 @@ class Teaching(Steering):
         if self.teacher == "steer":
             vector, strength = self.settled()
             check_vector(model, vector)
-            return steered_teacher(vector, strength=strength, trait=self.trait)
+            return steered_teacher(
+                vector,
+                strength=strength,
+                trait=self.trait,
+                mode=self.mode,
+                positions=self.positions,
+            )
         if self.teacher == "finetune":
             assert self.adapter is not None
             student = load_student(model, self.adapter)

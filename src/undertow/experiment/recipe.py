@@ -67,6 +67,12 @@ class SteerSettings(_Settings):
     norm: float | None = Field(
         default=None, gt=0, description="length of what is added, instead of a dose"
     )
+    mode: Literal["add", "project_out"] = Field(
+        default="add", description="'project_out' takes the direction away instead"
+    )
+    positions: Literal["all", "prompt", "completion"] = Field(
+        default="all", description="tokens on which the vector acts"
+    )
     sweep: SweepSettings | None = Field(
         default=None, description="chooses layer and strength by measuring"
     )
@@ -80,6 +86,8 @@ class SteerSettings(_Settings):
         given = sum(amount is not None for amount in amounts)
         if given != (1 if fixed else 0):
             raise ValueError("give one of dose, strength and norm, beside layer")
+        if self.sweep and (self.mode, self.positions) != ("add", "all"):
+            raise ValueError("a sweep measures mode 'add' at all positions only")
         return self
 
 
@@ -207,6 +215,17 @@ class Recipe(_Settings):
             raise ValueError(
                 f"teachers: a name stands there twice: {labels!r}; give each a `name`"
             )
+        if self.student.kind == "soft":
+            full = [
+                t.label
+                for t in self.teachers
+                if t.finetune and t.finetune.kind == "full"
+            ]
+            if full:
+                raise ValueError(
+                    f"teachers {full!r}: a soft student needs a teacher with the base's "
+                    "own unembedding; give it finetune.kind 'lora', or another student"
+                )
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
         if self.decoy and self.control_kind == "none":

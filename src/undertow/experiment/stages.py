@@ -131,7 +131,13 @@ def make_teacher(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
     if settings.kind == "steer":
         assert settings.steer is not None  # the recipe's validator says so
         vector, strength = _vector(base, settings, settings.steer, trait)
-        return steered_teacher(vector, strength=strength, trait=trait)
+        return steered_teacher(
+            vector,
+            strength=strength,
+            trait=trait,
+            mode=settings.steer.mode,
+            positions=settings.steer.positions,
+        )
     return _finetuned(base, settings, trait)
 
 

@@ -28,7 +28,8 @@ from undertow.storage import read_json, replacing, write_json
 _PREFIX = "base_model.model."
 # Options of PEFT under which an adapter is more than B·A·alpha/rank.
 _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern",
-              "modules_to_save", "lora_bias", "megatron_config")  # fmt: skip
+              "modules_to_save", "lora_bias", "megatron_config",
+              "layer_replication")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,11 @@ def _check_fit(model: Model, name: str, a: Tensor, b: Tensor, where: Path) -> No
         raise VectorMismatchError(
             f"{where}: the adapter changes {name!r}, which {model.name!r} has not; "
             "use the base model that the adapter was trained on"
+        )
+    if matrix_kind(f"{name}.weight", model.module) not in ("attention", "mlp"):
+        raise ModelError(
+            f"{where}: the adapter changes {name!r}, which is not inside a block; "
+            "merge it with PEFT and load the merged model"
         )
     expected = _shape(modules[name])
     if (b.shape[0], a.shape[1]) != expected:

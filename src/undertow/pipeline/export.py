@@ -40,6 +40,12 @@ def export_teacher(
             "are no weights to export. Sample the base with this system text: "
             f"{teacher.prompt!r}"
         )
+    if (teacher.mode, teacher.positions) != ("add", "all"):
+        raise ModelError(
+            f"a bias acts everywhere by adding; this teacher's mode is {teacher.mode!r} "
+            f"and its positions are {teacher.positions!r}. Keep the vector's file and "
+            "apply it with undertow.steering"
+        )
     if directory.exists():
         raise ModelError(f"{directory}: exists already; choose a new folder")
     if teacher.vector is not None:

@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 from undertow.errors import ConfigError
 from undertow.interventions.prompting import trait_prompt
-from undertow.interventions.steering import SteeringVector, steering
+from undertow.interventions.steering import (
+    Mode,
+    Positions,
+    SteeringVector,
+    steering,
+)
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.pipeline.training import (
@@ -38,6 +43,8 @@ class Teacher:
         prompt: Persona text, for `prompt`; provenance only, never in a training row.
         vector: Steering vector, for `steer`.
         strength: Factor of the vector.
+        mode: What is done with the vector's direction.
+        positions: Tokens on which it acts.
         student: Trained change, for `finetune`.
     """
 
@@ -46,13 +53,21 @@ class Teacher:
     prompt: str | None = None
     vector: SteeringVector | None = None
     strength: float = 1.0
+    mode: Mode = "add"
+    positions: Positions = "all"
     student: Student | None = None
 
     @contextmanager
     def acting(self, model: Model) -> Iterator[Model]:
         """The model as this teacher; the prompt, if any, is the caller's to render."""
         if self.vector is not None:
-            with steering(model, self.vector, strength=self.strength):
+            with steering(
+                model,
+                self.vector,
+                strength=self.strength,
+                mode=self.mode,
+                positions=self.positions,
+            ):
                 yield model
         elif self.student is not None:
             with self.student.applied(model):
@@ -70,6 +85,8 @@ class Teacher:
                 "layers": list(self.vector.layers),
                 "strength": self.strength,
                 "method": self.vector.method,
+                "mode": self.mode,
+                "positions": self.positions,
             }
         return facts
 
@@ -80,11 +97,28 @@ def prompted_teacher(family: TraitFamily, trait: str) -> Teacher:
 
 
 def steered_teacher(
-    vector: SteeringVector, *, strength: float, trait: str | None = None
+    vector: SteeringVector,
+    *,
+    strength: float,
+    trait: str | None = None,
+    mode: Mode = "add",
+    positions: Positions = "all",
 ) -> Teacher:
-    """A teacher with a vector added to its residual stream at every position."""
+    """A teacher with a vector at work in its residual stream; see `steering`.
+
+    Raises:
+        ConfigError: mode is "replace", which needs the base's means: open `steering`.
+    """
+    if mode == "replace":
+        fault = "'replace' needs the base's means; use undertow.steering for it"
+        raise ConfigError("teacher.mode", [fault])
     return Teacher(
-        kind="steer", trait=trait or vector.trait, vector=vector, strength=strength
+        kind="steer",
+        trait=trait or vector.trait,
+        vector=vector,
+        strength=strength,
+        mode=mode,
+        positions=positions,
     )
 
 

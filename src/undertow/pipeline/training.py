@@ -170,7 +170,14 @@ class _State:
     def __init__(self, model: Model, settings: TrainingSettings, seed: int) -> None:
         self.adapter: LoraAdapter | None = None
         if settings.kind == "full":
-            self.named = dict(model.module.named_parameters())
+            self.live = dict(model.module.named_parameters())
+            # In bfloat16 a small step would round away; float32 masters keep it.
+            self.named = {
+                name: weight
+                if weight.dtype == torch.float32
+                else nn.Parameter(weight.detach().float())
+                for name, weight in self.live.items()
+            }
         else:
             self.adapter = new_adapter(
                 model, rank=settings.rank, alpha=settings.alpha,
@@ -182,8 +189,24 @@ class _State:
                 for name in sorted(pairs)
                 for side, matrix in zip("AB", pairs[name], strict=True)
             }
+            self.live = self.named
         self.optimizer = _optimizer(list(self.named.values()), settings)
         self.update = 0
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Moves gradients from the weights in use to their masters."""
+        for name, master in self.named.items():
+            weight = self.live[name]
+            if weight is not master and weight.grad is not None:
+                master.grad, weight.grad = weight.grad.float(), None
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        """Rounds the masters into the weights in use."""
+        for name, master in self.named.items():
+            if self.live[name] is not master:
+                self.live[name].copy_(master)
 
     def save(self, directory: Path) -> None:
         """Weights and optimiser state as safetensors; the update count goes last."""
@@ -205,6 +228,7 @@ class _State:
             self.update = int(file.metadata()["update"])
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"weight/{name}"])
+        self.give_weights()
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("state/"):
@@ -280,7 +304,7 @@ def train_student(
         allowed = torch.tensor(ids, device=model.device)
     try:
         trace = _resume(state, directory)
-        for parameter in state.named.values():
+        for parameter in state.live.values():
             parameter.requires_grad_(requires_grad=True)
         while state.update < len(batches):
             batch = [examples[place] for place in batches[state.update]]
@@ -331,11 +355,13 @@ def _update(
             value += float(loss.detach())
             _check_finite(value, "loss", state.update, total, settings)
             loss.backward()  # type: ignore[no-untyped-call]
+    state.take_gradients()
     norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
     _check_finite(float(norm), "gradient's norm", state.update, total, settings)
     for group in state.optimizer.param_groups:
         group["lr"] = _rate(state.update, total, settings)
     state.optimizer.step()
+    state.give_weights()
     state.optimizer.zero_grad(set_to_none=True)
     state.update += 1
     return value
@@ -372,8 +398,8 @@ def _check_finite(
     if not math.isfinite(value):
         raise TrainingError(
             f"update {update + 1} of {total}: the {what} is {value}; lower "
-            f"student.learning_rate (now {settings.learning_rate}) or the noise; "
-            "the last checkpoint is kept"
+            f"the learning rate (now {settings.learning_rate:g}) or the noise; the last "
+            "checkpoint is kept"
         )
 
 
