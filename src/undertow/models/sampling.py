@@ -71,6 +71,10 @@ class Sampled:
     total_logprob: float
 
 
+# Rows whose distributions over the vocabulary are computed at a time.
+_CPU_ROWS = 8
+
+
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the longest prefix that all prompts share, one token left over."""
     ordered = [tuple(prompt) for prompt in prompts]
@@ -102,6 +106,21 @@ def truncated_logprobs(
 
 
 def _draw(
+    logits: Float[Tensor, "row vocab"],
+    uniforms: Float[Tensor, " row"],
+    sampler: SamplerSettings,
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Tokens at the given uniforms, and their log-probabilities.
+
+    A processor takes a few rows at a time, whose distributions its caches can hold.
+    """
+    size = _CPU_ROWS if logits.device.type == "cpu" else len(logits)
+    parts = zip(torch.split(logits, size), torch.split(uniforms, size), strict=True)
+    drawn = [_draw_part(scores, draws, sampler) for scores, draws in parts]
+    return torch.cat([ids for ids, _ in drawn]), torch.cat([nats for _, nats in drawn])
+
+
+def _draw_part(
     logits: Float[Tensor, "row vocab"],
     uniforms: Float[Tensor, " row"],
     sampler: SamplerSettings,
@@ -218,7 +237,8 @@ class _Decoder:
         carrier = carrier_of(model, sampler)
         self.carrier = None if carrier is None else carrier.to(model.device)
         self.count = 0
-        self._allocate(max(map(len, prompts)) + sampler.max_new_tokens + _SLACK)
+        slack = _SLACK if len(prompts) > self.rows else 0
+        self._allocate(max(map(len, prompts)) + sampler.max_new_tokens + slack)
 
     def _allocate(self, capacity: int) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
