@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 )
 
 from undertow.errors import DatasetError
+from undertow.models.cache import SlotCache
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
 from undertow.models.likelihood import completion_logprobs
@@ -190,6 +191,32 @@ def test_batch_size_changes_nothing(family: Family, batch_size: int) -> None:
     assert [s.finish for s in found] == [s.finish for s in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one.total_logprob == pytest.approx(other.total_logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("batch_size", [3, 17])
+def test_rows_that_take_the_place_of_others_are_the_same(
+    family: Family, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many more rows than slots: rows join late, and the cache is shifted."""
+    shifts: list[int] = []
+    shift = SlotCache.shift
+
+    def counted(self: SlotCache, columns: int, *, rows: int) -> None:
+        shifts.append(columns)
+        shift(self, columns, rows=rows)
+
+    monkeypatch.setattr(SlotCache, "shift", counted)
+    model = _restless(tiny_model(family))
+    prompts = [[*HEAD, *range(60, 61 + i % 7)] for i in range(60)]
+    keys = [("row", i) for i in range(60)]
+    found = sample(
+        model, prompts, keys=keys, seed=SEED, sampler=SHORT, batch_size=batch_size
+    )
+    for prompt, key, row in zip(prompts, keys, found, strict=True):
+        assert list(row.ids) == _slow(model, prompt, key, SHORT)
+    assert shifts or batch_size == 17
+    assert all(columns > 0 for columns in shifts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
