@@ -1,0 +1,1 @@
+"""What will these rows teach: reference, signals, calibration, verdict."""
