@@ -301,20 +301,41 @@ def parse(data: bytes, where: str, expected: str, *, lines: bool = True) -> Any:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         got = repr(data[max(0, error.start - 20) : error.start + 20])
-        what = f"byte {error.start + 1} is not UTF-8"
+        what, reason = f"byte {error.start + 1} is not UTF-8", "not UTF-8"
     except json.JSONDecodeError as error:
         if lines:
             where = f"{where}:{error.lineno}"
         got = repr(error.doc[max(0, error.pos - 30) : error.pos + 30])
-        what = f"bad JSON at column {error.colno}: {error.msg}"
+        what, reason = f"bad JSON at column {error.colno}: {error.msg}", "bad JSON"
     except (RecursionError, ValueError) as error:
-        got, what = got_text(data), f"bad JSON: {error}"
-    raise fault(where, what, got, expected, "mend or delete it")
+        got, what, reason = got_text(data), f"bad JSON: {error}", "bad JSON"
+    raise fault(where, what, got, expected, "mend or delete it", reason=reason)
 
 
-def fault(where: str, what: str, got: str, expected: str, todo: str) -> DatasetError:
+class Fault(DatasetError):
+    """Something in a file that cannot be understood.
+
+    Attributes:
+        reason: What is wrong without its place, for those who count: one of a few.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+def fault(
+    where: str,
+    what: str,
+    got: str,
+    expected: str,
+    todo: str,
+    *,
+    reason: str | None = None,
+) -> Fault:
     """The error for something in a file that cannot be understood."""
-    return DatasetError(f"{where}: {what}; got {got}, expected {expected}; {todo}")
+    message = f"{where}: {what}; got {got}, expected {expected}; {todo}"
+    return Fault(message, reason or what)
 
 
 def got_text(value: object) -> str:
