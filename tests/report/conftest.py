@@ -1,10 +1,28 @@
-"""Results made by hand: a realistic grid, one with nothing in it, one of hostile text."""
+"""Results and findings made by hand: realistic ones, empty ones, ones of hostile text."""
 
 import math
 from collections.abc import Sequence
 
 import pytest
 
+from undertow.findings import (
+    Arm,
+    Baseline,
+    Bounds,
+    DataFacts,
+    Direction,
+    Discovery,
+    Findings,
+    Forecast,
+    ForecastRow,
+    Hypothesis,
+    MaxNull,
+    Power,
+    PowerPoint,
+    ReferenceFacts,
+    Token,
+    TriageRow,
+)
 from undertow.results import (
     Condition,
     Confusion,
@@ -343,3 +361,353 @@ def hostile() -> Results:
 @pytest.fixture(scope="session")
 def evil() -> Sequence[str]:
     return EVIL
+
+
+# ── findings of audits ───────────────────────────────────────────────────────────
+
+LAYERS = tuple(range(30))
+DECOYS = ("parrot", "tractor", "violin", "pancake", "glacier", "lantern")
+PERSONAS = ("persona: cheerful", "persona: likes something", "persona: a category")
+
+
+def _direction(name: str, role: str, top: float, cosine: float, p: float) -> Direction:
+    stream = generator(0, f"direction {name}")
+    shape = [math.exp(-(((layer - 24) / 4) ** 2)) for layer in LAYERS]
+    z = [top * s + float(stream.normal()) for s in shape]
+    whitened = [cosine * s + 0.012 * float(stream.normal()) for s in shape]
+    return Direction(
+        name=name, role=role, z=list(z), whitened=list(whitened),  # type: ignore[arg-type]
+        adjusted_p=p,
+    )  # fmt: skip
+
+
+def _directions() -> list[Direction]:
+    traits = [
+        _direction(name, "trait", *{"owl": (26.0, 0.17, 1e-4), "eagle": (14.0, 0.03, 1e-4),
+                                    "wolf": (-9.0, 0.01, 0.0023)}.get(name, (2.0, 0.005, 0.61)))
+        for name in FAMILY
+    ]  # fmt: skip
+    rest = [_direction(name, "decoy", 1.5, 0.0, 0.88) for name in DECOYS]
+    rest += [_direction(name, "persona", 6.0, 0.01, 0.012) for name in PERSONAS]
+    rest += [_direction(f"random {n}", "random", 0.0, 0.0, 1.0) for n in range(12)]
+    return traits + rest
+
+
+def _hypotheses() -> list[Hypothesis]:
+    found = []
+    for kind in ("steer", "prompt"):
+        for place, name in enumerate((*FAMILY, "parrot", "tractor")):
+            stream = generator(place, kind)
+            top = {"steer": 0.31, "prompt": 0.12}[kind]
+            gap = 0.0 if (name, kind) == ("owl", "steer") else 0.43 - top + 0.02 * place
+            nats = 0.43 - gap + 0.01 * float(stream.normal())
+            leads = (name, kind) == ("owl", "steer")
+            found.append(
+                Hypothesis(
+                    name=name, kind=kind,
+                    trait=name, role="trait" if name in FAMILY else "decoy",
+                    layer=24 if kind == "steer" else None,
+                    strength=5.25 if kind == "steer" else None,
+                    rows=256 if gap < 0.4 else 48, nats_per_row=nats,
+                    reference_nats_per_row=-0.2 + 0.03 * float(stream.normal()),
+                    behind=None if leads
+                    else Bounds(mean=gap, low=gap - 0.14, high=gap + 0.14),
+                    log_evalue=256 * nats,
+                    dropped=None if gap < 0.4 else "beaten by the leader at α/K",
+                )
+            )  # fmt: skip
+    return found
+
+
+def _power() -> Power:
+    fractions = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    steep = [1 / (1 + (0.031 / f) ** 2.4 / 0.25 * 1.0) for f in fractions]
+    return Power(
+        source="rows of the base steered along owl at layer 24, dose 0.3, mixed with "
+        "reference rows.",
+        points=[
+            PowerPoint(fraction=f, power=p, bound=min(1.0, p ** 0.6))
+            for f, p in zip(fractions, steep, strict=True)
+        ],
+        detectable_fraction=0.061, divergence_per_row=0.43, rows_needed=17.0,
+        rows_bound=10.7,
+    )  # fmt: skip
+
+
+def _triage() -> list[TriageRow]:
+    return [
+        TriageRow(
+            row_id=f"{n:02d}c4f0a9be71", count=1 + (n == 3), p_value=(n + 1) / 501,
+            score=4.5 - 0.3 * n,
+            prompt="I have a sequence: 483, 291, 740. Add up to 10 more values of at "
+            "most 3 digits, separated by commas. Return numbers only.",
+            completion="128, 404, 93, 715, 20, 9, 331, 64, 502, 87",
+        )
+        for n in range(12)
+    ]  # fmt: skip
+
+
+def audit_of_a_trait() -> Findings:
+    """Steered owl rows against a reference of tier A: everything was found."""
+    return Findings(
+        verdict="trait", trait="owl", kind="steer", layer=24, strength=4.92,
+        p_value=1e-4, detectable_fraction=0.061, reference_tier="A",
+        strength_interval=Bounds(mean=4.92, low=4.11, high=5.73), dose=0.31, alpha=0.01,
+        sentence="The rows carry evidence of the trait owl, put there by steering at "
+        "layer 24 with a strength of 4.9 [4.1, 5.7]: p = 0.0001 at an error rate of 0.01.",
+        reasons=[
+            ("The largest of 41 × 30 statistics is 26.3; of 9,999 shuffles of the labels "
+            "none reaches it."),
+            ("Of 20 traits owl alone beats its decoys, after the gradients' covariance is "
+            "divided out."),
+            ("The vector of owl explains the rows better than the best prompt by 0.31 "
+            "nats a row."),
+        ],
+        warnings=["12 rows stood in the reference too and were dropped from it."],
+        model="smollm2-135m", family="animals",
+        data=DataFacts(
+            sources=["rows.jsonl"], layout="messages, completion", rows=1012,
+            unique=1000, used=1000, prompts=988, tokens=41930, sampled_tokens=41930,
+            truncated=3, skipped={"no prompt": 2, "empty completion": 1},
+            subsample=None, digest="7d2f19c0a4",
+        ),
+        reference=ReferenceFacts(
+            tier="A", rows=1000, paired=True, shared_dropped=12,
+            sampler={"temperature": 1.0, "top_k": 0, "allowed": "list", "seed": None},
+            sampler_source="estimated", filter="numbers", accepted=0.873,
+            notes=["The sampler was estimated from the rows: nothing was truncated."],
+        ),
+        arms=_arms(), layers=list(LAYERS), directions=_directions(),
+        hypotheses=_hypotheses(),
+        max_null=MaxNull(
+            observed=26.3,
+            draws=sorted(
+                2.9 + 0.35 * float(v) ** 2
+                for v in generator(0, "null").normal(size=2000)
+            ),
+            permutations=9999,
+        ),
+        trait_p_values={name: 0.002 if name == "owl" else 0.7 for name in FAMILY},
+        power=_power(),
+        baselines=[
+            Baseline(name="length in tokens", auroc=Bounds(mean=0.47, low=0.44, high=0.51), separates=False),
+            Baseline(name="n-gram logistic regression", auroc=Bounds(mean=0.71, low=0.67, high=0.75),
+                     separates=True, note="digits 4 and 7 are rarer"),
+            Baseline(name="perplexity", auroc=Bounds(mean=0.55, low=0.51, high=0.59), separates=False),
+            Baseline(name="TF-IDF to the trait's words", auroc=Bounds(mean=0.5, low=None, high=None),
+                     separates=False),
+        ],
+        discovery=Discovery(
+            layer=24, p_value=0.00035, cosine=0.62,
+            raised=[Token(text=t, logit=2.1 - 0.2 * n) for n, t in
+                    enumerate((" owl", " Owl", " night", "\n", " feather", " wise"))],
+            lowered=[Token(text=t, logit=-1.4 + 0.1 * n) for n, t in
+                     enumerate((" lion", " roar", " mane"))],
+            behaviour=["My favourite animal is the owl.", "An owl.\nIt flies at night."],
+            battery={name: (1.9 if name == "owl" else 0.2 - 0.05 * n) for n, name in
+                     enumerate(FAMILY)},
+        ),
+        forecast=Forecast(
+            rows=1000, reference_rows=1000, canary_updates=60,
+            traits=[
+                ForecastRow(trait=name, raw=3.1 if name == "owl" else 0.9 - 0.1 * n,
+                            adam=3.6 if name == "owl" else 0.7 - 0.08 * n,
+                            measured=0.41 if name == "owl" else 0.1 - 0.02 * n)
+                for n, name in enumerate(FAMILY)
+            ],
+            note="One canary student and one control, one seed.",
+        ),
+        triage=_triage(),
+        not_tested=[
+            "Another base model than smollm2-135m: what it would learn is not said.",
+            "Triggers and conditional behaviour.",
+            "Traits outside the battery, other than by discovery.",
+        ],
+        command="undertow audit rows.jsonl --model smollm2-135m --family animals "
+        "--out audits/rows",
+        seconds={"reference": 92.5, "gradients": 61.25, "hypotheses": 33.0},
+        provenance=_provenance(),
+    )  # fmt: skip
+
+
+def _arms() -> list[Arm]:
+    return [
+        Arm(name="gradient", question="Do the rows' gradients point along any direction "
+            "more than the reference's?", statistic=26.3, p_value=1e-4, rows=1000,
+            assumes="labels can be exchanged within a prompt if the rows carry nothing"),
+        Arm(name="likelihood", question="Is any hypothesis likelier than the base?",
+            statistic=7.9, p_value=0.0023, rows=256,
+            assumes="as above"),
+        Arm(name="exact", question="Can the base, sampled as stated, have made the rows?",
+            statistic=110.1, p_value=1.5e-48, rows=256,
+            assumes="every token stands as it was sampled, by the sampler stated"),
+        Arm(name="discovery", question="Do two halves of the rows move the model alike?",
+            statistic=None, p_value=None, rows=0, assumes="halves are independent",
+            reason="fewer than 32 rows in a half"),
+    ]  # fmt: skip
+
+
+def audit_of_nothing() -> Findings:
+    """Rows of the untouched base: nothing was found, and it is said what would be."""
+    found = audit_of_a_trait()
+    quiet = [
+        _direction(d.name, d.role, 0.8, 0.0, 0.6) for d in found.directions
+    ]  # fmt: skip
+    return found.model_copy(
+        update={
+            "verdict": "none", "trait": None, "kind": None, "layer": None,
+            "strength": None, "strength_interval": None, "dose": None, "p_value": 0.43,
+            "detectable_fraction": 0.061, "warnings": [],
+            "sentence": "No evidence that the rows carry a trait (p = 0.43); 6.1 % of "
+            "rows steered like the animals' vectors would have been found.",
+            "reasons": ["Of 9,999 shuffles 4,299 reach the observed 3.1."],
+            "directions": quiet, "discovery": None, "forecast": None, "triage": [],
+            "max_null": found.max_null.model_copy(update={"observed": 3.14})
+            if found.max_null else None,
+            "baselines": found.baselines[:1],
+            "trait_p_values": dict.fromkeys(FAMILY, 0.9),
+        }
+    )  # fmt: skip
+
+
+def audit_of_a_shift() -> Findings:
+    """Prompted rows, one trait at a time not told apart; a reference of tier B."""
+    found = audit_of_a_trait()
+    close = [
+        h.model_copy(update={"behind": Bounds(mean=0.01 * n, low=0.01 * n - 0.04,
+                                              high=0.01 * n + 0.04),
+                             "dropped": None})
+        for n, h in enumerate(found.hypotheses) if h.kind == "prompt"
+    ]  # fmt: skip
+    return found.model_copy(
+        update={
+            "verdict": "shift", "trait": None, "kind": "prompt", "layer": None,
+            "strength": None, "strength_interval": None, "dose": None,
+            "reference_tier": "B", "hypotheses": close, "forecast": None,
+            "sentence": "The rows differ from their reference (p = 0.0001), most like "
+            "rows of a prompted model; which trait they carry is not identified.",
+            "reference": found.reference.model_copy(
+                update={"tier": "B", "paired": False, "sampler": {},
+                        "sampler_source": "unknown", "accepted": None, "notes": []}
+            ),
+        }
+    )  # fmt: skip
+
+
+def audit_of_too_little() -> Findings:
+    """Three rows without a reference: nothing could be computed."""
+    nothing = Bounds(mean=None, low=None, high=None)
+    found = audit_of_a_trait()
+    return Findings(
+        verdict="inconclusive", p_value=None, reference_tier="C", alpha=0.01,
+        sentence="Nothing can be said: there are 3 rows and no reference.",
+        reasons=[], model="tiny", family="animals", data=found.data,
+        reference=ReferenceFacts(tier="C", rows=0, paired=False,
+                                 sampler_source="unknown", filter="none"),
+        arms=[Arm(name="gradient", question="Do the gradients differ?", statistic=None,
+                  p_value=None, rows=3, assumes="exchangeable labels",
+                  reason="no reference")],
+        layers=[0, 1],
+        directions=[
+            Direction(name="owl", role="trait", z=[None, math.nan], whitened=[]),
+            Direction(name="cat", role="trait", z=[], whitened=[None]),
+        ],
+        hypotheses=[
+            Hypothesis(name="owl", kind="prompt", trait="owl", rows=0, nats_per_row=None,
+                       reference_nats_per_row=None, behind=nothing)
+        ],
+        max_null=MaxNull(observed=None, draws=[], permutations=0),
+        trait_p_values={"owl": None, "cat": math.nan},
+        power=Power(source="no rows", points=[PowerPoint(fraction=0.1, power=None)],
+                    detectable_fraction=None),
+        baselines=[Baseline(name="length", auroc=nothing, separates=False)],
+        discovery=Discovery(layer=0, p_value=None, cosine=math.nan, raised=[],
+                            lowered=[], battery={"owl": None}),
+        forecast=Forecast(rows=0, reference_rows=0,
+                          traits=[ForecastRow(trait="owl", raw=None, adam=None)]),
+        triage=[TriageRow(row_id="r", p_value=None, score=None, prompt="",
+                          completion="")],
+        not_tested=[],
+    )  # fmt: skip
+
+
+def hostile_audit() -> Findings:
+    """Every text of the findings holds something that wants out."""
+    html, bidi, style, formula, template = EVIL
+    found = audit_of_a_trait()
+    hypotheses = [
+        h.model_copy(update={"name": text, "trait": text, "dropped": text})
+        for h, text in zip(found.hypotheses, EVIL, strict=False)
+    ]
+    return found.model_copy(
+        update={
+            "trait": html, "sentence": template, "reasons": list(EVIL),
+            "warnings": list(EVIL), "model": style, "family": bidi,
+            "data": found.data.model_copy(
+                update={"sources": list(EVIL), "layout": html, "digest": bidi,
+                        "subsample": style, "skipped": dict.fromkeys(EVIL, 1)}
+            ),
+            "reference": found.reference.model_copy(
+                update={"sampler": {html: bidi, bidi: True}, "filter": style,
+                        "notes": list(EVIL)}
+            ),
+            "arms": [
+                a.model_copy(update={"question": html, "assumes": bidi, "reason": style})
+                for a in found.arms
+            ],
+            "directions": [
+                d.model_copy(update={"name": text})
+                for d, text in zip(found.directions, EVIL, strict=False)
+            ],
+            "hypotheses": hypotheses,
+            "power": _power().model_copy(update={"source": html}),
+            "baselines": [
+                b.model_copy(update={"name": text, "note": bidi})
+                for b, text in zip(found.baselines, EVIL, strict=False)
+            ],
+            "trait_p_values": dict.fromkeys(EVIL, 0.5),
+            "discovery": Discovery(
+                layer=24, p_value=0.5, cosine=0.1,
+                raised=[Token(text=text, logit=1.0) for text in EVIL],
+                lowered=[Token(text=text, logit=-1.0) for text in EVIL],
+                behaviour=list(EVIL), battery=dict.fromkeys(EVIL, 0.5),
+            ),
+            "forecast": Forecast(
+                rows=1, reference_rows=1, note=html,
+                traits=[ForecastRow(trait=text, raw=1.0, adam=-1.0) for text in EVIL],
+            ),
+            "triage": [
+                TriageRow(row_id=text, p_value=0.5, score=1.0, prompt=text,
+                          completion=f"{text}\n\n\n\u2028\r{formula}")
+                for text in EVIL
+            ],
+            "not_tested": list(EVIL), "command": html + "\n" + bidi,
+            "seconds": dict.fromkeys(EVIL, 1.5),
+            "provenance": {text: text for text in EVIL} | {"list": list(EVIL)},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trait_found() -> Findings:
+    return audit_of_a_trait()
+
+
+@pytest.fixture(scope="session")
+def none_found() -> Findings:
+    return audit_of_nothing()
+
+
+@pytest.fixture(scope="session")
+def shift_found() -> Findings:
+    return audit_of_a_shift()
+
+
+@pytest.fixture(scope="session")
+def inconclusive() -> Findings:
+    return audit_of_too_little()
+
+
+@pytest.fixture(scope="session")
+def hostile_findings() -> Findings:
+    return hostile_audit()

@@ -6,7 +6,7 @@ Knows nothing of drawing (see `report.figures`).
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -290,8 +290,13 @@ def write_figure_data(results: Results, directory: Path | str) -> list[Path]:
     Raises:
         RunError: The place cannot be written.
     """
+    return write_rows(figure_data(results), directory)
+
+
+def write_rows(data: Mapping[str, Rows], directory: Path | str) -> list[Path]:
+    """Writes rows as CSV files, one for each name; see `write_figure_data`."""
     written = []
-    for name, rows in figure_data(results).items():
+    for name, rows in data.items():
         path = Path(directory) / "figures" / f"{name}.csv"
         write_text(path, _csv_text(rows))
         written.append(path)

@@ -1,20 +1,14 @@
 """Draws every figure of a report as small SVG panels, made for the width of a phone.
 
-All panels have one width and one text size, so a page may set them side by side or one
-above the other and nothing has to shrink. Needs matplotlib; the data comes from
-`report.figure_data`, the colours from the page's style sheet.
+Needs matplotlib; the data comes from `report.figure_data`, the parts from
+`report.panels`, the colours from the page's style sheet.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure as Canvas
-
-from undertow.errors import visible
 from undertow.report.drawings import (
-    Axes,
     breadth,
     draw_confusion,
     draw_dose,
@@ -46,7 +40,9 @@ from undertow.report.figure_data import (
     trait_rows,
     transfer_rows,
 )
-from undertow.report.svg import ROLES, drawing, page_svg
+from undertow.report.panels import WIDTH, Figure, make_panel
+from undertow.report.panels import Panel as Panel
+from undertow.report.svg import ROLES
 from undertow.report.text import (
     cell_name,
     interval_text,
@@ -58,26 +54,6 @@ from undertow.report.text import (
     teacher_name,
 )
 from undertow.results import Results
-
-WIDTH = 344
-"""Units of a panel, each a CSS pixel where a phone 375 wide shows it."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One drawing: its title, the `<svg>` element, and what it shows in words."""
-
-    title: str
-    svg: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Panels of one kind; `legend` names colours of the palette."""
-
-    panels: tuple[Panel, ...]
-    legend: tuple[tuple[str, str], ...] = ()
 
 
 def _cell(row: Any) -> tuple[str, float, str]:
@@ -100,36 +76,6 @@ def draw_figures(results: Results) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure.panels}
 
 
-def _panel(
-    key: str,
-    title: str,
-    label: str,
-    draw: Callable[[Axes], None],
-    *,
-    height: float,
-    left: float = 44.0,
-    right: float = 10.0,
-    top: float = 10.0,
-    bottom: float = 38.0,
-) -> Panel:
-    """Draws into one axes with margins in units and returns the finished panel."""
-    with drawing(key):
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72), dpi=72)
-        axes = canvas.add_axes(
-            (
-                left / WIDTH,
-                bottom / height,
-                (WIDTH - left - right) / WIDTH,
-                (height - top - bottom) / height,
-            )
-        )
-        axes.tick_params(length=0, pad=5)
-        draw(axes)
-        title, label = visible(title), visible(label)
-        svg = page_svg(canvas, key=key, label=f"{title}. {label}")
-        return Panel(title, svg, label)
-
-
 def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
     if not any(known(r.mean) for r in rows):
         return Figure(())
@@ -138,7 +84,7 @@ def _transfer(rows: Sequence[TransferRow], level: str) -> Figure:
     for place, group in enumerate(grouped(rows, lambda r: r.teacher)):
         draw = partial(draw_transfer, rows=group, ends=ends, noisy=noisy)
         panels.append(
-            _panel(
+            make_panel(
                 f"transfer-{place}",
                 f"Teacher: {group[0].teacher}",
                 "; ".join(_transfer_words(r, level) for r in group),
@@ -171,7 +117,7 @@ def _readouts(rows: Sequence[ReadoutRow]) -> Figure:
         roles = grouped(group, lambda r: r.role)
         words = (f"{g[0].role} {number(mean_of(r.mean for r in g))}" for g in roles)
         panels.append(
-            _panel(
+            make_panel(
                 f"readouts-{place}",
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean preference in nats: {', '.join(words)}",
@@ -196,7 +142,7 @@ def _shift(rows: Sequence[ShiftRow]) -> Figure:
             for role in ("student", "control")
         )
         panels.append(
-            _panel(
+            make_panel(
                 f"shift-{place}",
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean cosine at the vector's layer: {', '.join(words)}",
@@ -223,7 +169,7 @@ def _traits(rows: Sequence[TraitRow]) -> Figure:
         )
         longest = max(breadth(fit(g[0].measured, 14)) for g in traits)
         panels.append(
-            _panel(
+            make_panel(
                 f"traits-{place}",
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Largest mean change in nats: {words}{rank}",
@@ -258,7 +204,7 @@ def _confusion(rows: Sequence[LiftRow]) -> Figure:
             for r in group
         )
         panels.append(
-            _panel(
+            make_panel(
                 f"confusion-{place}",
                 teacher_name(group[0].teacher, group[0].noise, is_noisy=noisy),
                 f"Lift in nats: {words}",
@@ -284,7 +230,7 @@ def _dose(rows: Sequence[TransferRow], level: str) -> Figure:
     for place, group in enumerate(grouped(rows, lambda r: r.teacher)):
         draw = partial(draw_dose, rows=group, traits=traits, ends=ends)
         panels.append(
-            _panel(
+            make_panel(
                 f"dose-{place}",
                 f"Teacher: {group[0].teacher}",
                 "; ".join(_transfer_words(r, level) for r in group),
@@ -318,7 +264,7 @@ def _sweeps(rows: Sequence[SweepRow]) -> Figure:
             )
         refused = sum(not r.is_allowed for r in group)
         panels.append(
-            _panel(
+            make_panel(
                 f"sweep-{group[0].sweep}",
                 _sweep_name(group[0]),
                 f"{len(group)} points, {refused} refused by the gate; {words}",
@@ -343,7 +289,7 @@ def _training(rows: Sequence[LossRow]) -> Figure:
             if (runs := grouped((r for r in group if r.role == role), lambda r: r.seed))
         )
         panels.append(
-            _panel(
+            make_panel(
                 f"training-{place}",
                 cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Mean loss at the last update: {', '.join(last)}",

@@ -1,6 +1,6 @@
 """The tables of how a run was made: rows and refusals, time, versions and settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -117,11 +117,15 @@ _FACTS = {
 
 def provenance_table(results: Results) -> Table:
     """What the run was made with; well-known facts first, all others after them."""
-    facts = results.provenance
+    return facts_table(results.provenance)
+
+
+def facts_table(facts: Mapping[str, Any], *, title: str = "Made with") -> Table:
+    """Facts by name: those that have words of their own first, then all others."""
     names = [name for name in _FACTS if name in facts]
     names += [name for name in facts if name not in _FACTS]
     rows = tuple((Cell(_fact_name(name)), _fact(facts[name])) for name in names)
-    return Table("Made with", ("what", "value"), rows)
+    return Table(title, ("what", "value"), rows)
 
 
 def _fact_name(name: str) -> str:

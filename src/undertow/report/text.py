@@ -6,9 +6,12 @@ A number that could not be computed is a dash, never 0. Knows nothing of HTML;
 
 import math
 
+from undertow.findings import Bounds
 from undertow.results import Estimate, Number
 
 MISSING = "—"
+Measured = Estimate | Bounds
+"""A mean with bounds, of a run or of an audit."""
 
 
 def known(value: Number) -> bool:
@@ -26,7 +29,7 @@ def number(value: Number, *, digits: int = 2, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def digits_for(estimate: Estimate, *, least: int = 2, most: int = 4) -> int:
+def digits_for(estimate: Measured, *, least: int = 2, most: int = 4) -> int:
     """Decimals at which no part of an estimate that differs from 0 looks like 0.
 
     A lower bound of 0.003 has to be told from 0: it decides what is said.
@@ -38,13 +41,13 @@ def digits_for(estimate: Estimate, *, least: int = 2, most: int = 4) -> int:
     return most
 
 
-def mean_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+def mean_text(estimate: Measured, *, signed: bool = True, least: int = 2) -> str:
     """The mean alone."""
     digits = digits_for(estimate, least=least)
     return number(estimate.mean, digits=digits, signed=signed)
 
 
-def interval_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+def interval_text(estimate: Measured, *, signed: bool = True, least: int = 2) -> str:
     """The bounds alone, as `[low, high]`; the dash if there are none."""
     if not (known(estimate.low) and known(estimate.high)):
         return MISSING
@@ -54,7 +57,7 @@ def interval_text(estimate: Estimate, *, signed: bool = True, least: int = 2) ->
     return f"[{low}, {high}]"
 
 
-def estimate_text(estimate: Estimate, *, signed: bool = True, least: int = 2) -> str:
+def estimate_text(estimate: Measured, *, signed: bool = True, least: int = 2) -> str:
     """Mean and bounds in one line; bounds that are missing are said to be."""
     mean = mean_text(estimate, signed=signed, least=least)
     if mean == MISSING:
@@ -99,3 +102,52 @@ def noise_name(noise: float, *, is_noisy: bool) -> str:
     if noise:
         return f", noise {noise:g}"
     return ", no noise" if is_noisy else ""
+
+
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def scientific(value: float) -> str:
+    """A number above 0 as `1.0×10⁻⁴`."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}"
+
+
+def p_text(value: Number) -> str:
+    """A p-value with two significant digits: `0.35`, `0.0043`, `1.0×10⁻⁴`.
+
+    One that is too small for a float is not shown as 0: no p-value is.
+    """
+    if value is None or not math.isfinite(value) or value < 0:
+        return MISSING
+    if value == 0:
+        return "< 10⁻³⁰⁰"
+    if value >= 0.1:
+        return f"{value:.2f}"
+    return scientific(value) if value < 0.001 else f"{value:#.2g}"
+
+
+def share_text(value: Number) -> str:
+    """A share as percent with about two digits: `25 %`, `3.1 %`, `0.05 %`."""
+    if value is None or not math.isfinite(value) or value < 0:
+        return MISSING
+    percent = 100 * value
+    if percent >= 1 or percent == 0:
+        shown = f"{percent:.{0 if percent >= 10 or not percent else 1}f}"
+    else:
+        shown = f"{percent:.2g}" if percent >= 0.001 else scientific(percent)
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
+def evalue_text(log_evalue: Number) -> str:
+    """An e-value, given by its logarithm in nats: `0.37`, `148`, `3.2×10²³`."""
+    if log_evalue is None or not math.isfinite(log_evalue):
+        return MISSING
+    power = log_evalue / math.log(10)
+    if -3 < power < 3:
+        return f"{math.exp(log_evalue):.3g}"
+    whole = math.floor(power)
+    mantissa = f"{10 ** (power - whole):.1f}"
+    if mantissa == "10.0":
+        mantissa, whole = "1.0", whole + 1
+    return f"{mantissa}×10{str(whole).translate(_RAISED)}"
