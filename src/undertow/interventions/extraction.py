@@ -75,19 +75,9 @@ def extract_vector(
         directions, norms, n = _trained(
             model, family, trait, chosen, system, steps=steps
         )
-    return SteeringVector(
-        directions=directions.float(),
-        layers=chosen,
-        method=method,
-        trait=trait,
-        n=n,
-        fingerprint=model.fingerprint,
-        model_name=model.name,
-        residual_norms=tuple(norms),
-        notes=MappingProxyType(
-            {"family": family.name, "system": system, "seed": seed,
-             "template": model.template.digest}
-        ),
+    return _vector(
+        model, family, trait, method, chosen, system,
+        directions=directions, norms=norms, n=n, seed=seed,
     )  # fmt: skip
 
 
@@ -135,12 +125,70 @@ def _tell_me(
     layers: Sequence[int],
     system: str | None,
 ) -> tuple[Tensor, list[float], int]:
+    centred, norms = _centred_states(model, family, layers, system)
+    return centred[family.names.index(trait)], norms, len(family.names)
+
+
+def _centred_states(
+    model: Model, family: TraitFamily, layers: Sequence[int], system: str | None
+) -> tuple[Float[Tensor, "trait layer hidden"], list[float]]:
     prompts = [
         _chat(model, tell_me_prompt(family, name), system) for name in family.names
     ]
     states, norms = last_token_states(model, prompts, layers)
-    own = states[family.names.index(trait)]
-    return own - states.mean(dim=0), norms, len(prompts)
+    return states - states.mean(dim=0), norms
+
+
+def family_vectors(
+    model: Model,
+    family: TraitFamily,
+    *,
+    layers: Sequence[int] | None = None,
+    system: str | None = None,
+) -> dict[str, SteeringVector]:
+    """The "tell_me" vectors of all members of a family, from one reading.
+
+    Raises:
+        VectorMismatchError: Unknown layer.
+    """
+    count = len(model.architecture.blocks)
+    chosen = tuple(range(count)) if layers is None else tuple(layers)
+    check_layers(model, chosen)
+    centred, norms = _centred_states(model, family, chosen, system)
+    return {
+        name: _vector(model, family, name, "tell_me", chosen, system,
+                      directions=centred[place], norms=norms, n=len(family.names))
+        for place, name in enumerate(family.names)
+    }  # fmt: skip
+
+
+def _vector(
+    model: Model,
+    family: TraitFamily,
+    trait: str,
+    method: Method,
+    layers: tuple[int, ...],
+    system: str | None,
+    *,
+    directions: Tensor,
+    norms: Sequence[float],
+    n: int,
+    seed: int = 0,
+) -> SteeringVector:
+    return SteeringVector(
+        directions=directions.float(),
+        layers=layers,
+        method=method,
+        trait=trait,
+        n=n,
+        fingerprint=model.fingerprint,
+        model_name=model.name,
+        residual_norms=tuple(norms),
+        notes=MappingProxyType(
+            {"family": family.name, "system": system, "seed": seed,
+             "template": model.template.digest}
+        ),
+    )  # fmt: skip
 
 
 def _personas(

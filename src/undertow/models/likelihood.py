@@ -5,13 +5,15 @@ traits or of where rows come from.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from undertow.models.attention import fast_attention
-from undertow.models.cache import new_cache
+from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
@@ -69,14 +71,68 @@ def completion_mask(
     return mask.to(device)
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that rows begin with, read once: how many, and their cache."""
+
+    length: int
+    cache: Cache
+
+
+# Fewer shared tokens than this do not pay for the copies of their cache.
+_SHORTEST_PREFIX = 12
+
+
+@torch.inference_mode()
+def read_prefix(model: Model, rows: Sequence[Rendered]) -> Prefix | None:
+    """Reads what all rows begin with (a template's head, a persona), for scoring.
+
+    None if it is short. Only for passes without gradients.
+    """
+    if len(rows) < 2:
+        return None
+    shared = min(
+        common_prefix([row.ids for row in rows]),
+        *(row.completion_start - 1 for row in rows),
+    )
+    if shared < _SHORTEST_PREFIX:
+        return None
+    cache = new_cache(model, shared)
+    ids = torch.tensor([rows[0].ids[:shared]], device=model.device)
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    with completion_positions(model, nothing), fast_attention(model):
+        model.module.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return Prefix(shared, cache)
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest prefix that all share, one token of each left over."""
+    ordered = [tuple(sequence) for sequence in sequences]
+    shortest, longest = min(ordered), max(ordered)
+    limit = min(len(sequence) for sequence in ordered) - 1
+    for index in range(limit):
+        if shortest[index] != longest[index]:
+            return index
+    return max(limit, 0)
+
+
 def predicting_states(
-    model: Model, rows: Sequence[Rendered]
+    model: Model, rows: Sequence[Rendered], *, prefix: Prefix | None = None
 ) -> tuple[Float[Tensor, "token hidden"], Int[Tensor, " token"]]:
     """Normed states that predict the completion tokens, and those tokens, flat."""
-    ids = padded([row.ids for row in rows], device=model.device)
-    mask = completion_mask(rows, ids.shape[1], device=model.device)
+    start = 0 if prefix is None else prefix.length
+    ids = padded([row.ids[start:] for row in rows], device=model.device)
+    tails = [Rendered(row.ids[start:], row.completion_start - start) for row in rows]
+    mask = completion_mask(tails, ids.shape[1], device=model.device)
+    options: dict[str, object] = {"use_cache": False}
+    if prefix is not None:
+        positions = torch.arange(start, start + ids.shape[1], device=model.device)
+        cache = resized(prefix.cache, start + ids.shape[1])
+        options = {
+            "use_cache": True, "past_key_values": cache, "position_ids": positions[None]
+        }  # fmt: skip
     with completion_positions(model, mask), fast_attention(model):
-        hidden = model.module.base_model(input_ids=ids, use_cache=False)[0]
+        hidden = model.module.base_model(input_ids=ids, **options)[0]
     return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
 
 
@@ -114,6 +170,19 @@ def answer_logprobs(
     model: Model, prompt: Sequence[int], answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, " answer"]:
     """Log-probability of each answer after one prompt, nats, float64 on the CPU.
+
+    Args:
+        model: The model.
+        prompt: Token ids, ending where the answer begins.
+        answers: Token ids of each answer, at least one token each.
+    """
+    return differentiable_answer_logprobs(model, prompt, answers)
+
+
+def differentiable_answer_logprobs(
+    model: Model, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+) -> Float[Tensor, " answer"]:
+    """The same with derivatives, in forward mode: the cache is written in place.
 
     The prompt is read once; answers of more than one token share its cache.
 

@@ -23,7 +23,7 @@ from undertow.models.attention import fast_attention
 from undertow.models.cache import SlotCache, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import padded, unembed
+from undertow.models.likelihood import common_prefix, padded, unembed
 from undertow.models.loading import Model
 from undertow.records import Finish
 from undertow.seeding import generator
@@ -73,17 +73,6 @@ class Sampled:
 
 # Rows whose distributions over the vocabulary are computed at a time.
 _CPU_ROWS = 8
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the longest prefix that all prompts share, one token left over."""
-    ordered = [tuple(prompt) for prompt in prompts]
-    shortest, longest = min(ordered), max(ordered)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for index in range(limit):
-        if shortest[index] != longest[index]:
-            return index
-    return max(limit, 0)
 
 
 def truncated_logprobs(

@@ -1,0 +1,254 @@
+"""The score test's raw material: each row's gradient in the residual stream.
+
+For a vector v added after block L at every position, the row's score is
+s = Σ_t ⟨∂ log p(y|x)/∂h_{L,t}, v⟩, the derivative of its log-likelihood by the
+vector's strength. One forward and one backward pass give all layers and directions;
+gradients are reduced inside hooks and nothing of size rows × hidden is kept. Knows
+nothing of where rows come from, nor of tests (see `audit`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from undertow.models.attention import fast_attention
+from undertow.models.chat import Rendered
+from undertow.models.hooks import check_layers, editing_residuals
+from undertow.models.likelihood import predicting_states, read_prefix, token_batches
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings
+from undertow.models.scoring import DrawLikelihood, by_row
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class GradientScores:
+    """What one pass over rows found.
+
+    Attributes:
+        layers: The blocks.
+        scores: [row, layer, direction], nats per unit of strength, rows as given.
+        total_logprobs: [row]: log-probability of each completion, nats.
+        tokens: [row]: completion tokens of each row.
+    """
+
+    layers: tuple[int, ...]
+    scores: Array
+    total_logprobs: np.ndarray[Any, np.dtype[np.float64]]
+    tokens: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Moments:
+    """Sums of rows' gradients by layer: n, Σg, Σgg'. Sums of parts add up."""
+
+    def __init__(self, layers: Sequence[int], hidden: int) -> None:
+        self.layers = tuple(layers)
+        self.count = torch.zeros(len(layers), dtype=torch.float64)
+        self.total = torch.zeros(len(layers), hidden, dtype=torch.float64)
+        self.square = torch.zeros(len(layers), hidden, hidden)
+
+    def add(self, layer: int, gradients: Float[Tensor, "row hidden"]) -> None:
+        """Adds rows at one layer."""
+        place = self.layers.index(layer)
+        here = gradients.float().cpu()
+        self.count[place] += len(here)
+        self.total[place] += here.double().sum(0)
+        self.square[place].addmm_(here.T, here)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """The sums of both."""
+        result = Moments(self.layers, self.total.shape[1])
+        result.count = self.count + other.count
+        result.total = self.total + other.total
+        result.square = self.square + other.square
+        return result
+
+    def mean(self) -> Float[Tensor, "layer hidden"]:
+        """Mean gradient, float32; NaN without rows."""
+        return (self.total / self.count[:, None]).float()
+
+    def covariance(self) -> Float[Tensor, "layer hidden hidden"]:
+        """Covariance of the rows' gradients, float32; NaN without rows."""
+        mean = self.mean()
+        square = self.square / self.count[:, None, None].float()
+        return square - mean[:, :, None] * mean[:, None, :]
+
+
+OnGradients = Callable[[int, Sequence[int], Tensor], None]
+Reduce = Callable[[int, Tensor], None]
+
+
+def gradient_scores(
+    model: Model,
+    rows: Sequence[Rendered],
+    directions: Mapping[int, Float[Tensor, "direction hidden"]],
+    *,
+    sampler: SamplerSettings | None = None,
+    on_gradients: OnGradients | None = None,
+    token_budget: int = 1536,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> GradientScores:
+    """Scores of every row along every direction after every layer of `directions`.
+
+    Args:
+        model: The base, without an intervention.
+        rows: Prompts with completions, as tokens.
+        directions: By layer; the same number of directions at each.
+        sampler: What the rows were drawn by: the likelihood is that of its own
+            distribution. None: the model's own, temperature 1.
+        on_gradients: Called with (layer, places, gradients [row, hidden]) for each
+            batch, to sum them as the caller likes; gradients are float32, summed over
+            positions.
+        token_budget: Tokens of a batch, padding included; changes memory and speed.
+        on_rows: Called with (rows done, rows in all).
+
+    Raises:
+        VectorMismatchError: Unknown layer.
+        DatasetError: A row that the sampler cannot draw.
+
+    Cost: about 4·N operations a token, N the weights above the lowest layer doubly;
+    memory for the activations of one batch.
+    """
+    layers = tuple(sorted(directions))
+    check_layers(model, layers)
+    likelihood = DrawLikelihood(model, sampler or SamplerSettings())
+    count = len(next(iter(directions.values())))
+    scores = np.full((len(rows), len(layers), count), np.nan, dtype=np.float32)
+    totals = np.full(len(rows), np.nan)
+    placed = {layer: directions[layer].to(model.device).float() for layer in layers}
+    lengths = [len(row.ids) for row in rows]
+    done = 0
+    for places in token_batches(lengths, token_budget=token_budget):
+        batch = [rows[place] for place in places]
+
+        def reduce(layer: int, gradient: Tensor) -> None:
+            column = layers.index(layer)
+            summed = gradient.float().sum(1)  # noqa: B023 (called before the next loop)
+            scores[places, column] = (summed @ placed[layer].T).cpu().numpy()  # noqa: B023
+            if on_gradients is not None:
+                on_gradients(layer, places, summed)  # noqa: B023
+
+        nats = _pass(model, likelihood, batch, layers, reduce)
+        totals[places] = [float(part.double().sum()) for part in nats]
+        done += len(places)
+        if on_rows is not None:
+            on_rows(done, len(rows))
+    tokens = np.array([len(row.ids) - row.completion_start for row in rows])
+    return GradientScores(layers, scores, totals, tokens)
+
+
+def _pass(
+    model: Model,
+    likelihood: DrawLikelihood,
+    batch: Sequence[Rendered],
+    layers: Sequence[int],
+    reduce: Reduce,
+) -> list[Tensor]:
+    """One forward and backward pass; each layer's gradient goes through `reduce`."""
+    draws = [likelihood.drawn(row) for row in batch]
+    with torch.enable_grad(), _gradients(model, layers, reduce), fast_attention(model):
+        hidden, _ = predicting_states(model, batch)
+        nats = likelihood.token_logprobs(hidden, draws)
+        nats.sum().backward()  # type: ignore[no-untyped-call]
+    return by_row(nats.detach(), draws)
+
+
+@contextmanager
+def _gradients(model: Model, layers: Sequence[int], reduce: Reduce) -> Iterator[None]:
+    """Starts the graph at the lowest layer and reduces the gradient at each."""
+    lowest = min(layers)
+
+    def edit_of(layer: int) -> Callable[[Tensor], Tensor]:
+        def edit(hidden: Tensor) -> Tensor:
+            if layer == lowest:
+                hidden = hidden.detach().requires_grad_()
+            hidden.register_hook(lambda gradient: reduce(layer, gradient))
+            return hidden
+
+        return edit
+
+    with editing_residuals(model, {layer: edit_of(layer) for layer in layers}):
+        yield
+
+
+def finite_difference_scores(
+    model: Model,
+    rows: Sequence[Rendered],
+    direction: Float[Tensor, " hidden"],
+    layer: int,
+    *,
+    sampler: SamplerSettings | None = None,
+    step: float = 1e-2,
+    token_budget: int = 4096,
+) -> Array:
+    """The same scores by two forward passes: (ℓ(+ε) − ℓ(−ε)) / 2ε.
+
+    Args:
+        model: The base.
+        rows: As in `gradient_scores`.
+        direction: One direction after `layer`.
+        layer: The block.
+        sampler: As in `gradient_scores`.
+        step: ε, in units of the direction.
+        token_budget: Tokens of a batch.
+
+    Returns:
+        [row], nats per unit of strength.
+    """
+    ends = []
+    for signed in (step, -step):
+
+        def add(hidden: Tensor, signed: float = signed) -> Tensor:
+            return hidden + (signed * direction).to(hidden)
+
+        with editing_residuals(model, {layer: add}):
+            ends.append(
+                drawn_logprobs(model, rows, sampler=sampler, token_budget=token_budget)
+            )
+    difference: Array = ((ends[0] - ends[1]) / (2 * step)).astype(np.float32)
+    return difference
+
+
+@torch.inference_mode()
+def drawn_logprobs(
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    sampler: SamplerSettings | None = None,
+    token_budget: int = 4096,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Log-probability of each completion under the sampler's distribution, nats.
+
+    Args:
+        model: The model, with whatever steering or adapter is attached.
+        rows: Prompts with completions.
+        sampler: What the rows were drawn by; None: temperature 1, every token.
+        token_budget: Tokens of a batch.
+        on_rows: Called with (rows done, rows in all).
+
+    Raises:
+        DatasetError: A row that the sampler cannot draw.
+    """
+    likelihood = DrawLikelihood(model, sampler or SamplerSettings())
+    totals = np.full(len(rows), np.nan)
+    prefix = read_prefix(model, rows)
+    start = 0 if prefix is None else prefix.length
+    lengths, done = [len(row.ids) - start for row in rows], 0
+    for places in token_batches(lengths, token_budget=token_budget):
+        batch = [rows[place] for place in places]
+        draws = [likelihood.drawn(row) for row in batch]
+        hidden, _ = predicting_states(model, batch, prefix=prefix)
+        nats = by_row(likelihood.token_logprobs(hidden, draws), draws)
+        totals[places] = [float(part.double().sum()) for part in nats]
+        done += len(places)
+        if on_rows is not None:
+            on_rows(done, len(rows))
+    return totals

@@ -1,0 +1,149 @@
+"""Measures rows with one model, once each: scores along the battery, likelihoods.
+
+What was measured is kept by row id, so the race, the permutations and many audits of
+the same rows ask as often as they like; kept on disk too, an interrupted audit goes
+on. Knows nothing of which rows are audited and which are reference.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.audit.signals import Battery, RowSignals, measure
+from undertow.models.chat import render_row
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings
+from undertow.records import Row
+from undertow.storage import append_jsonl, read_jsonl, replacing
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+OnRows = Callable[[int, int], None]
+
+BASE = "base"
+_PART = 256  # rows measured between two writes
+
+
+class Meter:
+    """One model, sampler and battery, with a memory of what was measured.
+
+    Args:
+        model: The base.
+        battery: Directions of the score test.
+        sampler: What all rows were drawn by.
+        system: System setting of all rows.
+        folder: Where measurements are kept; None keeps them in memory only.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        battery: Battery,
+        sampler: SamplerSettings,
+        *,
+        system: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.battery, self.sampler = model, battery, sampler
+        self.system, self.folder = system, folder
+        self._scores: dict[str, Any] = {}
+        self._facts: dict[str, tuple[float, int]] = {}
+        self._logprobs: dict[str, dict[str, float]] = {}
+        self.passes = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._recall(folder)
+
+    def signals(
+        self,
+        rows: Sequence[Row],
+        *,
+        on_rows: OnRows | None = None,
+    ) -> RowSignals:
+        """Scores and log-likelihoods of rows; those known are not measured again."""
+        todo = list({r.row_id: r for r in rows if r.row_id not in self._scores}.values())
+        for start in range(0, len(todo), _PART):
+            part = todo[start : start + _PART]
+
+            def tell(done: int, _: int, start: int = start) -> None:
+                if on_rows is not None:
+                    on_rows(start + done, len(todo))
+
+            rendered = [render_row(self.model, row, system=self.system) for row in part]
+            found = measure(
+                self.model, rendered, [row.row_id for row in part], self.battery,
+                sampler=self.sampler, on_rows=tell,
+            )  # fmt: skip
+            self._keep(found, part=len(self._scores))
+        ids = [row.row_id for row in rows]
+        return RowSignals(
+            tuple(ids),
+            np.stack([self._scores[i] for i in ids]),
+            np.array([self._facts[i][0] for i in ids]),
+            np.array([self._facts[i][1] for i in ids]),
+        )
+
+    def ratios(
+        self,
+        rows: Sequence[Row],
+        hypothesis: RowHypothesis,
+        *,
+        on_rows: OnRows | None = None,
+    ) -> Array:
+        """[row]: log p(y|x; H) − log p(y|x), nats."""
+        own = self._known(rows, hypothesis.name, hypothesis, on_rows)
+        return own - self._known(rows, BASE, None, None)
+
+    def _known(
+        self,
+        rows: Sequence[Row],
+        name: str,
+        hypothesis: RowHypothesis | None,
+        on_rows: OnRows | None,
+    ) -> Array:
+        memory = self._logprobs.setdefault(name, {})
+        todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
+        if todo:
+            found = hypothesis_logprobs(
+                self.model, todo, hypothesis, sampler=self.sampler, system=self.system,
+                on_rows=on_rows,
+            )  # fmt: skip
+            self.passes += len(todo)
+            new = {r.row_id: float(v) for r, v in zip(todo, found, strict=True)}
+            memory.update(new)
+            if self.folder is not None:
+                append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
+        return np.array([memory[row.row_id] for row in rows])
+
+    def _keep(self, found: RowSignals, *, part: int) -> None:
+        self._remember(found)
+        if self.folder is None:
+            return
+        with replacing(self.folder / f"signals-{part:07d}.npz") as draft:
+            np.savez(
+                draft, ids=np.array(found.row_ids), scores=found.scores,
+                total=found.total_logprobs, tokens=found.tokens,
+            )  # fmt: skip
+
+    def _remember(self, found: RowSignals) -> None:
+        for place, name in enumerate(found.row_ids):
+            self._scores[name] = found.scores[place]
+            self._facts[name] = (
+                float(found.total_logprobs[place]),
+                int(found.tokens[place]),
+            )
+
+    def _recall(self, folder: Path) -> None:
+        for path in sorted(folder.glob("signals-*.npz")):
+            with np.load(path, allow_pickle=False) as kept:
+                self._remember(
+                    RowSignals(
+                        tuple(str(i) for i in kept["ids"]), kept["scores"],
+                        kept["total"], kept["tokens"],
+                    )  # fmt: skip
+                )
+        path = folder / "logprobs.jsonl"
+        for line in read_jsonl(path) if path.exists() else []:
+            self._logprobs.setdefault(line["name"], {}).update(line["of"])
