@@ -1,10 +1,18 @@
 """Shortcuts: how well trivial features tell the audited rows from the reference.
 
-A score of an audit is worth little where a comma does as well. Every baseline here is
-a logistic regression on a few features, fitted on four fifths of the rows and read on
-the fifth, so its AUROC is out of sample and its direction is not chosen after the
-fact: without a difference it scatters about 0.5 and is now and then below. Rows with
-the same prompt share a fold.
+A score of an audit is worth little where a comma does as well. There are two sorts:
+
+- *Quantities* (length, number of values, trait words, perplexity) are not fitted. The
+  AUROC is that of the value itself or of its distance from the middle, in either
+  direction, whichever is largest: without a difference its mean lies above 0.5. The
+  interval pays for the choice (a Bonferroni factor of 2; turning it round is free, as
+  bounds turn with it), so it covers 0.5 at its level.
+- *Fitted* ones (separators, digits, n-grams) are logistic regressions, fitted on four
+  fifths of the rows and read on the fifth; rows with the same prompt share a fold. The
+  AUROC is out of sample and not turned round: without a difference its mean is 0.5.
+  It scatters more than its interval says, as folds share rows, and mostly to the low
+  side: a rule that folds disagree about does worse than chance. Only the lower bound
+  is ever used, and 0.6 leaves room.
 
 Only length, number of values and separators speak of format, and `canonical` can take
 exactly these away. Digits, n-grams, words and perplexity see what the rows say, the
@@ -17,10 +25,11 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
@@ -32,7 +41,7 @@ from undertow.findings import Baseline, Bounds
 from undertow.interventions.prompting import trait_prompt
 from undertow.records import Row
 from undertow.seeding import stream_seed
-from undertow.stats import auroc
+from undertow.stats import Interval, auroc
 from undertow.traits import TraitFamily
 
 LENGTH = "length"
@@ -56,20 +65,28 @@ _BUCKET_BITS = 13  # n-grams are hashed into 8,192 columns
 # An ideograph, a kana or an emoji is a word of its own.
 _WORD = re.compile(r"[^\W\u2e80-\u9fff]+|[^\x00-\x7f]")
 
-Numbers = np.ndarray[Any, Any]
+Sides = Bool[np.ndarray, " row"]
+Folds = Int[np.ndarray, " row"]
+Numbers = Float[np.ndarray, " row"]
 
 
 class _Sets(NamedTuple):
     """Both sets as one: audited rows first, each side in the order of its row ids."""
 
-    texts: list[str]
+    rows: list[Row]
     nats: Numbers  # mean a token under the base, NaN where unknown
-    labels: Numbers  # True where audited
-    folds: Numbers | None  # None if no folds can be made
+    labels: Sides  # True where audited
     notes: tuple[str, ...]
 
 
-Features = Callable[[_Sets], Any]
+class _Reading(NamedTuple):
+    """What one baseline gave."""
+
+    auroc: Interval
+    note: str | None = None
+
+
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def shortcut_baselines(
@@ -80,11 +97,11 @@ def shortcut_baselines(
     logprobs: tuple[Sequence[float], Sequence[float]] | None,
     seed: int,
 ) -> list[Baseline]:
-    """The AUROC of every shortcut, with DeLong's interval, in the order of `NAMES`.
+    """The AUROC of every shortcut, with its interval, in the order of `NAMES`.
 
     A shortcut separates the sets if the lower bound is 0.6 or more: a mean above 0.6
-    is noise with twenty rows. The interval takes rows for independent; many rows a
-    prompt make it too narrow where the prompts of the two sets differ.
+    is noise with twenty rows. The intervals (DeLong's) take rows for independent; many
+    rows a prompt make them too narrow where the prompts of the two sets differ.
 
     Args:
         audited: Rows of unknown origin.
@@ -103,10 +120,12 @@ def shortcut_baselines(
     if logprobs is None:
         logprobs = ([math.nan] * len(audited), [math.nan] * len(reference))
     sets = _sets((audited, reference), logprobs, seed)
-    return [
-        _baseline(name, features, sets, strength)
-        for name, features, strength in _shortcuts(family)
-    ]
+    if min(len(audited), len(reference)) < FEWEST:
+        counts = f"{len(audited)} audited and {len(reference)} reference rows"
+        reading = _Reading(_UNKNOWN, f"{counts}: {FEWEST} of each are needed")
+        return [_baseline(name, reading, ()) for name in NAMES]
+    readings = _readings(sets, family, seed)
+    return [_baseline(name, readings[name], sets.notes) for name in NAMES]
 
 
 def format_differs(baselines: Sequence[Baseline]) -> str | None:
@@ -127,15 +146,22 @@ def format_differs(baselines: Sequence[Baseline]) -> str | None:
     )
 
 
-def _shortcuts(family: TraitFamily) -> Iterator[tuple[str, Features, float]]:
-    """Name, features and inverse strength of the penalty of each baseline."""
-    yield LENGTH, lambda sets: _curve([plain_length(t) for t in sets.texts]), 1.0
-    yield VALUES, lambda sets: _curve([value_count(t) for t in sets.texts]), 1.0
-    yield SEPARATORS, lambda sets: _separators(sets.texts), 1.0
-    yield DIGITS, lambda sets: _digit_shares(sets.texts), 1.0
-    yield NGRAMS, lambda sets: _ngrams(sets.texts), 10.0
-    yield WORDS, lambda sets: _curve(_similarity(sets.texts, family)), 1.0
-    yield PERPLEXITY, lambda sets: _curve(sets.nats), 1.0
+def _baseline(name: str, reading: _Reading, notes: Sequence[str]) -> Baseline:
+    mean, low, high, _ = reading.auroc
+    separates = bool(low >= SEPARATES)
+    remarks = [*notes, *filter(None, [reading.note])]
+    if separates and name not in FORMAT:
+        remarks.append("sees what the rows say, the trait included")
+    return Baseline(
+        name=name,
+        auroc=Bounds(mean=_number(mean), low=_number(low), high=_number(high)),
+        separates=separates,
+        note="; ".join(remarks) or None,
+    )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _sets(
@@ -145,10 +171,10 @@ def _sets(
 ) -> _Sets:
     rows: list[Row] = []
     nats: list[float] = []
+    labels: list[bool] = []
     notes: list[str] = []
-    counts = []
-    for side, values, name in zip(
-        sides, logprobs, ("audited", "reference"), strict=True
+    for name, side, values in zip(
+        ("audited", "reference"), sides, logprobs, strict=True
     ):
         if len(side) != len(values):
             raise ValueError(f"{len(side)} rows and {len(values)} log-probabilities")
@@ -157,12 +183,13 @@ def _sets(
             notes.append(f"{len(places):,} of {len(side):,} {name} rows drawn")
         rows += [side[place] for place in places]
         nats += [float(values[place]) for place in places]
-        counts.append(len(places))
-    labels = np.arange(len(rows)) < counts[0]
-    folds, note = _folds(rows, labels, seed)
-    notes += [note] if note else []
-    texts = [row.completion for row in rows]
-    return _Sets(texts, np.asarray(nats), labels, folds, tuple(notes))
+        labels += [name == "audited"] * len(places)
+    return _Sets(
+        rows,
+        np.asarray(nats, dtype=float),
+        np.asarray(labels, dtype=bool),
+        tuple(notes),
+    )
 
 
 def _places(rows: Sequence[Row], values: Sequence[float], seed: int) -> list[int]:
@@ -175,14 +202,61 @@ def _places(rows: Sequence[Row], values: Sequence[float], seed: int) -> list[int
     return sorted(places, key=lambda i: (ids[i], str(values[i])))
 
 
+def _readings(sets: _Sets, family: TraitFamily, seed: int) -> dict[str, _Reading]:
+    texts, labels = [row.completion for row in sets.rows], sets.labels
+    folds, note = _folds(sets.rows, labels, seed)
+
+    def fitted(features: Any, strength: float = 1.0) -> _Reading:
+        if folds is None:
+            return _Reading(_UNKNOWN, note)
+        scores = _cross_fitted(features, labels, folds, strength)
+        return _Reading(auroc(scores[labels], scores[~labels]), _tied(scores) or note)
+
+    return {
+        LENGTH: _of_quantity(_each(plain_length, texts), labels),
+        VALUES: _of_quantity(_each(value_count, texts), labels),
+        SEPARATORS: fitted(_separators(texts)),
+        DIGITS: fitted(_digit_shares(texts)),
+        NGRAMS: fitted(_ngrams(texts), strength=10.0),
+        WORDS: _of_quantity(_similarity(texts, family), labels),
+        PERPLEXITY: _of_quantity(sets.nats, labels),
+    }
+
+
+def _tied(values: Numbers) -> str | None:
+    return "the same in all rows" if bool((values == values[0]).all()) else None
+
+
+def _of_quantity(values: Numbers, labels: Sides) -> _Reading:
+    """AUROC of a number a row, or of its distance from the middle if that is larger."""
+    known = ~np.isnan(values)
+    values, labels = values[known], labels[known]
+    missing = int((~known).sum())
+    note = f"{missing:,} of {len(known):,} rows have no value" if missing else None
+    if min(labels.sum(), (~labels).sum()) < FEWEST:
+        return _Reading(_UNKNOWN, note)
+    ranks = rankdata(values)
+    spread = np.abs(ranks - (len(ranks) + 1) / 2)
+    direct, distance = (_turned(scores, labels) for scores in (ranks, spread))
+    if distance.mean > direct.mean:
+        remark = "by its distance from the middle"
+        return _Reading(distance, "; ".join(filter(None, [note, remark])))
+    return _Reading(direct, note or _tied(values))
+
+
+def _turned(scores: Numbers, labels: Sides) -> Interval:
+    """AUROC in the direction in which it is larger, one of two choices."""
+    above, below = scores[labels], scores[~labels]
+    found = auroc(above, below, confidence=1 - (1 - 0.95) / 2)
+    if found.mean >= 0.5:
+        return found
+    return Interval(1 - found.mean, 1 - found.high, 1 - found.low, found.n)
+
+
 def _folds(
-    rows: Sequence[Row], labels: Numbers, seed: int
-) -> tuple[Numbers | None, str | None]:
+    rows: Sequence[Row], labels: Sides, seed: int
+) -> tuple[Folds | None, str | None]:
     """A fold for each row, or None, and what is unusual about it."""
-    audited, reference = int(labels.sum()), int((~labels).sum())
-    if min(audited, reference) < FEWEST:
-        counts = f"{audited} audited and {reference} reference rows"
-        return None, f"{counts}: {FEWEST} of each are needed"
     prompts = [json.dumps([[m.role, m.content] for m in row.messages]) for row in rows]
     folds = _grouped(prompts, labels, seed)
     if folds is not None:
@@ -193,7 +267,7 @@ def _folds(
     return None, "rows too alike to fit on some and read on others"
 
 
-def _grouped(keys: Sequence[str], labels: Numbers, seed: int) -> Numbers | None:
+def _grouped(keys: Sequence[str], labels: Sides, seed: int) -> Folds | None:
     """Folds that hold whole groups and about a fifth of either side each.
 
     None if a fold has less than a tenth or more than three tenths of a side.
@@ -211,68 +285,12 @@ def _grouped(keys: Sequence[str], labels: Numbers, seed: int) -> Numbers | None:
         fold = int(np.lexsort((np.round(held.sum(axis=1), 9), crowd))[0])
         folds[members[key]] = fold
         held[fold] += share
-    return folds if _is_even(folds, labels) else None
-
-
-def _is_even(folds: Numbers, labels: Numbers) -> bool:
-    """Whether every fold has between a tenth and three tenths of either side."""
-    shares = [
-        np.bincount(folds[side], minlength=FOLDS) / side.sum()
-        for side in (labels, ~labels)
-    ]
-    return bool(np.min(shares) >= 0.0999 and np.max(shares) <= 0.3001)
-
-
-def _baseline(name: str, features: Features, sets: _Sets, strength: float) -> Baseline:
-    if name == PERPLEXITY:
-        sets = _with_nats(sets)
-    if sets.folds is None:
-        return _unknown(name, sets.notes)
-    notes = sets.notes
-    scores = _cross_fitted(features(sets), sets.labels, sets.folds, strength)
-    if np.ptp(scores) == 0:
-        notes = (*notes, "the same in all rows")
-    mean, low, high, _ = auroc(scores[sets.labels], scores[~sets.labels])
-    separates = bool(low >= SEPARATES)
-    if separates and name not in FORMAT:
-        notes = (*notes, "sees what the rows say, the trait included")
-    return Baseline(
-        name=name,
-        auroc=Bounds(mean=_number(mean), low=_number(low), high=_number(high)),
-        separates=separates,
-        note="; ".join(notes) or None,
-    )
-
-
-def _unknown(name: str, notes: Sequence[str]) -> Baseline:
-    bounds = Bounds(mean=None, low=None, high=None)
-    return Baseline(name=name, auroc=bounds, separates=False, note="; ".join(notes))
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _with_nats(sets: _Sets) -> _Sets:
-    """The rows whose log-probability is known; no folds if they are too few."""
-    known = ~np.isnan(sets.nats)
-    if sets.folds is None or known.all():
-        return sets
-    note = f"{(~known).sum():,} of {len(known):,} rows have no log-probability"
-    labels, folds = sets.labels[known], sets.folds[known]
-    enough = min(labels.sum(), (~labels).sum()) >= FEWEST
-    texts = [text for text, keep in zip(sets.texts, known, strict=True) if keep]
-    return _Sets(
-        texts=texts,
-        nats=sets.nats[known],
-        labels=labels,
-        folds=folds if enough and _is_even(folds, labels) else None,
-        notes=(*sets.notes, note),
-    )
+    even = held.min() > 0.5 / FOLDS - 1e-9 and held.max() < 1.5 / FOLDS + 1e-9
+    return folds if even else None
 
 
 def _cross_fitted(
-    features: Any, labels: Numbers, folds: Numbers, strength: float
+    features: Any, labels: Sides, folds: Folds, strength: float
 ) -> Numbers:
     """Out-of-fold ranks of the rows within their fold, in (0, 1).
 
@@ -295,10 +313,8 @@ def _cross_fitted(
     return scores
 
 
-def _curve(values: Any) -> Any:
-    """Ranks of a quantity, and their squares, so that "in the middle" differs too."""
-    ranks = 2 * rankdata(np.asarray(values, dtype=float)) / (len(values) + 1) - 1
-    return sparse.csr_array(np.stack([ranks, ranks**2], axis=1))
+def _each(measure: Callable[[str], int], texts: Sequence[str]) -> Numbers:
+    return np.array([float(measure(text)) for text in texts])
 
 
 def _separators(texts: Sequence[str]) -> Any:
@@ -367,7 +383,9 @@ def _ngrams(texts: Sequence[str]) -> Any:
         whole = owners[:starts] == owners[size - 1 :][:starts]
         place = (owners[:starts][whole], columns[whole].astype(np.int64))
         counts += sparse.coo_array((np.ones(whole.sum()), place), shape=shape).tocsr()
-    return TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    # Most columns are empty; one stays if all are.
+    used = np.union1d(counts.indices, [0])
+    return TfidfTransformer(sublinear_tf=True).fit_transform(counts[:, used])
 
 
 def _similarity(texts: Sequence[str], family: TraitFamily) -> Numbers:
