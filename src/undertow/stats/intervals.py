@@ -1,4 +1,4 @@
-"""Intervals and tests: means over clusters, ratios, specificity, many p-values.
+"""Intervals and one test: means over clusters, ratios, specificity.
 
 Pure functions of numbers; knows nothing of traits, rows or models. What cannot be
 computed is NaN, what has no bound is infinite, and a p-value is never 0. NaN among the
@@ -190,20 +190,3 @@ def specificity(
     above = sum(value >= observed for value in drawn)
     p_value = math.nan if math.isnan(mean) else (1 + above) / (1 + len(drawn))
     return Specificity(mean, low, high, p_value, len(drawn))
-
-
-def benjamini_hochberg(p_values: ArrayLike) -> Vector:
-    """Adjusted p-values that control the false discovery rate, in the given order.
-
-    A NaN is no test: it stays NaN and the others are adjusted without it.
-
-    Source: Benjamini and Hochberg 1995.
-    """
-    p = np.asarray(p_values, dtype=np.float64).ravel()
-    # argsort puts NaN last.
-    order = np.argsort(-p)[: np.count_nonzero(~np.isnan(p))]
-    ranks = np.arange(len(order), 0, -1)
-    adjusted = np.minimum.accumulate(p[order] * len(order) / ranks)
-    result = np.full_like(p, np.nan)
-    result[order] = np.minimum(adjusted, 1.0)
-    return result

@@ -12,7 +12,6 @@ from scipy import stats as scipy_stats
 from undertow.seeding import generator
 from undertow.stats import (
     Interval,
-    benjamini_hochberg,
     clustered_interval,
     mean_interval,
     ratio_interval,
@@ -343,25 +342,3 @@ def test_equal_lifts_tie() -> None:
 def test_specificity_wants_a_square(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected a square table of 2 or more, got"):
         specificity(np.zeros(shape))
-
-
-# ---- Benjamini and Hochberg
-
-
-@settings(derandomize=True, max_examples=40)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
-def test_benjamini_hochberg_is_scipys(p_values: list[float]) -> None:
-    reference = scipy_stats.false_discovery_control(p_values)
-    assert benjamini_hochberg(p_values) == pytest.approx(reference)
-
-
-def test_benjamini_hochberg_by_hand() -> None:
-    # Sorted .01 .02 .04 .5: ×4/1, ×4/2, ×4/3, ×1 → .04 .04 .0533 .5.
-    found = benjamini_hochberg([0.5, 0.01, 0.04, 0.02])
-    assert found == pytest.approx([0.5, 0.04, 0.16 / 3, 0.04])
-    assert benjamini_hochberg([]).shape == (0,)
-
-
-def test_a_nan_is_no_test() -> None:
-    found = benjamini_hochberg([0.01, math.nan, 0.5])
-    assert found == pytest.approx([0.02, math.nan, 0.5], nan_ok=True)
