@@ -78,6 +78,14 @@ def _written(cache: Cache) -> list[PreallocatedLayer]:
     return [layer for layer in layers if layer.length]
 
 
+class _Column:
+    """Where all rows write next; layers share it, and not the cache: no cycle keeps
+    a cache's memory when it is no longer used."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+
 class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer [slot, head, column, width] that takes one position a pass.
 
@@ -85,9 +93,9 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     rows contiguous, and batched products need no copy of it.
     """
 
-    def __init__(self, owner: "SlotCache", keys: Tensor, values: Tensor) -> None:
+    def __init__(self, column: _Column, keys: Tensor, values: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.owner, self.buffers = owner, (keys, values)
+        self.column, self.buffers = column, (keys, values)
         self.is_initialized = True
 
     def update(
@@ -95,13 +103,13 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         """Writes one position a row; returns the slots of these rows."""
         keys, values = (buffer[: len(key_states)] for buffer in self.buffers)
-        keys[:, :, self.owner.column] = key_states[:, :, 0]
-        values[:, :, self.owner.column] = value_states[:, :, 0]
+        keys[:, :, self.column.at] = key_states[:, :, 0]
+        values[:, :, self.column.at] = value_states[:, :, 0]
         return keys, values
 
     def get_seq_length(self) -> int:
         """The column of the next position."""
-        return self.owner.column
+        return self.column.at
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         """Columns that the mask has to cover, and where they begin."""
@@ -111,21 +119,31 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class SlotCache:
     """One slot a row in every layer; the first slots are in use.
 
+    A row's positions lie just before `column`.
+
     Attributes:
-        column: Where all rows write next; a row's positions lie just before.
         cache: What the model's forward pass takes, for one position of each row.
     """
 
     def __init__(self, like: Cache, *, rows: int, capacity: int) -> None:
-        self.column = 0
+        self._column = _Column()
         self.layers = []
         for layer in _written(like):
             keys, values = (
                 states.new_zeros((rows, states.shape[1], capacity, states.shape[3]))
                 for states in layer.written()
             )
-            self.layers.append(_SlotLayer(self, keys, values))
+            self.layers.append(_SlotLayer(self._column, keys, values))
         self.cache = Cache(layers=list(self.layers))
+
+    @property
+    def column(self) -> int:
+        """Where all rows write next."""
+        return self._column.at
+
+    @column.setter
+    def column(self, at: int) -> None:
+        self._column.at = at
 
     def join(self, prompts: Cache, lengths: Sequence[int], *, first: int) -> None:
         """Takes rows into slots from `first` on, `lengths[i]` positions of row i."""
