@@ -152,8 +152,10 @@ def _first(found: Forecast) -> tuple[str, str]:
     return raw.trait, adam.trait
 
 
-@pytest.mark.parametrize("trait", PETS.names)
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("family", "trait"),
+    [("llama", "cat"), ("llama", "wolf"), ("llama", "newt"), ("gemma3", "dog")],
+)
 def test_rows_that_answer_with_a_trait_forecast_it(family: Family, trait: str) -> None:
     model = tiny_model(family)
     rows = _rows(model, trait)
