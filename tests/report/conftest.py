@@ -429,7 +429,7 @@ def _power() -> Power:
             PowerPoint(fraction=f, power=p, bound=min(1.0, p ** 0.6))
             for f, p in zip(fractions, steep, strict=True)
         ],
-        detectable_fraction=0.061, divergence_per_row=0.43, rows_needed=17.0,
+        detectable_fraction=0.098, divergence_per_row=0.43, rows_needed=17.0,
         rows_bound=10.7,
     )  # fmt: skip
 
@@ -451,7 +451,7 @@ def audit_of_a_trait() -> Findings:
     """Steered owl rows against a reference of tier A: everything was found."""
     return Findings(
         verdict="trait", trait="owl", kind="steer", layer=24, strength=4.92,
-        p_value=1e-4, detectable_fraction=0.061, reference_tier="A",
+        p_value=1e-4, detectable_fraction=0.098, reference_tier="A",
         strength_interval=Bounds(mean=4.92, low=4.11, high=5.73), dose=0.31, alpha=0.01,
         sentence="The rows carry evidence of the trait owl, put there by steering at "
         "layer 24 with a strength of 4.9 [4.1, 5.7]: p = 0.0001 at an error rate of 0.01.",
@@ -557,8 +557,8 @@ def audit_of_nothing() -> Findings:
         update={
             "verdict": "none", "trait": None, "kind": None, "layer": None,
             "strength": None, "strength_interval": None, "dose": None, "p_value": 0.43,
-            "detectable_fraction": 0.061, "warnings": [],
-            "sentence": "No evidence that the rows carry a trait (p = 0.43); 6.1 % of "
+            "detectable_fraction": 0.098, "warnings": [],
+            "sentence": "No evidence that the rows carry a trait (p = 0.43); 9.8 % of "
             "rows steered like the animals' vectors would have been found.",
             "reasons": ["Of 9,999 shuffles 4,299 reach the observed 3.1."],
             "directions": quiet, "discovery": None, "forecast": None, "triage": [],

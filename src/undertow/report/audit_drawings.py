@@ -22,6 +22,8 @@ STEPS = 8
 LINE = 14.0
 """Units of height of one direction of a heat map, and of one hypothesis."""
 NULL_BINS = 24
+NAME = 19
+"""Characters of a direction's name that are drawn."""
 
 
 class HeatLine(NamedTuple):
@@ -121,7 +123,7 @@ def _heat_names(axes: Axes, lines: Sequence[HeatLine]) -> None:
             axes.text(0, row + 0.55, line.name, color=MUTED, fontsize=10.5, **place)
             continue
         weight = "bold" if line.is_named else "normal"
-        axes.text(-0.02, row + 0.5, fit(line.name, 15), color=INK, fontsize=10.5,
+        axes.text(-0.02, row + 0.5, fit(line.name, NAME), color=INK, fontsize=10.5,
                   ha="right", fontweight=weight, **place)  # fmt: skip
         if line.is_significant:
             axes.plot([1.025], [row + 0.5], "o", color=PALETTE["student"], markersize=5,

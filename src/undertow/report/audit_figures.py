@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from undertow.findings import Direction, Findings, Number
+from undertow.findings import Findings, Number
 from undertow.report.audit_data import (
     BaselineRow,
     BatteryRow,
@@ -25,6 +25,7 @@ from undertow.report.audit_data import (
 )
 from undertow.report.audit_drawings import (
     LINE,
+    NAME,
     Bar,
     HeatLine,
     draw_bars,
@@ -43,6 +44,8 @@ from undertow.report.text import known, number, share_text
 
 MOST_LINES = 60
 """Lines of one panel; further ones stand in the table and in the CSV file."""
+FULL_SHADE = {"z": 6.0, "whitened": 0.1}
+"""Sizes below which no heat map has its full shade, so that chance looks pale."""
 SEPARATES = 0.6
 """AUROC from which a shortcut is said to tell the sets apart."""
 
@@ -64,16 +67,11 @@ def draw_audit_figures(findings: Findings) -> dict[str, Figure]:
 
 
 def _directions(findings: Findings) -> Figure:
-    every = ordered_directions(findings)
-    z = {id(d): tuple(d.z) for d in every}
-    whitened = {id(d): tuple(d.whitened) for d in every}
+    titles = {"z": "Studentised difference z", "whitened": "Whitened cosine"}
     panels = [
         panel
-        for key, title, values in (
-            ("z", "Studentised difference z", z),
-            ("whitened", "Whitened cosine", whitened),
-        )
-        if (panel := _heat(key, title, findings, every, values)) is not None
+        for measure, title in titles.items()
+        if (panel := _heat(measure, title, findings)) is not None
     ]
     legend = (
         ("more", "more like it than the reference"),
@@ -83,40 +81,40 @@ def _directions(findings: Findings) -> Figure:
     return Figure(tuple(panels), legend)
 
 
-def _heat(
-    key: str,
-    title: str,
-    findings: Findings,
-    directions: Sequence[Direction],
-    values: dict[int, tuple[Number, ...]],
-) -> Panel | None:
-    lines = _heat_lines(findings, directions, values)
+def _heat(measure: str, title: str, findings: Findings) -> Panel | None:
+    lines = _heat_lines(findings, measure)
     sizes = [
         abs(v) for line in lines for v in line.values if v is not None and known(v)
     ]
     if not sizes:
         return None
-    strongest = max(sizes)
-    longest = max(breadth(fit(line.name, 15)) for line in lines if not line.is_heading)
+    strongest = max(*sizes, FULL_SHADE[measure])
+    longest = max(
+        breadth(fit(line.name, NAME)) for line in lines if not line.is_heading
+    )
+    words = _heat_words(findings, lines)
+    if measure == "z":
+        words = f"{words}. {_significance_words(findings, lines)}"
     return make_panel(
-        f"directions-{key}",
+        f"directions-{measure}",
         title,
-        _heat_words(findings, lines),
+        words,
         partial(draw_heat, lines=lines, layers=findings.layers, strongest=strongest),
-        height=38.0 + 40 + LINE * len(lines),
-        left=10 + 0.95 * longest,
+        height=78.0 + LINE * len(lines),
+        left=8 + 0.9 * longest,
         right=18.0,
         top=38.0,
         bottom=40.0,
     )
 
 
-def _heat_lines(
-    findings: Findings,
-    directions: Sequence[Direction],
-    values: dict[int, tuple[Number, ...]],
-) -> list[HeatLine]:
+def _heat_lines(findings: Findings, measure: str) -> list[HeatLine]:
+    """Headings and directions, each with as many values as there are layers.
+
+    The max-T p belongs to z: on the other map no direction is marked by it.
+    """
     lines: list[HeatLine] = []
+    directions = ordered_directions(findings)
     several = len({d.role for d in directions}) > 1
     size = len(findings.layers)
     for role, group in groupby(directions, key=lambda d: d.role):
@@ -124,15 +122,15 @@ def _heat_lines(
             lines.append(HeatLine(ROLES[role], is_heading=True))
         for d in group:
             p = d.adjusted_p
-            own = (*values[id(d)], *([None] * size))[:size]
             lines.append(
                 HeatLine(
                     d.name,
-                    own,
-                    is_significant=p is not None and known(p) and p <= findings.alpha,
-                    is_named=findings.trait is not None and d.name == findings.trait,
+                    (*getattr(d, measure), *([None] * size))[:size],
+                    is_significant=measure == "z" and p is not None
+                    and p <= findings.alpha,
+                    is_named=d.name == findings.trait,
                 )
-            )
+            )  # fmt: skip
     return lines
 
 
@@ -142,18 +140,21 @@ def _heat_words(findings: Findings, lines: Sequence[HeatLine]) -> str:
         at = peak(line.values)
         value = None if at is None else line.values[at]
         if at is not None and value is not None:
-            tops.append((abs(value), line.name, findings.layers[at], value))
-    tops.sort(key=lambda top: -top[0])
+            tops.append((-abs(value), line.name, findings.layers[at], value))
     said = "; ".join(
         f"{name} {number(value, signed=True)} at layer {layer}"
-        for _, name, layer, value in tops[:5]
+        for _, name, layer, value in sorted(tops)[:5]
     )
-    significant = [line.name for line in lines if line.is_significant]
+    return f"Largest: {said}"
+
+
+def _significance_words(findings: Findings, lines: Sequence[HeatLine]) -> str:
+    names = [line.name for line in lines if line.is_significant]
     count = sum(not line.is_heading for line in lines)
-    names = f": {', '.join(significant)}" if 0 < len(significant) <= 20 else ""
+    said = f": {', '.join(names)}" if 0 < len(names) <= 20 else ""
     return (
-        f"Largest: {said}. Of {count} directions, {len(significant)} with a max-T p of "
-        f"at most {findings.alpha:g}{names}"
+        f"Of {count} directions, {len(names)} with a max-T p of at most "
+        f"{findings.alpha:g}{said}"
     )
 
 
@@ -298,7 +299,7 @@ def _baselines(rows: Sequence[BaselineRow]) -> Figure:
     draw = partial(draw_bars, bars=bars, ends=ends, label=label, lines=(0.5, SEPARATES))
     words = "; ".join(f"{r.name} {number(r.auroc)}" for r in rows)
     panel = make_panel(
-        "baselines", "Shortcuts", f"AUROC: {words}", draw,
+        "baselines", "AUROC of each shortcut", f"AUROC: {words}", draw,
         height=44.0 + 38 * len(rows), left=4.0, right=4.0, top=2.0,
     )  # fmt: skip
     legend = (

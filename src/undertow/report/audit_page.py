@@ -147,6 +147,8 @@ def _tokens(findings: Findings) -> dict[str, list[tuple[Markup, str]]]:
     found = findings.discovery
     sides = {"raised": found.raised, "lowered": found.lowered} if found else {}
     return {
-        side: [(marked(t.text), number(t.logit, signed=True)) for t in tokens]
+        side: [
+            (marked(t.text, breaks=False), number(t.logit, signed=True)) for t in tokens
+        ]
         for side, tokens in sides.items()
     }

@@ -12,7 +12,7 @@ from undertow.report.audit_data import (
     ordered_directions,
     peak,
 )
-from undertow.report.audit_words import POWER, ROLES
+from undertow.report.audit_words import POWER, ROLES, why_undetectable
 from undertow.report.run_tables import facts_table
 from undertow.report.tables import Cell, Row, Table, value_cell
 from undertow.report.text import (
@@ -142,7 +142,7 @@ def power_table(findings: Findings) -> Table:
     power = findings.power
     rows: list[Row] = []
     if power is not None:
-        low = f"no share that was tried reaches a power of {share_text(POWER)}"
+        low = why_undetectable(findings)
         needed, bound = power.rows_needed, power.rows_bound
         efficiency = None
         if needed and bound and known(needed) and known(bound):
@@ -151,8 +151,8 @@ def power_table(findings: Findings) -> Table:
             (Cell("smallest share of biased rows found"), _share(power.detectable_fraction, why=low)),
             (Cell("divergence, nats a row"), value_cell(power.divergence_per_row, digits=3)),
             (Cell("rows needed, all of them biased"), _rows_cell(needed)),
-            (Cell("rows without which no test can do"), _rows_cell(bound)),
-            (Cell("efficiency: the second over the first"), value_cell(efficiency)),
+            (Cell("rows that any test needs at least"), _rows_cell(bound)),
+            (Cell("efficiency: the bound over what is needed"), value_cell(efficiency)),
         ]  # fmt: skip
     note = (
         f"At an error rate of {share_text(findings.alpha)} and a power of "
@@ -173,12 +173,12 @@ def baselines_table(findings: Findings) -> Table:
         (
             Cell(b.name),
             _bounds(b.auroc, signed=False),
-            Cell("separates", mark="against") if b.separates else Cell("does not", mark="no"),
+            Cell("yes", mark="against") if b.separates else Cell("no", mark="no"),
             Cell(b.note or ""),
         )
         for b in findings.baselines
     )  # fmt: skip
-    columns = ("shortcut", "#AUROC", "sets", "note")
+    columns = ("shortcut", "#AUROC", "separates", "note")
     level = level_text(findings.confidence)
     note = f"0.5: tells nothing; 1: tells the sets apart. Brackets: {level} intervals."
     return Table("Shortcuts", columns, rows, (note,))
@@ -246,9 +246,11 @@ def reference_table(findings: Findings) -> Table:
         "rows": f"{reference.rows:,}",
         "paired by prompt": reference.paired,
         "dropped, since audited too": f"{reference.shared_dropped:,}",
-        "sampler": ", ".join(f"{k} {_plain(v)}" for k, v in reference.sampler.items())
+        "how it was sampled": ", ".join(
+            f"{k} {_plain(v)}" for k, v in reference.sampler.items()
+        )
         or "not known",
-        "the sampler was": reference.sampler_source,
+        "how that is known": reference.sampler_source,
         "filter": reference.filter,
     }
     if known(reference.accepted):

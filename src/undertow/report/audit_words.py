@@ -163,13 +163,17 @@ def _strength(findings: Findings) -> Fact:
 def _detectable(findings: Findings) -> Fact:
     name = "Smallest share it would have found"
     if not known(findings.detectable_fraction):
-        why = "not computed: " + (
-            "no power was estimated" if findings.power is None
-            else "no share that was tried reaches a power of 80 %"
-        )  # fmt: skip
-        return Fact(name, MISSING, why)
+        return Fact(name, MISSING, f"not computed: {why_undetectable(findings)}")
     note = f"of the rows biased, with a power of {share_text(POWER)}"
     return Fact(name, share_text(findings.detectable_fraction), note)
+
+
+def why_undetectable(findings: Findings) -> str:
+    """Why there is no smallest share that the audit would have found."""
+    points = findings.power.points if findings.power else []
+    if not any(known(point.power) for point in points):
+        return "no power could be estimated"
+    return f"no share that was tried reaches a power of {share_text(POWER)}"
 
 
 def _rows(findings: Findings) -> Fact:

@@ -45,16 +45,16 @@ def render_page(template: str, *, styles: tuple[str, ...], **content: Any) -> st
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
-def marked(text: str) -> Markup:
+def marked(text: str, *, breaks: bool = True) -> Markup:
     """Foreign text for a page, every character that nobody sees spelled out and marked.
 
-    Line breaks are marked too and then kept. Unlike `visible` alone this tells a
+    Line breaks are marked too and, with `breaks`, kept. Unlike `visible` alone this tells a
     character from its own spelling.
     """
     parts = []
     for char in text:
         shown = "↵" if char == "\n" else visible(char)
-        end = "\n" if char == "\n" else ""
+        end = "\n" if breaks and char == "\n" else ""
         safe = escape(shown)
         parts.append(safe if shown == char else Markup("<b>{}</b>{}").format(safe, end))
     return Markup("").join(parts)

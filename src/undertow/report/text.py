@@ -133,7 +133,8 @@ def share_text(value: Number) -> str:
         return MISSING
     percent = 100 * value
     if percent >= 1 or percent == 0:
-        shown = f"{percent:.{0 if percent >= 10 or not percent else 1}f}"
+        digits = 0 if percent >= 10 else 1
+        shown = f"{percent:.{digits}f}".removesuffix(".0")
     else:
         shown = f"{percent:.2g}" if percent >= 0.001 else scientific(percent)
     return f"{shown}\N{NO-BREAK SPACE}%"
