@@ -399,6 +399,20 @@ def test_a_null_is_refused_as_often_as_allowed(test: Test) -> None:
         assert np.mean(ps <= level) == pytest.approx(level, abs=3 * spread)
 
 
+def test_a_wider_side_with_the_same_mean_is_no_evidence() -> None:
+    stream = generator(24, "spread")
+
+    def p_value() -> float:
+        wide, narrow = stream.normal(0, 3, (60, 5)), stream.normal(0, 1, (180, 5))
+        return two_sample_max_t(
+            wide, narrow, permutations=199, seed=0, winsorise=0.0
+        ).p_value
+
+    found = np.mean([p_value() <= 0.05 for _ in range(500)])
+    # A pooled variance is 1.53² times too small: it would refuse more than a third.
+    assert found < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
+
+
 def test_true_effects_do_not_make_others_false() -> None:
     stream = generator(23, "step-down")
     effects = np.array([2.0] * 5 + [0.0] * 10)

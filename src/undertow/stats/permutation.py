@@ -125,9 +125,11 @@ def two_sample_max_t(
 ) -> MaxT:
     """Tests whether two sets of rows have the same distribution, for all columns.
 
-    t is Welch's, (mean a − mean b)/√(var a/n + var b/m), under random labels; being
-    studentised it also holds, with many rows, where only the means are equal. Here
-    ν = n + m − 2. p-values and the step-down as in `paired_max_t`.
+    t is Welch's, (mean a − mean b)/√(var a/n + var b/m), under random labels, with
+    ν = n + m − 2; p-values and the step-down as in `paired_max_t`. Being studentised
+    it also holds, with many rows, where only the means are equal, but for
+    `winsorise` = 0 alone: cut tails come from the side that spreads more, and its
+    mean then looks steadier than it is.
 
     Args:
         audited: [row, test].
