@@ -411,7 +411,7 @@ def _hypotheses() -> list[Hypothesis]:
                     rows=256 if gap < 0.4 else 48, nats_per_row=nats,
                     reference_nats_per_row=-0.2 + 0.03 * float(stream.normal()),
                     behind=None if leads
-                    else Bounds(mean=gap, low=gap - 0.14, high=gap + 0.14),
+                    else Bounds(mean=gap, low=gap - 0.143, high=gap + 0.143),
                     log_evalue=256 * nats,
                     dropped=None if gap < 0.4 else "beaten by the leader at α/K",
                 )
@@ -660,7 +660,7 @@ def hostile_audit() -> Findings:
                 for d, text in zip(found.directions, EVIL, strict=False)
             ],
             "hypotheses": hypotheses,
-            "power": _power().model_copy(update={"source": html}),
+            "power": _power().model_copy(update={"source": html + bidi}),
             "baselines": [
                 b.model_copy(update={"name": text, "note": bidi})
                 for b, text in zip(found.baselines, EVIL, strict=False)

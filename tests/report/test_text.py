@@ -62,3 +62,62 @@ def test_cells_are_named_by_their_noise_where_there_is_any() -> None:
         "owl by steer, noise 0.05"
     )
     assert text.teacher_name("steer", 0.1, is_noisy=True) == "Teacher: steer, noise 0.1"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "—"),
+        (math.nan, "—"),
+        (-0.1, "—"),
+        (1.0, "1.00"),
+        (0.432, "0.43"),
+        (0.05, "0.050"),
+        (0.0043, "0.0043"),
+        (0.00010, "1.0×10⁻⁴"),
+        (0.000996, "1.0×10⁻³"),
+        (1.5e-48, "1.5×10⁻⁴⁸"),
+        (0.0, "< 10⁻³⁰⁰"),
+    ],
+)
+def test_p_values_keep_two_digits_and_are_never_zero(
+    value: float | None, shown: str
+) -> None:
+    assert text.p_text(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "—"),
+        (math.nan, "—"),
+        (0.0, "0 %"),
+        (0.01, "1 %"),
+        (0.031, "3.1 %"),
+        (0.256, "26 %"),
+        (1.0, "100 %"),
+        (0.0005, "0.05 %"),
+        (1e-6, "1.0×10⁻⁴ %"),
+    ],
+)
+def test_shares_are_percent(value: float | None, shown: str) -> None:
+    assert text.share_text(value).replace("\N{NO-BREAK SPACE}", " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("log_evalue", "shown"),
+    [
+        (None, "—"),
+        (0.0, "1"),
+        (math.log(148), "148"),
+        (math.log(3.2e23), "3.2×10²³"),
+        (math.log(0.25), "0.25"),
+        (math.log(9.99e-5), "1.0×10⁻⁴"),
+        # Beyond what a float holds.
+        (1000 * math.log(10), "1.0×10¹⁰⁰⁰"),
+    ],
+)
+def test_evalues_are_told_from_their_logarithm(
+    log_evalue: float | None, shown: str
+) -> None:
+    assert text.evalue_text(log_evalue) == shown

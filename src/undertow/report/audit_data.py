@@ -139,7 +139,7 @@ def line_names(rows: Sequence[HypothesisRow]) -> list[str]:
     """Names, with the layer where several hypotheses share one."""
     names = [r.name for r in rows]
     return [
-        f"{r.name} " if names.count(r.name) > 1 and r.layer is not None
+        f"{r.name} @{r.layer}" if names.count(r.name) > 1 and r.layer is not None
         else r.name
         for r in rows
     ]  # fmt: skip

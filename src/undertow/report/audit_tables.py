@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from undertow.findings import Bounds, Findings, ForecastRow, Number
 from undertow.report.audit_data import (
     hypothesis_rows,
-    line_names,
     ordered_directions,
     peak,
 )
@@ -22,6 +21,7 @@ from undertow.report.text import (
     interval_text,
     known,
     level_text,
+    mean_text,
     number,
     p_text,
     share_text,
@@ -51,7 +51,7 @@ def _bounds(
     """Mean over interval, with the reason for what is missing."""
     if bounds is None:
         return Cell(MISSING, why=absent)
-    mean = number(bounds.mean, signed=signed)
+    mean = mean_text(bounds, signed=signed)
     if mean == MISSING:
         return Cell(MISSING, why=UNKNOWN)
     interval = interval_text(bounds, signed=signed)
@@ -103,10 +103,9 @@ def directions_table(findings: Findings) -> Table:
 
 def hypotheses_table(findings: Findings) -> Table:
     """Every hypothesis, the leader first."""
-    ordered = hypothesis_rows(findings)
     kinds = {"prompt": "trait prompt", "steer": "vector"}
     rows = []
-    for name, h in zip(line_names(ordered), ordered, strict=True):
+    for h in hypothesis_rows(findings):
         place = kinds[h.kind]
         if h.layer is not None:
             place += f", layer {h.layer}"
@@ -117,7 +116,7 @@ def hypotheses_table(findings: Findings) -> Table:
         behind = Bounds(mean=h.behind, low=h.behind_low, high=h.behind_high)
         evalue = evalue_text(h.log_evalue)
         rows.append((
-            Cell(name, place),
+            Cell(h.name, place),
             _signed(h.nats_per_row, digits=3),
             _signed(h.reference_nats_per_row, why="not scored on a reference", digits=3),
             _bounds(behind if known(h.behind) else None, signed=True,
