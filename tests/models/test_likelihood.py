@@ -9,9 +9,11 @@ from undertow.models.chat import Rendered
 from undertow.models.hooks import current_completion_positions, editing_residuals
 from undertow.models.likelihood import (
     answer_logprobs,
+    common_prefix,
     completion_logprobs,
     padded,
     predicting_states,
+    read_prefix,
     token_batches,
     unembed,
 )
@@ -148,3 +150,94 @@ def test_edits_are_told_where_answers_are() -> None:
     with editing_residuals(model, {0: look}):
         answer_logprobs(model, PROMPT, ANSWERS)
     assert seen == [False, True]
+
+
+# ── what all rows begin with ─────────────────────────────────────────────────────
+
+
+def _with_head(head: Sequence[int]) -> list[Rendered]:
+    """The rows behind a head, whose prompts still differ."""
+    return [
+        Rendered([*head, *row.ids], len(head) + row.completion_start) for row in ROWS
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_prefix_that_is_read_once_changes_nothing(family: Family) -> None:
+    model = tiny_model(family)
+    rows = _with_head([3 + (7 * i) % 190 for i in range(20)])
+    prefix = read_prefix(model, rows)
+    assert prefix is not None
+    assert prefix.length == 20
+    wanted, targets = predicting_states(model, rows)
+    for batch in (rows, rows[2:], rows[:1]):  # the same prefix for every batch
+        found, tokens = predicting_states(model, batch, prefix=prefix)
+        alone, same = predicting_states(model, batch)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+        assert tokens.tolist() == same.tolist()
+    assert (
+        len(wanted)
+        == len(targets)
+        == sum(len(r.ids) - r.completion_start for r in rows)
+    )
+
+
+@torch.inference_mode()
+def test_a_prefix_longer_than_the_sliding_window_changes_nothing() -> None:
+    model = tiny_model("gemma3", layers=2)
+    model.module.config.sliding_window = 16
+    layers = model.module.base_model.layers
+    for layer in layers:  # type: ignore[union-attr]
+        layer.self_attn.sliding_window = 16  # type: ignore[union-attr]
+    assert "sliding_attention" in model.module.config.layer_types
+    rows = _with_head([3 + (7 * i) % 190 for i in range(40)])
+    prefix = read_prefix(model, rows)
+    assert prefix is not None
+    found, _ = predicting_states(model, rows, prefix=prefix)
+    whole, _ = predicting_states(model, rows)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+    # The window does cut: without it the states are others.
+    model.module.config.sliding_window = 4096
+    wide, _ = predicting_states(model, rows)
+    assert float((wide - whole).abs().max()) > 1e-3
+
+
+def test_a_prefix_ends_before_the_state_that_predicts_a_completion() -> None:
+    """Here the rows share the whole prompt and the first token of the answer."""
+    model = tiny_model("llama")
+    head = list(range(30, 50))
+    rows = [Rendered([*head, 7, 8], 20), Rendered([*head, 7, 9, 2], 20)]
+    prefix = read_prefix(model, rows)
+    assert prefix is not None
+    assert prefix.length == 19
+
+
+@pytest.mark.parametrize("rows", [ROWS, [Rendered(list(range(5, 40)), 30)], []])
+def test_a_short_prefix_is_not_read(rows: list[Rendered]) -> None:
+    assert read_prefix(tiny_model("llama"), rows) is None
+
+
+def test_edits_see_the_prefix_once_and_as_prompt() -> None:
+    model = tiny_model("llama")
+    seen: list[tuple[tuple[int, ...], int]] = []
+
+    def look(hidden: torch.Tensor) -> torch.Tensor:
+        mask = current_completion_positions()
+        assert mask is not None
+        seen.append((tuple(mask.shape), int(mask.sum())))
+        return hidden
+
+    rows = _with_head(list(range(30, 50)))
+    with editing_residuals(model, {0: look}), torch.inference_mode():
+        prefix = read_prefix(model, rows)
+        predicting_states(model, rows, prefix=prefix)
+    tokens = sum(len(row.ids) - row.completion_start for row in rows)
+    assert seen == [((1, 20), 0), ((4, 9), tokens)]
+
+
+def test_a_common_prefix_leaves_a_token_of_each() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_prefix([[1, 2, 3], [1]]) == 0
+    assert common_prefix([[5, 2], [6, 2]]) == 0

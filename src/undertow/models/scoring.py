@@ -111,6 +111,6 @@ class DrawLikelihood:
 
 def by_row(
     values: Float[Tensor, " token"], draws: Sequence[Drawn]
-) -> list[Float[Tensor, " token"]]:
+) -> list[Float[Tensor, " _"]]:
     """The flat values of all tokens, cut into those of each row."""
     return list(torch.split(values, [len(d.columns) for d in draws]))
