@@ -12,7 +12,7 @@ from undertow.models.chat import Rendered
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
-from undertow.models.scoring import Drawn, DrawLikelihood, by_row
+from undertow.models.scoring import DrawLikelihood, Drawn, by_row
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
 PROMPTS = [[7, 50, 9, 120], [7, 50, 9, 121, 33], [60, 61, 62], [9, 9]]

@@ -140,7 +140,8 @@ def gradient_scores(
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))
-    tokens = np.array([len(row.ids) - row.completion_start for row in rows])
+    counts = [len(row.ids) - row.completion_start for row in rows]
+    tokens = np.array(counts, dtype=np.int64)
     return GradientScores(layers, scores, totals, tokens)
 
 
