@@ -354,7 +354,8 @@ def _note(asked: TraitFamily, rank: int, *, has_reference: bool) -> str:
         f"its B ({_DRAWS} draws of A; A has no gradient while B is 0). Log-odds over "
         f"{len(asked.questions)} questions, standardised over "
         f"{len(asked.traits)} traits. "
-        "It ranks traits; it says nothing of how far many updates go."
+        "It ranks traits and has no error rate: rows of the untouched base have a "
+        "first trait too, and how far many updates go it does not say."
     )
 
 
