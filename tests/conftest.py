@@ -122,6 +122,9 @@ class Browser:
             first, second = os.dup(to_read), os.dup(to_write)
             os.dup2(first, 3)
             os.dup2(second, 4)
+            # A copy that already had its number stayed closed to children.
+            os.set_inheritable(3, True)
+            os.set_inheritable(4, True)
 
         root = ["--no-sandbox"] if os.getuid() == 0 else []
         self._process = subprocess.Popen(

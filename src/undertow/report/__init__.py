@@ -1,1 +1,1 @@
-"""One HTML file and the data of its figures, drawn from `undertow.results` alone."""
+"""One HTML file and the data of its figures, drawn from `undertow.results` or `undertow.findings` alone."""

@@ -247,8 +247,8 @@ def draw_null(
     axes.set_xlim(left - air, right + air)
     is_right = observed > (left + right) / 2
     axes.annotate(
-        f"observed {number(observed)}", (observed, 0.97), xycoords=("data", "axes fraction"),
-        xytext=(-6 if is_right else 6, 0), textcoords="offset points", va="top",
+        f"observed {number(observed)}", (observed, 1.02), xycoords=("data", "axes fraction"),
+        xytext=(4 if is_right else -4, 0), textcoords="offset points", va="bottom",
         ha="right" if is_right else "left", color=INK,
     )  # fmt: skip
 

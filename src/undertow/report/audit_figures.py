@@ -242,7 +242,7 @@ def _null(findings: Findings) -> Figure:
     draw = partial(draw_null, draws=draws, observed=found.observed, limit=limit)
     panel = make_panel(
         "null", "Largest statistic under shuffled labels", words, draw,
-        height=210.0, left=56.0, top=14.0,
+        height=222.0, left=56.0, top=26.0,
     )  # fmt: skip
     legend = (
         ("control", "labels shuffled"),
