@@ -128,6 +128,7 @@ class Sample:
         if limit is None or self.unique <= limit:
             arrived = sorted(self._held.items(), key=lambda item: item[1].place)
             return {f"{name:016x}": held.row for name, held in arrived}
+        self._let_go(limit)  # what is held beyond that depends on the order
         wanted = _shares(self._sizes, limit)
         ranked = self._ranked()
         taken = set()

@@ -180,7 +180,7 @@ def _saved(path: Path) -> tuple[Path, ...]:
 
 def _is_plain(name: object) -> bool:
     """Whether a name that a file gives stays in its folder."""
-    if not isinstance(name, str) or name == ".." or "\0" in name:
+    if not isinstance(name, str) or name in ("", "..") or "\0" in name:
         return False
     return Path(name).name == name
 
@@ -367,7 +367,8 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     with (
         _arrow_faults(path),
         path.open("rb") as source,
-        parquet.ParquetFile(source) as file,
+        # else all of a column's chunk in a row group is read at once
+        parquet.ParquetFile(source, buffer_size=1 << 18) as file,
     ):
         yield from _numbered(file.iter_batches(_BATCH), path)
 
