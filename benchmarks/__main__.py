@@ -1,9 +1,11 @@
-"""`python -m benchmarks`: generation and training beside the peers, in one run.
+"""`python -m benchmarks`: generation, training and audit beside peers, in one run.
 
-Generation against `model.generate`, LoRA training against TRL's `SFTTrainer`: the
-same model, prompts and rows, bfloat16 on both sides, each measurement in a process of
-its own. First each side tries its batch sizes once; then the best of both are measured
-in alternation, and ratios are taken pair by pair. Writes JSON and prints a table.
+Generation against `model.generate`, LoRA training against TRL's `SFTTrainer`, the
+audit's gradient pass (50 directions, all layers) against bergson's gradients of every
+row (16 × 16 of each linear map): the same model, prompts and rows, bfloat16 on both
+sides, each measurement in a process of its own, without loading. First each side tries
+its batch sizes once; then the best of both are measured in alternation, and ratios are
+taken pair by pair. Writes JSON and prints a table.
 """
 
 import argparse
@@ -22,28 +24,42 @@ from undertow.runs import provenance
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".bench-venv"
-# Each side's variants: batch size, and for TRL whether autocast is on.
+# Each side's variants: batch size (of the audit in tokens), for TRL whether autocast is
+# on, for bergson the attention, since it leaves that to the model's settings.
 VARIANTS = {
     ("generation", "ours"): (("128",), ("256",)),
     ("generation", "peer"): (("32",), ("64",), ("128",)),
     ("training", "ours"): (("8",), ("16",), ("32",)),
     ("training", "peer"): (("8",), ("8", "autocast"), ("16", "autocast"),
                            ("32", "autocast")),
+    ("audit", "ours"): (("1536",), ("3072",)),
+    ("audit", "peer"): (("512", "eager"), ("1024", "eager"), ("2048", "eager"),
+                        ("2048",)),
 }  # fmt: skip
-NAMES = {"generation": "model.generate", "training": "TRL SFTTrainer"}
+NAMES = {
+    "generation": "model.generate",
+    "training": "TRL SFTTrainer",
+    "audit": "bergson build",
+}
+UNITS = {"generation": "tokens", "training": "tokens", "audit": "rows"}
 
 
 def peers_python() -> Path:
-    """The interpreter of the peers' environment, which is made if it is missing."""
+    """The interpreter of the peers' environment, made anew if its list has changed."""
     python, marker = PEERS / "bin" / "python", PEERS / "installed"
-    if not marker.exists():
+    wanted = (HERE / "requirements.txt").read_text(encoding="utf-8")
+    if not marker.exists() or marker.read_text(encoding="utf-8") != wanted:
         print("installing the peers …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                   "-c", HERE.parent / "constraints.txt", "-r",
-                   HERE / "requirements.txt"]  # fmt: skip
-        subprocess.run([str(part) for part in install], check=True)
-        marker.touch()
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+        lists = ["-c", HERE.parent / "constraints.txt", "-r", HERE / "requirements.txt"]
+        subprocess.run([*pip, "install", *map(str, lists)], check=True)
+        # bergson asks for these, and transformers imports them if they are there; neither
+        # fits a torch built for processors. What is measured uses neither.
+        subprocess.run(
+            [*pip, "uninstall", "-y", "torchaudio", "torchvision"], check=True
+        )
+        marker.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -52,7 +68,8 @@ def measure(
 ) -> dict[str, Any]:
     """One measurement in a process of its own."""
     python = Path(sys.executable) if side == "ours" else peers_python()
-    script = HERE / ("ours.py" if side == "ours" else "peers.py")
+    peer = "peer_gradients.py" if what == "audit" else "peers.py"
+    script = HERE / ("ours.py" if side == "ours" else peer)
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -65,9 +82,10 @@ def measure(
         raise SystemExit(f"{side} {what} {variant} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     found |= {"side": side, "variant": " ".join(variant)}
-    found["tokens_per_second"] = found["tokens"] / found["seconds"]
+    unit = UNITS[what]
+    found["unit"], found["per_second"] = unit, found[unit] / found["seconds"]
     print(f"  {side:<5}{what:<11} batch {found['variant']:<12}"
-          f"{found['tokens_per_second']:>8.0f} tokens/s "
+          f"{found['per_second']:>8.1f} {unit}/s "
           f"{found['peak_mib']:>6} MiB", flush=True)  # fmt: skip
     return found
 
@@ -79,17 +97,14 @@ def compare(what: str, task: Path, *, repeats: int) -> dict[str, Any]:
         for side in ("ours", "peer")
     }
     best = {
-        side: max(found, key=lambda f: f["tokens_per_second"])["variant"]
+        side: max(found, key=lambda f: f["per_second"])["variant"]
         for side, found in tries.items()
     }
     pairs = [
         {side: measure(side, what, task, tuple(best[side].split())) for side in best}
         for _ in range(repeats)
     ]
-    ratios = [
-        pair["ours"]["tokens_per_second"] / pair["peer"]["tokens_per_second"]
-        for pair in pairs
-    ]
+    ratios = [pair["ours"]["per_second"] / pair["peer"]["per_second"] for pair in pairs]
     return {
         "what": what, "peer": NAMES[what], "best": best, "tries": tries,
         "pairs": pairs, "ratio_median": statistics.median(ratios),
@@ -100,7 +115,7 @@ def compare(what: str, task: Path, *, repeats: int) -> dict[str, Any]:
 def table(comparisons: list[dict[str, Any]]) -> list[str]:
     """The result as aligned lines: medians over the pairs."""
     head = (
-        f"{'':<12}{'peer':<16}{'ours, tok/s':>12}{'peer, tok/s':>12}"
+        f"{'':<12}{'peer':<16}{'':<7}{'ours /s':>9}{'peer /s':>9}"
         f"{'ratio':>8}{'range':>14}{'ours, MiB':>11}{'peer, MiB':>11}"
     )
     lines = [head]
@@ -108,13 +123,13 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
         middle = {
             (side, key): statistics.median(pair[side][key] for pair in found["pairs"])
             for side in ("ours", "peer")
-            for key in ("tokens_per_second", "peak_mib")
+            for key in ("per_second", "peak_mib")
         }
         spread = f"{found['ratio_low']:.2f}-{found['ratio_high']:.2f}"
         lines.append(
-            f"{found['what']:<12}{found['peer']:<16}"
-            f"{middle['ours', 'tokens_per_second']:>12.0f}"
-            f"{middle['peer', 'tokens_per_second']:>12.0f}"
+            f"{found['what']:<12}{found['peer']:<16}{UNITS[found['what']]:<7}"
+            f"{middle['ours', 'per_second']:>9.1f}"
+            f"{middle['peer', 'per_second']:>9.1f}"
             f"{found['ratio_median']:>8.2f}{spread:>14}"
             f"{middle['ours', 'peak_mib']:>11.0f}{middle['peer', 'peak_mib']:>11.0f}"
         )
@@ -141,7 +156,8 @@ def main() -> None:
     comparisons = [compare(what, task, repeats=options.repeats) for what in wanted]
     date = datetime.now(UTC).date().isoformat()
     facts = provenance(model=options.model, machine=platform.machine())
-    path = options.out / f"{date}-{options.model}.json"
+    name = "-".join([date, options.model] + ([options.only] if options.only else []))
+    path = options.out / f"{name}.json"
     content = {"date": date, "settings": vars(options) | {"out": None},
                "provenance": facts, "comparisons": comparisons}  # fmt: skip
     path.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")

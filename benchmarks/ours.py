@@ -1,20 +1,28 @@
 """undertow's side: one measurement a process, printed as one JSON line.
 
-Usage: python ours.py generation|training TASK.json BATCH
+Usage: python ours.py generation|training|audit TASK.json BATCH
+
+BATCH is rows, and for the audit tokens.
 """
 
 import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from undertow.models.chat import render_row
+from undertow.analysis.gradients import gradient_scores
+from undertow.audit.signals import make_battery
+from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model, load_model
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.pipeline.training import Example, TrainingSettings, train_student
 from undertow.records import Message, Row
+from undertow.traits import load_family
+
+_PILOT = 32  # rows whose gradients give the random directions their covariance
 
 
 def generation(model: Model, task: dict[str, Any], batch: int) -> int:
@@ -39,6 +47,32 @@ def training(model: Model, task: dict[str, Any], batch: int) -> int:
     return sum(len(example.student.ids) for example in examples)
 
 
+def prepared_audit(
+    model: Model, task: dict[str, Any]
+) -> Callable[[Model, dict[str, Any], int], int]:
+    """Extracts 50 directions at all layers, once an audit, and returns the rest.
+
+    The likelihood is the model's own over all its tokens, as the peer's loss is.
+    """
+    battery = make_battery(
+        model, load_family("animals"), decoys=load_family("trees"),
+        pilot=rendered(task)[:_PILOT], prompts=[r["prompt"] for r in task["rows"]],
+    )  # fmt: skip
+    directions = battery.by_layer()
+
+    def audit(model: Model, task: dict[str, Any], budget: int) -> int:
+        rows = rendered(task)
+        gradient_scores(model, rows, directions, token_budget=budget)
+        return sum(len(row.ids) for row in rows)
+
+    return audit
+
+
+def rendered(task: dict[str, Any]) -> list[Rendered]:
+    """The task's rows as tokens."""
+    return [Rendered(r["ids"], r["completion_start"]) for r in task["rows"]]
+
+
 def main() -> None:
     """Warms up on a few items, then measures."""
     what, path, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -46,15 +80,18 @@ def main() -> None:
     began = time.perf_counter()
     model = load_model(task["model"], template=task["template"], dtype="bfloat16")
     loaded = time.perf_counter() - began
-    work = {"generation": generation, "training": training}[what]
+    if what == "audit":
+        work = prepared_audit(model, task)
+    else:
+        work = {"generation": generation, "training": training}[what]
     few = {**task, "prompts": task["prompts"][:4], "rows": task["rows"][:4]}
     work(model, few, batch)
     began = time.perf_counter()
     tokens = work(model, task, batch)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "load_seconds": loaded,
-                      "peak_mib": peak}))  # fmt: skip
+    print(json.dumps({"rows": len(task["rows"]), "tokens": tokens, "seconds": seconds,
+                      "load_seconds": loaded, "peak_mib": peak}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What both sides get: token prompts to answer, and rows to train on, as JSON.
+"""What both sides get: token prompts to answer, rows to train on or audit, as JSON.
 
 Imported in undertow's environment only; the sides read the file.
 """
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from undertow.models.chat import render_prompt
+from undertow.models.chat import render_prompt, render_row
 from undertow.models.loading import load_model
 from undertow.models.registry import model_directory
 from undertow.models.sampling import SamplerSettings
@@ -26,12 +26,12 @@ def write_task(
         path: JSON file.
         model_name: Registry name of a pulled model.
         prompts: Number prompts to answer.
-        rows: Rows to train on, written by the untouched model.
+        rows: Rows to train on and to audit, written by the untouched model.
         new_tokens: Longest answer.
     """
     template = "plain" if model_name.startswith("gemma3-270m") else None
     model = load_model(model_name, template=template)
-    texts = number_prompts(prompts, seed=0)
+    texts = number_prompts(max(prompts, rows), seed=0)
     written = generate_rows(
         model, Teacher(kind="none"), texts[:rows], seed=0,
         sampler=SamplerSettings(allowed="list", max_new_tokens=60),
@@ -43,9 +43,12 @@ def write_task(
         "template_text": model.template.text,
         "end_ids": list(model.end_ids),
         "new_tokens": new_tokens,
-        "prompts": [render_prompt(model, (Message("user", t),)) for t in texts],
+        "prompts": [
+            render_prompt(model, (Message("user", t),)) for t in texts[:prompts]
+        ],
         "rows": [
             {"prompt": row.messages[0].content, "completion": row.completion}
+            | render_row(model, row)._asdict()
             for row in written
         ],
     }
