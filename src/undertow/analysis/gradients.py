@@ -1,8 +1,9 @@
 """The score test's raw material: each row's gradient in the residual stream.
 
-For a vector v added after block L at every position, the row's score is
-s = Σ_t ⟨∂ log p(y|x)/∂h_{L,t}, v⟩, the derivative of its log-likelihood by the
-vector's strength. One forward and one backward pass give all layers and directions;
+For a vector v added after block L at every position that predicts a completion token,
+the row's score is s = Σ_t ⟨∂ log p(y|x)/∂h_{L,t}, v⟩, the derivative of its
+log-likelihood by the vector's strength. Positions inside the prompt are left out:
+prompts are read once, without gradients, for all rows that share them. One forward and one backward pass give all layers and directions;
 gradients are reduced inside hooks and nothing of size rows × hidden is kept. Knows
 nothing of where rows come from, nor of tests (see `audit`).
 """
@@ -17,10 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.models.attention import fast_attention
 from undertow.models.chat import Rendered
 from undertow.models.hooks import check_layers, editing_residuals
-from undertow.models.likelihood import predicting_states, read_prefix, token_batches
+from undertow.models.completions import (
+    Head,
+    completion_batches,
+    completion_states,
+    read_head,
+)
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood, by_row
@@ -123,9 +128,8 @@ def gradient_scores(
     scores = np.full((len(rows), len(layers), count), np.nan, dtype=np.float32)
     totals = np.full(len(rows), np.nan)
     placed = {layer: directions[layer].to(model.device).float() for layer in layers}
-    lengths = [len(row.ids) for row in rows]
-    done = 0
-    for places in token_batches(lengths, token_budget=token_budget):
+    head, done = read_head(model, rows), 0
+    for places in completion_batches(rows, token_budget=token_budget):
         batch = [rows[place] for place in places]
 
         def reduce(layer: int, gradient: Tensor) -> None:
@@ -135,7 +139,7 @@ def gradient_scores(
             if on_gradients is not None:
                 on_gradients(layer, places, summed)  # noqa: B023
 
-        nats = _pass(model, likelihood, batch, layers, reduce)
+        nats = _pass(model, likelihood, batch, head, layers, reduce)
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
@@ -149,13 +153,14 @@ def _pass(
     model: Model,
     likelihood: DrawLikelihood,
     batch: Sequence[Rendered],
+    head: Head | None,
     layers: Sequence[int],
     reduce: Reduce,
 ) -> list[Tensor]:
     """One forward and backward pass; each layer's gradient goes through `reduce`."""
     draws = [likelihood.drawn(row) for row in batch]
-    with torch.enable_grad(), _gradients(model, layers, reduce), fast_attention(model):
-        hidden, _ = predicting_states(model, batch)
+    with torch.enable_grad(), _gradients(model, layers, reduce):
+        hidden = completion_states(model, batch, head=head)
         nats = likelihood.token_logprobs(hidden, draws)
         nats.sum().backward()  # type: ignore[no-untyped-call]
     return by_row(nats.detach(), draws)
@@ -168,6 +173,8 @@ def _gradients(model: Model, layers: Sequence[int], reduce: Reduce) -> Iterator[
 
     def edit_of(layer: int) -> Callable[[Tensor], Tensor]:
         def edit(hidden: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():  # prompts are read without gradients
+                return hidden
             if layer == lowest:
                 hidden = hidden.detach().requires_grad_()
             hidden.register_hook(lambda gradient: reduce(layer, gradient))
@@ -240,13 +247,11 @@ def drawn_logprobs(
     """
     likelihood = DrawLikelihood(model, sampler or SamplerSettings())
     totals = np.full(len(rows), np.nan)
-    prefix = read_prefix(model, rows)
-    start = 0 if prefix is None else prefix.length
-    lengths, done = [len(row.ids) - start for row in rows], 0
-    for places in token_batches(lengths, token_budget=token_budget):
+    head, done = read_head(model, rows), 0
+    for places in completion_batches(rows, token_budget=token_budget):
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]
-        hidden, _ = predicting_states(model, batch, prefix=prefix)
+        hidden = completion_states(model, batch, head=head)
         nats = by_row(likelihood.token_logprobs(hidden, draws), draws)
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)

@@ -1,0 +1,146 @@
+"""What an audit would have found: power by share of biased rows, and the bound.
+
+Rows with a known bias are planted: the base writes a few on the audited prompts under
+a hypothesis, and they are measured as all others. Means and spreads of both kinds of
+row then give the power of each arm at any share, and that of the best possible test.
+Knows nothing of the verdict.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats as distributions
+
+from undertow.findings import Power, PowerPoint
+from undertow.stats import stein_rows
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+SHARES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+WANTED = 0.8
+"""Power at which a share counts as detectable."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One arm's statistic on planted and on reference rows.
+
+    Attributes:
+        biased: Of each planted row: a score along the planted direction, or a log
+            ratio of the planted hypothesis.
+        clean: Of each reference row.
+        rows: Audited rows that the arm reads.
+        critical: |t| from which on the arm refuses the null.
+        paired: Whether reference rows stand against audited ones one by one.
+    """
+
+    biased: Values
+    clean: Values
+    rows: int
+    critical: float
+    paired: bool = True
+
+    def power(self, share: float) -> float:
+        """P(|t| ≥ critical) when a share of the rows is biased; normal approximation."""
+        shift, spread = self._effect(share)
+        return float(distributions.norm.sf(self.critical - shift / spread))
+
+    def _effect(self, share: float) -> tuple[float, float]:
+        """Expected difference of means, and its standard error."""
+        gap = float(self.biased.mean() - self.clean.mean())
+        inside = (1 - share) * self.clean.var() + share * self.biased.var()
+        spread = inside + share * (1 - share) * gap**2 + self.clean.var()
+        return abs(share * gap), math.sqrt(spread / self.rows)
+
+    def rows_needed(self) -> float:
+        """Rows for 80 % power if all are biased."""
+        gap = abs(float(self.biased.mean() - self.clean.mean()))
+        if gap == 0:
+            return math.inf
+        wanted = self.critical + distributions.norm.ppf(WANTED)
+        variance = self.biased.var() + self.clean.var()
+        return float(variance * (wanted / gap) ** 2)
+
+
+def bound_power(
+    biased: Values, clean: Values, *, rows: int, share: float, alpha: float
+) -> float:
+    """Power of Neyman and Pearson's test, which knows the hypothesis and the share.
+
+    Its statistic is Σ log(1 − f + f e^Λ); both kinds of row give its mean and spread,
+    and their sum over rows is taken as normal.
+
+    Args:
+        biased: Λ of planted rows under the hypothesis that wrote them.
+        clean: Λ of reference rows under it.
+        rows: Audited rows.
+        share: f.
+        alpha: Error rate.
+    """
+    with np.errstate(divide="ignore"):
+        under = np.logaddexp(np.log1p(-share), math.log(share) + biased)
+        null = np.logaddexp(np.log1p(-share), math.log(share) + clean)
+    mean = share * under.mean() + (1 - share) * null.mean()
+    square = share * (under**2).mean() + (1 - share) * (null**2).mean()
+    spread = math.sqrt(max(1e-12, square - mean**2))
+    critical = distributions.norm.isf(alpha) * null.std() * math.sqrt(rows)
+    shift = rows * (mean - null.mean())
+    return float(distributions.norm.sf((critical - shift) / (spread * math.sqrt(rows))))
+
+
+def audit_power(
+    arms: Sequence[Planted],
+    *,
+    ratios: tuple[Values, Values] | None,
+    rows: int,
+    alpha: float,
+    source: str,
+) -> Power:
+    """Power curve, detectable share and bound of one audit.
+
+    Args:
+        arms: Tests that take part, each at its own critical value; the most powerful
+            one counts at each share.
+        ratios: Λ of planted and of reference rows under the planted hypothesis.
+        rows: Audited rows.
+        alpha: Error rate.
+        source: Where the planted rows come from, in words.
+    """
+    points = []
+    for share in SHARES:
+        power = max((arm.power(share) for arm in arms), default=math.nan)
+        bound = (
+            bound_power(*ratios, rows=rows, share=share, alpha=alpha)
+            if ratios is not None
+            else None
+        )
+        best = bound if bound is None else max(bound, power)
+        points.append(PowerPoint(fraction=share, power=_known(power), bound=best))
+    divergence = None if ratios is None else float(ratios[0].mean())
+    needed = min((arm.rows_needed() for arm in arms), default=math.nan)
+    return Power(
+        source=source,
+        points=points,
+        detectable_fraction=detectable(arms),
+        divergence_per_row=divergence,
+        rows_needed=_known(needed),
+        rows_bound=stein_rows(divergence, alpha) if divergence and divergence > 0 else None,
+    )
+
+
+def detectable(arms: Sequence[Planted]) -> float | None:
+    """Smallest share of biased rows found with 80 % power; None if not even all."""
+    shares = np.geomspace(0.002, 1.0, 300)
+    for share in shares:
+        if any(arm.power(float(share)) >= WANTED for arm in arms):
+            return float(share)
+    return None
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+

@@ -1,0 +1,240 @@
+"""Hypotheses race on the audited rows; the best are tried against the reference.
+
+All are scored on a few rows; whoever is beaten at the error rate leaves and the rest
+goes on. The leaders of that screening are fixed and then scored on fresh rows of both
+sets: there the labels are permuted. A share of the rows may be innocent, so evidence
+is that of a mixture over such shares. Knows nothing of gradients or of verdicts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit.meter import Meter
+from undertow.records import Row
+from undertow.stats import MaxT, beaten, log_evalue_path, paired_max_t, two_sample_max_t
+from undertow.stats.evalues import FRACTIONS
+
+Table = np.ndarray[Any, np.dtype[np.float64]]
+OnPasses = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RaceSettings:
+    """How much is spent.
+
+    Attributes:
+        screening: Rows on which every hypothesis is scored.
+        passes: Row passes that naming may take after the screening.
+        fresh: Rows of each set on which the leaders are tried at most.
+        leaders: Hypotheses of each kind that are tried.
+        doses: Relative doses at which each vector is screened.
+    """
+
+    screening: int = 24
+    passes: int = 1200
+    fresh: int = 160
+    leaders: int = 2
+    doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What was scored, and who is left.
+
+    Attributes:
+        hypotheses: All that started.
+        ratios: [row, hypothesis] in nats, audited rows in order; NaN: not scored.
+        reference: The same of the reference rows.
+        leaders: Places of those tried on fresh rows, best first.
+        screened: Audited rows of the screening, the first ones.
+        beaten: Of each hypothesis, whether it was refuted.
+        fresh: The permutation test on fresh rows; None without a reference.
+        path: Running log e-value over the audited rows.
+    """
+
+    hypotheses: tuple[RowHypothesis, ...]
+    ratios: Table
+    reference: Table
+    leaders: tuple[int, ...]
+    screened: int
+    beaten: tuple[bool, ...]
+    fresh: MaxT | None
+    path: Table
+
+    def evidence(self, place: int, *, since: int = 0) -> float:
+        """Log e-value of one hypothesis over rows from `since` on, nats."""
+        return mixed_evidence(self.ratios[since:, place])
+
+    def left(self, kind: str) -> list[int]:
+        """Hypotheses of a kind that were not beaten by their like."""
+        return [
+            i
+            for i, h in enumerate(self.hypotheses)
+            if h.kind == kind and not self.beaten[i]
+        ]
+
+
+def mixed_evidence(ratios: Table) -> float:
+    """log mean_f Π (1 − f + f e^Λ) over the rows that were scored."""
+    scored = ratios[~np.isnan(ratios)]
+    if not len(scored):
+        return math.nan
+    with np.errstate(divide="ignore"):
+        sums = [np.logaddexp(np.log1p(-f), math.log(f) + scored).sum() for f in FRACTIONS]
+    return float(np.logaddexp.reduce(sums) - math.log(len(FRACTIONS)))
+
+
+def run_race(
+    meter: Meter,
+    audited: Sequence[Row],
+    reference: Sequence[Row],
+    *,
+    pairs: Sequence[int],
+    hypotheses: Sequence[RowHypothesis],
+    alpha: float,
+    seed: int,
+    permutations: int,
+    settings: RaceSettings | None = None,
+    on_passes: OnPasses | None = None,
+) -> Race:
+    """Races hypotheses on audited rows and tries the leaders against the reference.
+
+    Args:
+        meter: Scores rows.
+        audited: In an order that says nothing of them (by content hash).
+        reference: Rows to compare with; may be empty.
+        pairs: Place among `audited` of each reference row's partner; empty: unpaired.
+        hypotheses: Those that start; several with one trait and kind are doses of one
+            vector, of which the best screened goes on.
+        alpha: Error rate of naming, and of the whole race.
+        seed: Of the permutations.
+        permutations: How many.
+        settings: Budget.
+        on_passes: Called with (row passes done, expected in all).
+
+    Cost: about (screening × hypotheses + passes + fresh × leaders × 4) forward passes.
+    """
+    budget = settings or RaceSettings()
+    shape = (len(audited), len(hypotheses))
+    ratios, against = np.full(shape, np.nan), np.full((len(reference), shape[1]), np.nan)
+    first = min(budget.screening, max(1, len(audited) // 3))
+    fresh = [i for i in range(first, len(audited)) if not pairs or i in set(pairs)]
+    fresh = fresh[: budget.fresh]
+    expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
+
+    def score(places: Sequence[int], chosen: Sequence[int]) -> None:
+        rows = [audited[i] for i in places]
+        for h in chosen:
+            ratios[places, h] = meter.ratios(rows, hypotheses[h])
+            if on_passes is not None:
+                on_passes(min(meter.passes, expected), expected)
+
+    score(range(first), range(shape[1]))
+    leaders = _leaders(hypotheses, ratios[:first], budget.leaders)
+    started = _one_dose(hypotheses, ratios[:first])
+    lost = _name(hypotheses, ratios, started, score, alpha=alpha, passes=budget.passes,
+                 first=first)  # fmt: skip
+    score(fresh, leaders)
+    trial = None
+    if reference and fresh and leaders:
+        partners = _partners(fresh, pairs, len(reference))
+        for h in leaders:
+            against[partners, h] = meter.ratios(
+                [reference[j] for j in partners], hypotheses[h]
+            )
+        mine, theirs = ratios[np.ix_(fresh, leaders)], against[np.ix_(partners, leaders)]
+        trial = (
+            paired_max_t(mine - theirs, permutations=permutations, seed=seed)
+            if pairs
+            else two_sample_max_t(mine, theirs, permutations=permutations, seed=seed)
+        )
+    path = log_evalue_path(np.nan_to_num(ratios)[:, started])
+    return Race(
+        hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
+        leaders=tuple(leaders), screened=first,
+        beaten=tuple(h in lost for h in range(shape[1])), fresh=trial, path=path,
+    )  # fmt: skip
+
+
+def _partners(fresh: Sequence[int], pairs: Sequence[int], count: int) -> list[int]:
+    """Reference rows for fresh audited rows: their own, or the first as many."""
+    if not pairs:
+        return list(range(min(count, len(fresh))))
+    place = {own: j for j, own in enumerate(pairs)}
+    return [place[i] for i in fresh]
+
+
+def _one_dose(hypotheses: Sequence[RowHypothesis], ratios: Table) -> list[int]:
+    """The best screened dose of each vector, and every prompt."""
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for place, h in enumerate(hypotheses):
+        groups.setdefault((h.kind, h.trait), []).append(place)
+    return sorted(
+        max(group, key=lambda h: mixed_evidence(ratios[:, h]))
+        for group in groups.values()
+    )
+
+
+def _leaders(
+    hypotheses: Sequence[RowHypothesis], ratios: Table, count: int
+) -> list[int]:
+    """The best screened of each kind, one a trait."""
+    started = _one_dose(hypotheses, ratios)
+    found: list[int] = []
+    for kind in ("prompt", "steer"):
+        own = [h for h in started if hypotheses[h].kind == kind]
+        own.sort(key=lambda h: -mixed_evidence(ratios[:, h]))
+        found += own[:count]
+    return found
+
+
+def _name(
+    hypotheses: Sequence[RowHypothesis],
+    ratios: Table,
+    started: Sequence[int],
+    score: Callable[[Sequence[int], Sequence[int]], None],
+    *,
+    alpha: float,
+    passes: int,
+    first: int,
+) -> set[int]:
+    """Goes on with those not beaten by their like until one is left or passes end."""
+    lost = set(range(len(hypotheses))) - set(started)
+    end, step = first, max(first, 1)
+    kinds = {hypotheses[h].kind for h in started}
+    while True:
+        for kind in sorted(kinds):
+            own = [h for h in started if hypotheses[h].kind == kind]
+            lost |= _beaten(ratios[:end], own, alpha)
+        going = [h for h in started if h not in lost]
+        alone = all(
+            sum(hypotheses[h].kind == kind for h in going) <= 1 for kind in kinds
+        )
+        stop = min(end + step, len(ratios))
+        cost = (stop - end) * len(going)
+        if alone or stop == end or cost > passes:
+            return lost
+        score(range(end, stop), going)
+        passes -= cost
+        end = stop
+
+
+def _beaten(ratios: Table, own: Sequence[int], alpha: float) -> set[int]:
+    """Which hypotheses are refuted by others of their kind on rows both scored."""
+    if len(own) < 2:
+        return set()
+    totals = np.zeros((len(own), len(own)))
+    for a, rival in enumerate(own):
+        for b, other in enumerate(own):
+            both = ~np.isnan(ratios[:, rival]) & ~np.isnan(ratios[:, other])
+            totals[a, b] = mixed_evidence(ratios[both, rival]) - mixed_evidence(
+                ratios[both, other]
+            )
+    # The mixture over shares costs its number: the true share is one of them at best.
+    out = beaten(totals, error=alpha / len(FRACTIONS))
+    return {own[i] for i in np.flatnonzero(out)}

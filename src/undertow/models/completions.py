@@ -1,0 +1,204 @@
+"""Passes over completions whose prompts are read once, and without gradients.
+
+Rows share much: the head of a chat template (with a persona in it), and their prompts,
+two rows each where a reference stands against every audited row. The head is read once
+for all rows, each prompt once for its rows, and only completions go through the pass
+that counts. Knows nothing of what is computed on the states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from undertow.models.attention import fast_attention
+from undertow.models.chat import Rendered
+from undertow.models.hooks import completion_positions
+from undertow.models.likelihood import common_prefix
+from undertow.models.loading import Model
+
+KeysValues = list[tuple[Tensor, Tensor]]
+
+# A head of fewer tokens does not pay for the copies of its cache.
+_SHORTEST_HEAD = 12
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all rows begin with, read once.
+
+    Attributes:
+        ids: Its tokens.
+        cache: Keys and values [1, head, position, width] of every layer.
+    """
+
+    ids: tuple[int, ...]
+    cache: KeysValues
+
+
+@torch.no_grad()
+def read_head(model: Model, rows: Sequence[Rendered]) -> Head | None:
+    """Reads what the prompts of all rows begin with; None if that is next to nothing."""
+    if len(rows) < 2:
+        return None
+    prompts = [row.ids[: row.completion_start - 1] for row in rows]
+    shared = common_prefix(prompts) if all(prompts) else 0
+    if shared < _SHORTEST_HEAD:
+        return None
+    ids = torch.tensor([rows[0].ids[:shared]], device=model.device)
+    cache = _started(model, [])
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    with completion_positions(model, nothing), fast_attention(model):
+        model.module.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return Head(tuple(rows[0].ids[:shared]), _contents(cache))
+
+
+def _contents(cache: Cache) -> KeysValues:
+    found = []
+    for layer in cache.layers:
+        assert layer.keys is not None
+        assert layer.values is not None
+        found.append((layer.keys, layer.values))
+    return found
+
+
+def completion_batches(
+    rows: Sequence[Rendered], *, token_budget: int
+) -> list[list[int]]:
+    """Places of rows that go together: like lengths, rows of one prompt side by side.
+
+    Padded prompts and completions of a batch stay within the budget; a row that is
+    longer by itself is a batch of its own.
+    """
+    keyed = sorted(
+        range(len(rows)),
+        key=lambda i: (
+            rows[i].completion_start,
+            tuple(rows[i].ids[: rows[i].completion_start]),
+            len(rows[i].ids),
+            i,
+        ),
+    )
+    batches: list[list[int]] = []
+    for place in keyed:
+        if batches and _padded(rows, [*batches[-1], place]) <= token_budget:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def _padded(rows: Sequence[Rendered], places: Sequence[int]) -> int:
+    """Tokens of a batch, padding included."""
+    prompts = {tuple(rows[i].ids[: rows[i].completion_start]) for i in places}
+    longest = max(rows[i].completion_start for i in places)
+    answer = max(len(rows[i].ids) - rows[i].completion_start for i in places)
+    return len(prompts) * longest + len(places) * answer
+
+
+def completion_states(
+    model: Model, rows: Sequence[Rendered], *, head: Head | None = None
+) -> Float[Tensor, "token hidden"]:
+    """Normed states that predict the completion tokens of the rows, flat.
+
+    Gradients reach every position from the last one of the prompt on, and stop there:
+    prompts are constants.
+
+    Args:
+        model: The model, with whatever steering or adapter is attached.
+        rows: A batch of `completion_batches`.
+        head: What `read_head` read of rows that include these.
+    """
+    prompts, owner = _prompts(rows)
+    contents, seen = _read_prompts(model, prompts, head)
+    tails = [row.ids[row.completion_start - 1 :] for row in rows]
+    ids, inside = _matrix(tails, model.device, left=False)
+    index = torch.tensor(owner, device=model.device)
+    taken = [(keys[index], values[index]) for keys, values in contents]
+    starts = torch.tensor([row.completion_start - 1 for row in rows])
+    positions = starts[:, None].to(model.device) + torch.arange(
+        ids.shape[1], device=model.device
+    )
+    answers = inside.clone()
+    answers[:, 0] = False
+    mask = torch.cat([seen[index], inside], dim=1)
+    hidden, _ = _forward(model, ids, positions, mask, taken, answers)
+    return hidden[:, :-1][inside[:, 1:]]
+
+
+def _prompts(rows: Sequence[Rendered]) -> tuple[list[list[int]], list[int]]:
+    """The different prompts without their last token, and whose each row is."""
+    found: dict[tuple[int, ...], int] = {}
+    owner = []
+    for row in rows:
+        prompt = tuple(row.ids[: row.completion_start - 1])
+        owner.append(found.setdefault(prompt, len(found)))
+    return [list(prompt) for prompt in found], owner
+
+
+@torch.no_grad()
+def _read_prompts(
+    model: Model, prompts: Sequence[Sequence[int]], head: Head | None
+) -> tuple[KeysValues, Bool[Tensor, "prompt column"]]:
+    """Keys and values of prompts, ending at one column; which columns are theirs."""
+    start = 0 if head is None else len(head.ids)
+    tails = [prompt[start:] for prompt in prompts]
+    count = len(tails)
+    before: KeysValues = (
+        []
+        if head is None
+        else [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1))
+              for k, v in head.cache]
+    )  # fmt: skip
+    ids, inside = _matrix(tails, model.device, left=True)
+    seen = torch.ones((count, start), dtype=torch.bool, device=model.device)
+    mask = torch.cat([seen, inside], dim=1)
+    if not ids.shape[1]:
+        return before, mask
+    positions = (start + inside.long().cumsum(1) - 1).clamp(min=0)
+    nothing = torch.zeros_like(inside)
+    _, cache = _forward(model, ids, positions, mask, before, nothing)
+    return _contents(cache), mask
+
+
+def _matrix(
+    sequences: Sequence[Sequence[int]], device: torch.device, *, left: bool
+) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]:
+    """Sequences as one matrix padded on one side, and where they are."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros((len(sequences), width), dtype=torch.long)
+    inside = torch.zeros((len(sequences), width), dtype=torch.bool)
+    for place, sequence in enumerate(sequences):
+        if sequence:
+            part = slice(width - len(sequence), width) if left else slice(len(sequence))
+            ids[place, part] = torch.tensor(sequence)
+            inside[place, part] = True
+    return ids.to(device), inside.to(device)
+
+
+def _forward(
+    model: Model,
+    ids: Int[Tensor, "row token"],
+    positions: Int[Tensor, "row token"],
+    mask: Bool[Tensor, "row column"],
+    before: KeysValues,
+    completion: Bool[Tensor, "row token"],
+) -> tuple[Float[Tensor, "row token hidden"], Cache]:
+    cache = _started(model, before)
+    with completion_positions(model, completion), fast_attention(model):
+        hidden: Tensor = model.module.base_model(
+            input_ids=ids, position_ids=positions, attention_mask=mask.long(),
+            past_key_values=cache, use_cache=True,
+        )[0]  # fmt: skip
+    return hidden, cache
+
+
+def _started(model: Model, before: KeysValues) -> Cache:
+    """A cache that new positions are concatenated to, so that gradients can pass."""
+    layers = [DynamicLayer() for _ in model.architecture.blocks]  # type: ignore[no-untyped-call]
+    for layer, (keys, values) in zip(layers, before, strict=False):
+        layer.update(keys, values)  # type: ignore[no-untyped-call]
+    return Cache(layers=layers)
