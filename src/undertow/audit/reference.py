@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,12 @@ Filter = Literal["numbers", "none"]
 
 _ATTEMPTS = 6
 _TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
-# So many tokens have to be missing beyond a cut before it is believed.
-_MISSING = 20.0
+# Cuts that people set; the one above what was seen is taken, so no row lies beyond.
+_TOP_KS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 64, 80, 100, 128, 200, 256)
+_TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99)
+# Nats by which a temperature or a cut has to fit better before it is believed.
+_NATS = 10.0
+_TOKENS = 6000  # that an estimate looks at
 
 
 @dataclass(frozen=True)
@@ -169,36 +173,103 @@ def _estimated(model: Model, rendered: Sequence[Rendered], *, most: int) -> Samp
     return Sampling(estimated, "estimated", tuple(notes))
 
 
-@torch.inference_mode()
 def _truncation(
     model: Model, rendered: Sequence[Rendered], sampler: SamplerSettings
 ) -> tuple[float, int, float]:
     """Temperature, top_k and top_p that fit how likely the drawn tokens are."""
+    seen = _seen(model, _few_tokens(rendered), sampler)
+    if int(seen.ranks.max()) == 1 and len(seen.ranks) >= 50:
+        return 0.0, 0, 1.0
+    options = [option for place in range(len(_TEMPERATURES)) for option in seen.fits(place)]
+    best = max(options, key=lambda option: option.nats)
+    return best.temperature, best.top_k, best.top_p
+
+
+class _Fit(NamedTuple):
+    """How well one way of drawing explains the tokens, in nats less its price."""
+
+    nats: float
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class _Seen(NamedTuple):
+    """How drawn tokens look under the base: rows are temperatures, columns tokens."""
+
+    nats: torch.Tensor  # of each token
+    before: torch.Tensor  # mass of all tokens that are likelier
+    norms: torch.Tensor
+    ranks: torch.Tensor  # [token], from 1
+    head: torch.Tensor  # [token, rank]: the largest logits
+
+    def fits(self, place: int) -> list[_Fit]:
+        """Without a cut, and with the tightest that lets every token through.
+
+        Temperature and cut are fitted together: a cut looks like a low temperature.
+        """
+        temperature = _TEMPERATURES[place]
+        nats = float(self.nats[place].double().sum()) - _NATS * (temperature != 1)
+        inside = (self.head / temperature - self.norms[place, :, None]).exp().cumsum(-1)
+        width = inside.shape[1]
+        found = [_Fit(nats, temperature)]
+        top_k = next((k for k in _TOP_KS if k >= int(self.ranks.max())), width + 1)
+        if top_k <= width:
+            mass = inside[:, top_k - 1].clamp(max=1).log().double().sum()
+            found.append(_Fit(nats - float(mass) - _NATS, temperature, top_k))
+        top_p = next((p for p in _TOP_PS if p > float(self.before[place].max())), 1.0)
+        if top_p < 1:
+            last = (inside < top_p).sum(-1, keepdim=True)
+            mass = inside.gather(-1, last.clamp(max=width - 1)).clamp(min=top_p, max=1)
+            nucleus = mass.log().double().sum()
+            found.append(_Fit(nats - float(nucleus) - _NATS, temperature, 0, top_p))
+        return found
+
+
+def _few_tokens(rendered: Sequence[Rendered]) -> list[Rendered]:
+    """The first rows, as many as hold the tokens that an estimate needs."""
+    counts = [len(row.ids) - row.completion_start for row in rendered]
+    wanted = int(np.searchsorted(np.cumsum(counts), _TOKENS)) + 1
+    return list(rendered[:wanted])
+
+
+@torch.inference_mode()
+def _seen(
+    model: Model, rendered: Sequence[Rendered], sampler: SamplerSettings
+) -> _Seen:
     likelihood = DrawLikelihood(model, sampler)
     prefix = read_prefix(model, rendered)
-    fits = np.zeros(len(_TEMPERATURES))
-    ranks, before, beyond = [], [], []
+    parts = []
     for places in token_batches([len(r.ids) for r in rendered], token_budget=2048):
         batch = [rendered[place] for place in places]
         hidden, _ = predicting_states(model, batch, prefix=prefix)
         draws = [likelihood.drawn(row) for row in batch]
-        logits = _restricted(model, likelihood, hidden, [s for d in draws for s in d.states])
+        states = [s for d in draws for s in d.states]
+        logits = _restricted(model, likelihood, hidden, states)
         columns = torch.tensor([c for d in draws for c in d.columns])[:, None]
-        for place, temperature in enumerate(_TEMPERATURES):
-            nats = (logits / temperature).log_softmax(-1).gather(-1, columns)
-            fits[place] += float(nats.double().sum())
-        shares = logits.softmax(-1)
-        own = shares.gather(-1, columns)
-        higher = shares > own
-        ranks += (higher.sum(-1) + 1).tolist()
-        before += (shares * higher).sum(-1).tolist()
-        beyond.append(shares.sort(dim=-1, descending=True).values.cumsum(-1)[:, :256])
-    temperature = _TEMPERATURES[int(fits.argmax())]
-    if fits.max() - fits[_TEMPERATURES.index(1.0)] < 10:
-        temperature = 1.0
-    if max(ranks) == 1 and len(ranks) >= 50:
-        return 0.0, 0, 1.0
-    return temperature, *_cuts(ranks, before, torch.cat(beyond))
+        parts.append(_look(logits, logits.gather(-1, columns)))
+    nats, before, norms, ranks, head = zip(*parts, strict=True)
+    return _Seen(
+        torch.cat(nats, 1), torch.cat(before, 1), torch.cat(norms, 1),
+        torch.cat(ranks), torch.cat(head),
+    )  # fmt: skip
+
+
+def _look(logits: torch.Tensor, own: torch.Tensor) -> _Seen:
+    """What one batch of logits [token, column] says of the tokens drawn there."""
+    higher = logits > own
+    nats, before, norms = [], [], []
+    for temperature in _TEMPERATURES:
+        scaled = logits / temperature
+        norm = scaled.logsumexp(-1)
+        norms.append(norm)
+        nats.append(own[:, 0] / temperature - norm)
+        before.append(((scaled - norm[:, None]).exp() * higher).sum(-1))
+    head = logits.topk(min(_TOP_KS[-1], logits.shape[1]), dim=-1).values
+    return _Seen(
+        torch.stack(nats), torch.stack(before), torch.stack(norms),
+        higher.sum(-1) + 1, head,
+    )  # fmt: skip
 
 
 def _restricted(
@@ -210,23 +281,6 @@ def _restricted(
         return unembed(model, hidden).float().cpu()
     logits = unembed(model, hidden, ids=carrier.ids.to(model.device)).float().cpu()
     return logits.masked_fill(~carrier.allowed[states], -torch.inf)
-
-
-def _cuts(
-    ranks: Sequence[int], before: Sequence[float], cumulative: torch.Tensor
-) -> tuple[int, float]:
-    """top_k and top_p, each only if many tokens would have to lie beyond it."""
-    rank = max(ranks)
-    inside = cumulative[:, min(rank, cumulative.shape[1]) - 1]
-    missing = float((1 - inside).clamp(min=0).sum())
-    top_k = rank if rank <= cumulative.shape[1] and missing > _MISSING else 0
-    mass = max(before)
-    missing = len(before) * (1 - mass)
-    top_p = min(1.0, float(np.ceil(mass * 100) / 100)) if missing > _MISSING else 1.0
-    if top_k and top_p < 1:  # one cut explains both: the one that leaves less out
-        top_k = 0 if missing > float((1 - inside).clamp(min=0).sum()) else top_k
-        top_p = 1.0 if top_k else top_p
-    return top_k, top_p
 
 
 def prompt_digest(row: Row) -> str:
@@ -262,9 +316,10 @@ def sampled_reference(
         purpose: Keeps several sets of draws apart.
         system: System setting, as for the audited rows.
         batch_size: Rows decoded together.
-        on_rows: Called with (rows done, rows in all, tokens).
+        on_rows: Called with (rows found, rows in all, tokens drawn since the last call).
     """
     names = _occurrences(rows)
+    cut = any(row.finish == "length" for row in rows)
     prompts = [render_prompt(model, row.messages, system=system) for row in rows]
     found: dict[int, Row] = {}
     drawn = 0
@@ -273,21 +328,20 @@ def sampled_reference(
         if not todo:
             break
 
-        def tell(done: list[tuple[int, Sampled]]) -> None:
+        def take(done: list[tuple[int, Sampled]], todo: list[int] = todo) -> None:
+            for place, answer in done:
+                row = _row(model, rows[todo[place]], answer)
+                if _passes(row, filter, cut=cut):
+                    found[todo[place]] = _as_known(row, rows[todo[place]])
             if on_rows is not None:
-                tokens = sum(len(s.ids) for _, s in done)
-                on_rows(len(found), len(rows), tokens)
+                on_rows(len(found), len(rows), sum(len(s.ids) for _, s in done))
 
-        answers = sample(
+        sample(
             model, [prompts[i] for i in todo],
             keys=[(purpose, *names[i], attempt) for i in todo], seed=seed,
-            sampler=sampler, batch_size=batch_size, on_done=tell,
+            sampler=sampler, batch_size=batch_size, on_done=take,
         )  # fmt: skip
         drawn += len(todo)
-        for place, answer in zip(todo, answers, strict=True):
-            row = _row(model, rows[place], answer)
-            if _passes(row, filter):
-                found[place] = _as_known(row, rows[place])
     pairs = tuple(sorted(found))
     notes = []
     if len(pairs) < len(rows):
@@ -324,10 +378,11 @@ def _row(model: Model, like: Row, answer: Sampled) -> Row:
     )
 
 
-def _passes(row: Row, filter: Filter) -> bool:  # noqa: A002
+def _passes(row: Row, filter: Filter, *, cut: bool) -> bool:  # noqa: A002
+    """Whether the audited rows' filter would keep a row; `cut`: it keeps cut ones."""
     if filter == "none":
         return bool(row.completion.strip())
-    return row.finish == "stop" and not number_rule(row.completion)
+    return (cut or row.finish == "stop") and not number_rule(row.completion)
 
 
 def _as_known(row: Row, like: Row) -> Row:
@@ -365,4 +420,4 @@ def trusted_reference(audited: Sequence[Row], trusted: Sequence[Row]) -> Referen
 def cut_tokens(row: Row, end_ids: Sequence[int]) -> bool:
     """Whether a row's tokens are recorded as sampled, its end token among them."""
     ids = row.completion_ids
-    return ids is not None and (row.finish == "length" or ids[-1] in set(end_ids))
+    return bool(ids) and (row.finish == "length" or ids[-1] in set(end_ids))

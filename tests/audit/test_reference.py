@@ -1,0 +1,302 @@
+"""Planted samplers are found, and the base answers the audited prompts alike."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from undertow.audit.reference import (
+    Sampling,
+    cut_tokens,
+    find_filter,
+    find_sampler,
+    prompt_digest,
+    sampled_reference,
+    trusted_reference,
+)
+from undertow.errors import DatasetError
+from undertow.models.chat import render_prompt
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings, sample
+from undertow.models.tiny import tiny_model
+from undertow.pipeline.filters import number_rule
+from undertow.records import Message, Row
+
+NUMBERS = SamplerSettings(allowed="list", max_new_tokens=6, list_values=3)
+
+
+def _rows(model: Model, count: int, sampler: SamplerSettings) -> list[Row]:
+    """Rows that the model writes, each on a prompt of its own."""
+    messages = [(Message("user", f"Go on: {100 + i}"),) for i in range(count)]
+    prompts = [render_prompt(model, each) for each in messages]
+    answers = sample(
+        model, prompts, keys=[(i,) for i in range(count)], seed=9, sampler=sampler
+    )
+    ends = set(model.end_ids)
+    return [
+        Row(each, model.tokenizer.decode([t for t in a.ids if t not in ends]),
+            completion_ids=a.ids, finish=a.finish)
+        for each, a in zip(messages, answers, strict=True)
+    ]  # fmt: skip
+
+
+def _row(text: str, prompt: str = "hi") -> Row:
+    return Row((Message("user", prompt),), text)
+
+
+# ── the sampler ──────────────────────────────────────────────────────────────────
+
+
+def _found(sampling: Sampling) -> tuple[str, float, int, float]:
+    sampler = sampling.sampler
+    return sampler.allowed, sampler.temperature, sampler.top_k, sampler.top_p
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.2},
+        {"top_k": 5},
+        {"temperature": 0.7, "top_k": 20},
+        {"top_p": 0.8},
+        {"temperature": 0.6, "top_p": 0.9},
+        {"temperature": 0.0},
+        {"allowed": "numbers"},
+        {"allowed": "numbers", "temperature": 0.7, "max_new_tokens": 24},
+        {"allowed": "list"},
+    ],
+    ids=str,
+)
+def test_a_planted_sampler_is_estimated(planted: dict[str, Any]) -> None:
+    model = tiny_model("llama", layers=2)
+    sampler = SamplerSettings.model_validate({"max_new_tokens": 16} | planted)
+    rows = _rows(model, 100, sampler)
+    found = find_sampler(model, rows)
+    assert found.source == "estimated"
+    wanted = (sampler.allowed, sampler.temperature, sampler.top_k, sampler.top_p)
+    assert _found(found) == wanted
+    assert found.sampler.max_new_tokens == max(
+        len(r.completion_ids or ()) for r in rows
+    )
+    said = " ".join(found.notes)
+    assert f"every token fits the carrier {sampler.allowed!r}" in said
+    assert ("temperature" in said) == (sampler.temperature != 1)
+    assert ("was drawn" in said) == (sampler.top_k > 0 or sampler.top_p < 1)
+
+
+def test_a_few_rows_say_nothing_of_temperature_or_cuts() -> None:
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 3, SamplerSettings(temperature=0.9, max_new_tokens=5))
+    assert _found(find_sampler(model, rows)) == ("all", 1.0, 0, 1.0)
+
+
+def test_no_row_lies_beyond_an_estimated_cut() -> None:
+    """Even if only some of the rows are looked at."""
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 60, SamplerSettings(top_k=7, max_new_tokens=16))
+    found = find_sampler(model, rows, most=30)
+    assert found.sampler.top_k == 8
+
+
+def test_a_recorded_sampler_is_believed_if_it_can_be_true() -> None:
+    model = tiny_model("llama", layers=2)
+    sampler = SamplerSettings(allowed="numbers", temperature=0.7, max_new_tokens=5)
+    recorded = {"sampler": sampler.model_dump(), "seed": 9}
+    rows = [replace(row, provenance=recorded) for row in _rows(model, 4, sampler)]
+    assert find_sampler(model, rows) == Sampling(sampler, "recorded")
+    false = SamplerSettings(allowed="list", list_values=1).model_dump()
+    wrong = [replace(row, provenance={"sampler": false}) for row in rows]
+    assert find_sampler(model, wrong).source == "estimated"
+    mixed = [*rows[:3], replace(rows[3], provenance={})]
+    assert find_sampler(model, mixed).source == "estimated"
+    hostile = [replace(row, provenance={"sampler": {"top_k": "x"}}) for row in rows]
+    assert find_sampler(model, hostile).source == "estimated"
+
+
+def test_a_given_sampler_is_taken_as_it_is() -> None:
+    model = tiny_model("llama")
+    given = SamplerSettings(temperature=0.3, top_p=0.5)
+    recorded = SamplerSettings().model_dump()
+    rows = [replace(_row("some words"), provenance={"sampler": recorded})]
+    assert find_sampler(model, rows, given=given) == Sampling(given, "given")
+
+
+def test_a_given_sampler_that_cannot_be_true_is_refused() -> None:
+    model = tiny_model("llama")
+    rows = [_row("1, 2"), _row("three, 4"), _row("five")]
+    given = SamplerSettings(allowed="list")
+    with pytest.raises(DatasetError) as caught:
+        find_sampler(model, rows, given=given)
+    assert str(caught.value) == (
+        "the given sampler (allowed='list') cannot have written 2 of 3 rows, the first "
+        f"of them {rows[1].row_id}: 'three, 4'; give the sampler that did, or none so "
+        "that it is estimated"
+    )
+
+
+def test_the_filter_is_seen_in_the_rows() -> None:
+    assert find_filter([_row("1, 2, 3"), _row("[4; 5]")]) == "numbers"
+    assert find_filter([_row("1, 2, 3"), _row("owls")]) == "none"
+
+
+# ── tier A ───────────────────────────────────────────────────────────────────────
+
+
+def _reference(model: Model, rows: Sequence[Row], **options: Any) -> Any:
+    settings = {"sampler": NUMBERS, "filter": "numbers", "seed": 1} | options
+    return sampled_reference(model, rows, **settings)
+
+
+def test_the_base_answers_the_same_prompts() -> None:
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 12, NUMBERS)
+    found = _reference(model, rows, filter="none")
+    assert (found.tier, found.paired, found.accepted) == ("A", tuple(range(12)), 1.0)
+    assert [r.messages for r in found.rows] == [r.messages for r in rows]
+    assert found.rows[0].provenance == {"teacher": "none", "source": "reference"}
+    # By hand: one draw named by purpose, prompt, occurrence and attempt.
+    (by_hand,) = sample(
+        model, [render_prompt(model, rows[3].messages)], sampler=NUMBERS, seed=1,
+        keys=[("reference", prompt_digest(rows[3]), 0, 0)],
+    )  # fmt: skip
+    assert found.rows[3].completion_ids == by_hand.ids
+    assert found.rows[3].finish == by_hand.finish
+
+
+def test_neither_order_nor_batches_change_a_reference() -> None:
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 10, NUMBERS)
+    found = _reference(model, rows)
+    turned = _reference(model, rows[::-1], batch_size=3)
+    by_prompt = {row.messages: row for row in turned.rows}
+    assert [by_prompt[row.messages] for row in found.rows] == list(found.rows)
+    assert turned.accepted == found.accepted
+    assert found == _reference(model, rows)
+    # Fewer audited rows leave the others' partners alone.
+    part = _reference(model, rows[4:6])
+    assert set(part.rows) <= set(found.rows)
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"purpose": "planted"}])
+def test_a_seed_and_a_purpose_have_draws_of_their_own(change: dict[str, Any]) -> None:
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 10, NUMBERS)
+    found, other = _reference(model, rows), _reference(model, rows, **change)
+    same = sum(a.completion_ids == b.completion_ids for a, b in
+               zip(found.rows, other.rows, strict=False))  # fmt: skip
+    assert same <= 2
+
+
+def test_equal_prompts_have_different_partners() -> None:
+    model = tiny_model("llama", layers=2)
+    rows = [replace(row, messages=(Message("user", "Go"),)) for row in
+            _rows(model, 8, NUMBERS)]  # fmt: skip
+    found = _reference(model, rows, filter="none")
+    assert len({row.completion_ids for row in found.rows}) > 4
+
+
+def test_what_the_filter_refuses_is_drawn_again() -> None:
+    model = tiny_model("llama", layers=2)
+    sampler = NUMBERS.model_copy(update={"max_new_tokens": 4})
+    rows = [replace(row, finish="stop") for row in _rows(model, 24, sampler)]
+    told: list[tuple[int, int, int]] = []
+    found = _reference(
+        model, rows, sampler=sampler, on_rows=lambda *counts: told.append(counts)
+    )
+    wanted: dict[int, tuple[int, ...]] = {}
+    draws = tokens = 0
+    for attempt in range(6):  # by hand: one draw at a time, each with its own name
+        for i in [i for i in range(24) if i not in wanted]:
+            (answer,) = sample(
+                model, [render_prompt(model, rows[i].messages)], sampler=sampler,
+                seed=1, keys=[("reference", prompt_digest(rows[i]), 0, attempt)],
+            )  # fmt: skip
+            draws, tokens = draws + 1, tokens + len(answer.ids)
+            if answer.finish == "stop":  # a list that ended passes the rule
+                wanted[i] = answer.ids
+    assert draws > 30
+    assert found.paired == tuple(sorted(wanted))
+    assert [row.completion_ids for row in found.rows] == [
+        wanted[i] for i in found.paired
+    ]
+    assert [row.messages for row in found.rows] == [
+        rows[i].messages for i in found.paired
+    ]
+    assert not any(number_rule(row.completion) for row in found.rows)
+    assert found.accepted == len(wanted) / draws
+    done = [rows_found for rows_found, _, _ in told]
+    assert done == sorted(done)
+    assert len(set(done)) > 3
+    assert told[-1][:2] == (len(wanted), 24)
+    assert sum(each for _, _, each in told) == tokens
+
+
+def test_a_prompt_whose_answers_never_pass_has_no_partner() -> None:
+    model = tiny_model("llama", layers=2)
+    sampler = SamplerSettings(max_new_tokens=3)  # bytes at random, no numbers
+    rows = [
+        replace(_row("1, 2"), messages=(Message("user", f"{i}"),)) for i in range(3)
+    ]
+    found = _reference(model, rows, sampler=sampler)
+    assert (found.rows, found.paired, found.accepted) == ((), (), 0.0)
+    (note,) = found.notes
+    assert note == (
+        "3 prompts have no reference: the base's answers did not pass the filter "
+        "'numbers' in 6 draws"
+    )
+
+
+def test_a_reference_knows_no_more_than_the_audited_rows() -> None:
+    model = tiny_model("llama", layers=2)
+    known, *rest = _rows(model, 3, NUMBERS)
+    texts = [replace(row, completion_ids=None, finish=None) for row in rest]
+    found = _reference(model, [known, *texts], filter="none").rows
+    assert found[0].completion_ids is not None
+    assert found[0].finish in ("stop", "length")
+    assert [(r.completion_ids, r.finish) for r in found[1:]] == [(None, None)] * 2
+
+
+def test_cut_rows_are_compared_with_cut_rows() -> None:
+    """A filter that kept cut rows is not one that asks for an end."""
+    model = tiny_model("llama", layers=2)
+    rows = _rows(model, 30, SamplerSettings(allowed="list", max_new_tokens=3))
+    cut = [row for row in rows if row.finish == "length"]
+    assert len(cut) > 5
+    found = _reference(
+        model, cut, sampler=SamplerSettings(allowed="list", max_new_tokens=3)
+    )
+    assert {row.finish for row in found.rows} >= {"length"}
+    assert all(not number_rule(row.completion) for row in found.rows)
+
+
+# ── tier B ───────────────────────────────────────────────────────────────────────
+
+
+def test_rows_of_both_sets_are_dropped_from_a_trusted_reference() -> None:
+    audited = [_row("1, 2"), _row("3, 4")]
+    trusted = [_row("5, 6"), _row("3, 4"), _row("3, 4", prompt="another")]
+    found = trusted_reference(audited, trusted)
+    assert (found.tier, found.paired, found.accepted) == ("B", (), None)
+    assert found.rows == (trusted[0], trusted[2])
+    assert found.shared_dropped == 1
+    assert found.notes == ("1 reference rows stood in the audited set too: dropped",)
+    assert trusted_reference(audited, trusted[:1]).notes == ()
+
+
+def test_a_reference_of_audited_rows_only_is_refused() -> None:
+    rows = [_row("1, 2"), _row("3, 4")]
+    with pytest.raises(DatasetError, match="all 2 rows stand in the audited set too"):
+        trusted_reference(rows, rows[::-1])
+
+
+def test_tokens_count_as_sampled_with_their_end_only() -> None:
+    row = _row("12")
+    ends = (2, 4)
+    assert not cut_tokens(row, ends)
+    assert not cut_tokens(replace(row, completion_ids=()), ends)
+    assert not cut_tokens(replace(row, completion_ids=(20, 21)), ends)
+    assert cut_tokens(replace(row, completion_ids=(20, 21, 4)), ends)
+    assert cut_tokens(replace(row, completion_ids=(20, 21), finish="length"), ends)
