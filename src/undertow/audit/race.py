@@ -99,6 +99,7 @@ def run_race(
     alpha: float,
     seed: int,
     permutations: int,
+    steer_rows: int | None = None,
     settings: RaceSettings | None = None,
     on_passes: OnPasses | None = None,
 ) -> Race:
@@ -114,6 +115,8 @@ def run_race(
         alpha: Error rate of naming, and of the whole race.
         seed: Of the permutations.
         permutations: How many.
+        steer_rows: Vectors are scored on so many of the first rows only, those that
+            did not choose them; None: all.
         settings: Budget.
         on_passes: Called with (row passes done, expected in all).
 
@@ -128,9 +131,9 @@ def run_race(
     expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
 
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
-        rows = [audited[i] for i in places]
         for h in chosen:
-            ratios[places, h] = meter.ratios(rows, hypotheses[h])
+            own = [i for i in places if i < _rows_of(hypotheses[h], steer_rows, shape)]
+            ratios[own, h] = meter.ratios([audited[i] for i in own], hypotheses[h])
             if on_passes is not None:
                 on_passes(min(meter.passes, expected), expected)
 
@@ -144,21 +147,45 @@ def run_race(
     if reference and fresh and leaders:
         partners = _partners(fresh, pairs, len(reference))
         for h in leaders:
-            against[partners, h] = meter.ratios(
-                [reference[j] for j in partners], hypotheses[h]
-            )
-        mine, theirs = ratios[np.ix_(fresh, leaders)], against[np.ix_(partners, leaders)]
-        trial = (
-            paired_max_t(mine - theirs, permutations=permutations, seed=seed)
-            if pairs
-            else two_sample_max_t(mine, theirs, permutations=permutations, seed=seed)
-        )
+            if hypotheses[h].kind == "prompt":
+                against[partners, h] = meter.ratios(
+                    [reference[j] for j in partners], hypotheses[h]
+                )
+        personas = [h for h in leaders if hypotheses[h].kind == "prompt"]
+        trial = _trial(
+            ratios[np.ix_(fresh, personas)], against[np.ix_(partners, personas)],
+            is_paired=bool(pairs), permutations=permutations, seed=seed,
+        )  # fmt: skip
     path = log_evalue_path(np.nan_to_num(ratios)[:, started])
     return Race(
         hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
         leaders=tuple(leaders), screened=first,
         beaten=tuple(h in lost for h in range(shape[1])), fresh=trial, path=path,
     )  # fmt: skip
+
+
+def _trial(
+    mine: Table, theirs: Table, *, is_paired: bool, permutations: int, seed: int
+) -> MaxT | None:
+    """Log ratios of the leading personas on fresh rows, audited against reference."""
+    if not mine.shape[1]:
+        return None
+    if is_paired:
+        return paired_max_t(
+            mine - theirs, permutations=permutations, seed=seed, alternative="greater"
+        )
+    return two_sample_max_t(
+        mine, theirs, permutations=permutations, seed=seed, alternative="greater"
+    )
+
+
+def _rows_of(
+    hypothesis: RowHypothesis, steer_rows: int | None, shape: tuple[int, int]
+) -> int:
+    """How many of the first rows a hypothesis may be scored on."""
+    if hypothesis.kind == "prompt" or steer_rows is None:
+        return shape[0]
+    return steer_rows
 
 
 def _partners(fresh: Sequence[int], pairs: Sequence[int], count: int) -> list[int]:
