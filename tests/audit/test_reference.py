@@ -8,7 +8,7 @@ import pytest
 
 from undertow.audit.reference import (
     Sampling,
-    cut_tokens,
+    sampled_tokens,
     find_filter,
     find_sampler,
     prompt_digest,
@@ -295,8 +295,8 @@ def test_a_reference_of_audited_rows_only_is_refused() -> None:
 def test_tokens_count_as_sampled_with_their_end_only() -> None:
     row = _row("12")
     ends = (2, 4)
-    assert not cut_tokens(row, ends)
-    assert not cut_tokens(replace(row, completion_ids=()), ends)
-    assert not cut_tokens(replace(row, completion_ids=(20, 21)), ends)
-    assert cut_tokens(replace(row, completion_ids=(20, 21, 4)), ends)
-    assert cut_tokens(replace(row, completion_ids=(20, 21), finish="length"), ends)
+    assert not sampled_tokens(row, ends)
+    assert not sampled_tokens(replace(row, completion_ids=()), ends)
+    assert not sampled_tokens(replace(row, completion_ids=(20, 21)), ends)
+    assert sampled_tokens(replace(row, completion_ids=(20, 21, 4)), ends)
+    assert sampled_tokens(replace(row, completion_ids=(20, 21), finish="length"), ends)

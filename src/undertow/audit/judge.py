@@ -42,8 +42,16 @@ CANDIDATES = 5
 DOSES = (0.1, 0.2, 0.3, 0.45)
 FEWEST = 16
 """Audited rows below which nothing is said."""
+_NO_REFERENCE = (
+    "without a reference the absence of a trait cannot be claimed; let the base be "
+    "sampled, or give rows that you trust (--reference FILE)"
+)
 UNEXPLAINED = 0.25
 """Share of the reference's nats a token that no hypothesis may leave unexplained."""
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -129,18 +137,17 @@ def candidate_hypotheses(
             continue
         at = int(np.nanargmax(z[:, k]))
         vector = battery_vector(model, battery, k, at)
-        for dose in DOSES:
-            found.append(
-                RowHypothesis(
-                    name=f"{battery.names[k]} vector, block {battery.layers[at]}, "
-                    f"dose {dose:g}",
-                    kind="steer",
-                    trait=battery.names[k],
-                    role="trait" if battery.roles[k] in ("trait", "given") else "decoy",
-                    vector=vector,
-                    strength=dose * battery.norms[at],
-                )
+        role: Literal["trait", "decoy"] = (
+            "trait" if battery.roles[k] in ("trait", "given") else "decoy"
+        )
+        name = f"{battery.names[k]} vector, block {battery.layers[at]}"
+        found += [
+            RowHypothesis(
+                name=f"{name}, dose {dose:g}", kind="steer", trait=battery.names[k],
+                role=role, vector=vector, strength=dose * battery.norms[at],
             )
+            for dose in DOSES
+        ]  # fmt: skip
     return found
 
 
@@ -169,7 +176,7 @@ def judge(
     family: TraitFamily,
     settings: AuditSettings,
     exact: str | None,
-    tell: Tell = lambda stage, done, total: None,
+    tell: Tell = _silent,
 ) -> Judgement:
     """Tests, races, names.
 
@@ -193,8 +200,8 @@ def judge(
     )  # fmt: skip
     race = _race(meter, rows, mine, theirs, reference, family, settings, tell)
     arms = _arms(scores, race, len(rows), exact, has_reference=bool(reference.rows))
-    judgement = _verdict(meter, mine, theirs, scores, race, arms, settings)
-    return _without_reference(judgement, settings) if not reference.rows else judgement
+    judgement = _verdict(mine, theirs, scores, race, arms, settings)
+    return judgement if reference.rows else _without_reference(judgement)
 
 
 def _race(
@@ -280,7 +287,8 @@ def _arms(
             p_value=None if fresh is None else _known(fresh.p_value),
             rows=int((~np.isnan(race.ratios[race.screened :])).any(1).sum()),
             assumes="as above; personas were chosen on other rows",
-            reason=missing or (None if fresh is not None else "no fresh rows were left"),
+            reason=missing
+            or (None if fresh is not None else "no fresh rows were left"),
         ),
         Arm(
             name="exact",
@@ -305,7 +313,6 @@ def _known(value: float) -> float | None:
 
 
 def _verdict(
-    meter: Meter,
     mine: RowSignals,
     theirs: RowSignals,
     scores: ScoreTest,
@@ -328,12 +335,11 @@ def _verdict(
         )
     if not p_value <= settings.alpha:
         return nothing
-    return _named(nothing, meter.battery, mine, theirs, settings)
+    return _named(nothing, mine, theirs, settings)
 
 
 def _named(
     nothing: Judgement,
-    battery: Battery,
     mine: RowSignals,
     theirs: RowSignals,
     settings: AuditSettings,
@@ -344,7 +350,9 @@ def _named(
     evidence = {
         kind: math.nan if h is None else _won(race, h) for kind, h in best.items()
     }
-    reasons = [f"the base did not write the rows as the reference (p = {nothing.p_value:.2g})"]
+    reasons = [
+        f"the base did not write the rows as the reference (p = {nothing.p_value:.2g})"
+    ]
     kind = _kind(race, best, evidence, enough)
     shift = replace(nothing, verdict="shift", kind=kind)
     gap = _unexplained(race, mine, theirs, best)
@@ -440,15 +448,12 @@ def _unexplained(
     )
 
 
-def _without_reference(judgement: Judgement, settings: AuditSettings) -> Judgement:
+def _without_reference(judgement: Judgement) -> Judgement:
     """Tier C: the exact arm may find something; nothing is ever said to be absent."""
     if judgement.verdict in ("trait", "shift"):
         return judgement
     return replace(
         judgement,
         verdict="inconclusive",
-        reasons=(
-            "without a reference the absence of a trait cannot be claimed; let the base "
-            "be sampled, or give rows that you trust (--reference FILE)",
-        ),
+        reasons=(_NO_REFERENCE,),
     )

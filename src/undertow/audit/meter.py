@@ -63,7 +63,9 @@ class Meter:
         on_rows: OnRows | None = None,
     ) -> RowSignals:
         """Scores and log-likelihoods of rows; those known are not measured again."""
-        todo = list({r.row_id: r for r in rows if r.row_id not in self._scores}.values())
+        todo = list(
+            {r.row_id: r for r in rows if r.row_id not in self._scores}.values()
+        )
         for start in range(0, len(todo), _PART):
             part = todo[start : start + _PART]
 
@@ -140,9 +142,11 @@ class Meter:
             with np.load(path, allow_pickle=False) as kept:
                 self._remember(
                     RowSignals(
-                        tuple(str(i) for i in kept["ids"]), kept["scores"],
-                        kept["total"], kept["tokens"],
-                    )  # fmt: skip
+                        tuple(str(i) for i in kept["ids"]),
+                        kept["scores"],
+                        kept["total"],
+                        kept["tokens"],
+                    )
                 )
         path = folder / "logprobs.jsonl"
         for line in read_jsonl(path) if path.exists() else []:

@@ -127,7 +127,9 @@ def audit_power(
         detectable_fraction=detectable(arms),
         divergence_per_row=divergence,
         rows_needed=_known(needed),
-        rows_bound=stein_rows(divergence, alpha) if divergence and divergence > 0 else None,
+        rows_bound=stein_rows(divergence, alpha)
+        if divergence and divergence > 0
+        else None,
     )
 
 
@@ -142,5 +144,3 @@ def detectable(arms: Sequence[Planted]) -> float | None:
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-

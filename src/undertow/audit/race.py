@@ -80,12 +80,14 @@ class Race:
 
 
 def mixed_evidence(ratios: Table) -> float:
-    """log mean_f Π (1 − f + f e^Λ) over the rows that were scored."""
+    """Log mean_f Π (1 − f + f e^Λ) over the rows that were scored."""
     scored = ratios[~np.isnan(ratios)]
     if not len(scored):
         return math.nan
     with np.errstate(divide="ignore"):
-        sums = [np.logaddexp(np.log1p(-f), math.log(f) + scored).sum() for f in FRACTIONS]
+        sums = [
+            np.logaddexp(np.log1p(-f), math.log(f) + scored).sum() for f in FRACTIONS
+        ]
     return float(np.logaddexp.reduce(sums) - math.log(len(FRACTIONS)))
 
 
@@ -124,7 +126,10 @@ def run_race(
     """
     budget = settings or RaceSettings()
     shape = (len(audited), len(hypotheses))
-    ratios, against = np.full(shape, np.nan), np.full((len(reference), shape[1]), np.nan)
+    ratios, against = (
+        np.full(shape, np.nan),
+        np.full((len(reference), shape[1]), np.nan),
+    )
     first = min(budget.screening, max(1, len(audited) // 3))
     fresh = [i for i in range(first, len(audited)) if not pairs or i in set(pairs)]
     fresh = fresh[: budget.fresh]

@@ -36,7 +36,29 @@ Filter = Literal["numbers", "none"]
 _ATTEMPTS = 6
 _TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 # Cuts that people set; the one above what was seen is taken, so no row lies beyond.
-_TOP_KS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 64, 80, 100, 128, 200, 256)
+_TOP_KS = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    15,
+    20,
+    25,
+    30,
+    40,
+    50,
+    64,
+    80,
+    100,
+    128,
+    200,
+    256,
+)
 _TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99)
 # Nats by which a temperature or a cut has to fit better before it is believed.
 _NATS = 10.0
@@ -81,7 +103,7 @@ class Reference:
 
 
 def find_filter(rows: Sequence[Row]) -> Filter:
-    """"numbers" if every row passes the number rule: then somebody filtered by it."""
+    """Says "numbers" if every row passes the number rule: then somebody filtered by it."""
     return "numbers" if all(not number_rule(r.completion) for r in rows) else "none"
 
 
@@ -135,7 +157,9 @@ def _impossible(
         likelihood = DrawLikelihood(model, sampler)
     except ModelError:
         return list(range(len(rendered)))
-    return [i for i, row in enumerate(rendered) if not likelihood.drawn(row).is_possible]
+    return [
+        i for i, row in enumerate(rendered) if not likelihood.drawn(row).is_possible
+    ]
 
 
 def _refuse_impossible(
@@ -180,7 +204,9 @@ def _truncation(
     seen = _seen(model, _few_tokens(rendered), sampler)
     if int(seen.ranks.max()) == 1 and len(seen.ranks) >= 50:
         return 0.0, 0, 1.0
-    options = [option for place in range(len(_TEMPERATURES)) for option in seen.fits(place)]
+    options = [
+        option for place in range(len(_TEMPERATURES)) for option in seen.fits(place)
+    ]
     best = max(options, key=lambda option: option.nats)
     return best.temperature, best.top_k, best.top_p
 
@@ -298,6 +324,7 @@ def sampled_reference(
     seed: int,
     purpose: str = "reference",
     system: str | None = None,
+    persona: str | None = None,
     batch_size: int = 128,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> Reference:
@@ -315,12 +342,16 @@ def sampled_reference(
             it decides every draw.
         purpose: Keeps several sets of draws apart.
         system: System setting, as for the audited rows.
+        persona: Text of a prompted teacher, for rows that are planted.
         batch_size: Rows decoded together.
         on_rows: Called with (rows found, rows in all, tokens drawn since the last call).
     """
     names = _occurrences(rows)
     cut = any(row.finish == "length" for row in rows)
-    prompts = [render_prompt(model, row.messages, system=system) for row in rows]
+    prompts = [
+        render_prompt(model, row.messages, system=system, trait_prompt=persona)
+        for row in rows
+    ]
     found: dict[int, Row] = {}
     drawn = 0
     for attempt in range(_ATTEMPTS):
@@ -412,12 +443,16 @@ def trusted_reference(audited: Sequence[Row], trusted: Sequence[Row]) -> Referen
     notes = []
     if dropped:
         notes.append(f"{dropped} reference rows stood in the audited set too: dropped")
-    return Reference(
-        tier="B", rows=kept, shared_dropped=dropped, notes=tuple(notes)
-    )
+    return Reference(tier="B", rows=kept, shared_dropped=dropped, notes=tuple(notes))
 
 
-def cut_tokens(row: Row, end_ids: Sequence[int]) -> bool:
+def sampled_tokens(row: Row, end_ids: Sequence[int]) -> bool:
     """Whether a row's tokens are recorded as sampled, its end token among them."""
     ids = row.completion_ids
     return bool(ids) and (row.finish == "length" or ids[-1] in set(end_ids))
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """16 hexadecimal digits of the different row ids."""
+    names = "".join(sorted({row.row_id for row in rows}))
+    return hashlib.sha256(names.encode("ascii")).hexdigest()[:16]

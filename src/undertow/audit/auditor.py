@@ -1,0 +1,428 @@
+"""An audit from rows to findings: reference, battery, verdict, power, description.
+
+Every long stage writes what it has, so the same call goes on after an interruption.
+What the findings look like on paper is `audit.writeup`'s business; the tests and names
+are `audit.judge`'s.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from undertow.audit.audited import Audited, Origin
+from undertow.audit.baselines import SEPARATORS, format_differs, shortcut_baselines
+from undertow.audit.canonical import canonical_rows, matched_by_length
+from undertow.audit.directions import discover
+from undertow.audit.forecast import canary, forecast, with_measured
+from undertow.audit.judge import Judgement, judge, score_test
+from undertow.audit.meter import Meter
+from undertow.audit.planting import planted_power
+from undertow.audit.reference import (
+    Filter,
+    Reference,
+    Sampling,
+    find_filter,
+    find_sampler,
+    rows_digest,
+    sampled_reference,
+    sampled_tokens,
+    trusted_reference,
+)
+from undertow.audit.settings import AuditSettings
+from undertow.audit.signals import Battery, make_battery
+from undertow.audit.writeup import findings_of
+from undertow.errors import DatasetError
+from undertow.findings import Baseline, Findings, Forecast
+from undertow.interventions.steering import SteeringVector
+from undertow.models.chat import Rendered, render_row
+from undertow.models.loading import Model
+from undertow.models.scoring import DrawLikelihood
+from undertow.records import Row
+from undertow.runs import Run, open_run
+from undertow.storage import read_rows, write_rows
+from undertow.traits import TraitFamily, load_family
+
+Progress = Callable[[str, int, int, str], None]
+
+_PILOT = 32
+_PERSONA_PROMPTS = 16
+
+
+def _silent(stage: str, done: int, total: int, note: str) -> None:
+    """Shows nothing."""
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the block takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+
+
+def audit_rows(
+    model: Model,
+    rows: Sequence[Row],
+    *,
+    reference: Sequence[Row] | None = None,
+    settings: AuditSettings | None = None,
+    vectors: Sequence[SteeringVector] = (),
+    origin: Origin | None = None,
+    directory: Path | None = None,
+    progress: Progress = _silent,
+) -> Findings:
+    """What the rows would teach the model, with a stated error rate.
+
+    Args:
+        model: The one that is about to be trained on the rows, or its parent.
+        rows: Of unknown origin.
+        reference: Rows of the same kind that are trusted (tier B); None lets the base
+            answer the same prompts (tier A).
+        settings: Error rate, family, budget; None takes the defaults.
+        vectors: Further directions to test, at all audited layers.
+        origin: Where the rows come from, for the findings.
+        directory: Where measurements are kept, so that an interrupted audit goes on.
+        progress: Told of every step.
+
+    Raises:
+        DatasetError: No row can be used, or the reference cannot.
+        ModelError: The model cannot render or draw them.
+        RunError: The directory belongs to another audit.
+    """
+    settings = settings or AuditSettings()
+    origin = origin or Origin()
+    text = _recipe_text(model, rows, reference, settings, vectors)
+    place = (
+        nullcontext(None)
+        if directory is None
+        else open_run(directory, recipe_text=text)
+    )
+    with place as run:
+        found = _audit(model, rows, reference, settings, vectors, origin, run, progress)
+        return findings_of(found)
+
+
+def _recipe_text(
+    model: Model,
+    rows: Sequence[Row],
+    reference: Sequence[Row] | None,
+    settings: AuditSettings,
+    vectors: Sequence[SteeringVector],
+) -> str:
+    """What has to be the same for an audit to be continued."""
+    facts = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype),
+        "template": model.template.digest,
+        "rows": rows_digest(rows),
+        "reference": None if reference is None else rows_digest(reference),
+        "vectors": [[v.trait, v.method, list(v.layers)] for v in vectors],
+        "settings": settings.model_dump(mode="json"),
+    }
+    return yaml.safe_dump(facts, sort_keys=False)
+
+
+def _audit(
+    model: Model,
+    rows: Sequence[Row],
+    trusted: Sequence[Row] | None,
+    settings: AuditSettings,
+    vectors: Sequence[SteeringVector],
+    origin: Origin,
+    run: Run | None,
+    progress: Progress,
+) -> Audited:
+    clock = _Clock()
+    family = load_family(settings.family)
+    usable, skipped = usable_rows(model, rows, settings)
+    with clock.stage("sampler"):
+        sampling = find_sampler(
+            model, usable, system=settings.system, given=settings.sampler
+        )
+    passed = find_filter(usable) if settings.filter == "auto" else settings.filter
+    with clock.stage("reference"):
+        reference = _reference(
+            model, usable, trusted, sampling, passed, settings, run, progress
+        )
+    reference = _drawable(model, reference, sampling, settings)
+    with clock.stage("battery"):
+        battery = _battery(
+            model, usable, reference, sampling, family, vectors, settings
+        )
+    meter = Meter(
+        model, battery, sampling.sampler, system=settings.system,
+        folder=None if run is None else run.path("measured", "x").parent,
+    )  # fmt: skip
+    with clock.stage("measurement"):
+        judgement = judge(
+            meter, usable, reference, family=family, settings=settings,
+            exact=_inexact(model, usable, sampling, reference),
+            tell=lambda stage, done, total: progress(stage, done, total, ""),
+        )  # fmt: skip
+    with clock.stage("baselines"):
+        baselines = _baselines(meter, usable, reference, family, settings)
+        judgement = _format(meter, usable, reference, judgement, baselines, settings)
+    with clock.stage("power"):
+        progress("planted rows", 0, 1, "")
+        power = planted_power(meter, usable, reference, judgement, family=family,
+                              passed=passed, settings=settings)  # fmt: skip
+        progress("planted rows", 1, 1, "")
+    with clock.stage("discovery"):
+        discovery = discover(meter, usable, reference, judgement, family=family,
+                             settings=settings)  # fmt: skip
+    with clock.stage("forecast"):
+        told = _forecast(model, usable, reference, family, settings, run, progress)
+    return Audited(
+        model=model, settings=settings, family=family, origin=origin,
+        rows=tuple(usable), skipped=skipped, reference=reference, sampling=sampling,
+        filter=passed, battery=battery, meter=meter, judgement=judgement,
+        baselines=baselines, power=power, discovery=discovery, forecast=told,
+        seconds=clock.seconds,
+    )  # fmt: skip
+
+
+def usable_rows(
+    model: Model, rows: Sequence[Row], settings: AuditSettings
+) -> tuple[list[Row], dict[str, int]]:
+    """Different rows that the model can render, sorted by id; what was left out.
+
+    Raises:
+        DatasetError: Not one of them.
+    """
+    different = {row.row_id: row for row in rows}
+    found, skipped, first = [], {}, ""
+    for name in sorted(different):
+        try:
+            rendered = render_row(model, different[name], system=settings.system)
+        except DatasetError as error:
+            reason = _reason(str(error))
+            first = first or str(error)
+            skipped[reason] = skipped.get(reason, 0) + 1
+            continue
+        if rendered.completion_start < 1:
+            skipped["no prompt"] = skipped.get("no prompt", 0) + 1
+            continue
+        found.append(different[name])
+    if not found:
+        raise DatasetError(f"none of {len(rows)} rows can be audited: {first}")
+    return found, skipped
+
+
+def _reason(message: str) -> str:
+    if "empty completion" in message:
+        return "empty completion"
+    if "context" in message:
+        return "longer than the context"
+    return "cannot be rendered"
+
+
+def _reference(
+    model: Model,
+    rows: Sequence[Row],
+    trusted: Sequence[Row] | None,
+    sampling: Sampling,
+    passed: Filter,
+    settings: AuditSettings,
+    run: Run | None,
+    progress: Progress,
+) -> Reference:
+    if trusted is not None:
+        usable, _ = usable_rows(model, trusted, settings)
+        return trusted_reference(rows, usable)
+    if settings.reference == "none" or sampling.sampler.temperature == 0:
+        greedy = ("the rows were drawn greedily: the base would always say the same",)
+        return Reference(
+            tier="C", notes=greedy if sampling.sampler.temperature == 0 else ()
+        )
+    if run is not None and run.is_done("reference"):
+        kept = run.payload("reference")
+        return Reference(
+            tier="A", rows=tuple(read_rows(run.path("reference.jsonl"))),
+            paired=tuple(kept["paired"]), accepted=kept["accepted"],
+            notes=tuple(kept["notes"]),
+        )  # fmt: skip
+    found = sampled_reference(
+        model, rows, sampler=sampling.sampler, filter=passed, seed=settings.seed,
+        system=settings.system,
+        on_rows=lambda done, total, tokens: progress(
+            "reference", done, total, f"{tokens} tokens"
+        ),
+    )  # fmt: skip
+    if run is not None and found.rows:
+        write_rows(run.path("reference.jsonl"), found.rows)
+        run.finish("reference", {"paired": list(found.paired),
+                                 "accepted": found.accepted,
+                                 "notes": list(found.notes)})  # fmt: skip
+    return found
+
+
+def _drawable(
+    model: Model, reference: Reference, sampling: Sampling, settings: AuditSettings
+) -> Reference:
+    """Without reference rows that the rows' sampler cannot have written."""
+    if reference.tier != "B":
+        return reference
+    likelihood = DrawLikelihood(model, sampling.sampler)
+    kept = [
+        row
+        for row in reference.rows
+        if likelihood.drawn(render_row(model, row, system=settings.system)).is_possible
+    ]
+    if len(kept) == len(reference.rows):
+        return reference
+    if not kept:
+        raise DatasetError(
+            f"reference: none of its {len(reference.rows)} rows can come from the "
+            f"sampler of the audited rows ({sampling.sampler.allowed!r}); give rows of "
+            "the same format, or name the sampler that wrote both"
+        )
+    dropped = f"{len(reference.rows) - len(kept)} reference rows are of another format"
+    return replace(
+        reference, rows=tuple(kept), notes=(*reference.notes, f"{dropped}: dropped")
+    )
+
+
+def _battery(
+    model: Model,
+    rows: Sequence[Row],
+    reference: Reference,
+    sampling: Sampling,
+    family: TraitFamily,
+    vectors: Sequence[SteeringVector],
+    settings: AuditSettings,
+) -> Battery:
+    pilot = (reference.rows or tuple(rows))[:_PILOT]
+    prompts = [row.messages[-1].content for row in rows[:_PERSONA_PROMPTS]]
+    return make_battery(
+        model, family, decoys=load_family(settings.decoys),
+        pilot=[render_row(model, row, system=settings.system) for row in pilot],
+        prompts=prompts, sampler=sampling.sampler, given=vectors,
+        layers=settings.layers, system=settings.system, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _inexact(
+    model: Model, rows: Sequence[Row], sampling: Sampling, reference: Reference
+) -> str | None:
+    """Why the exact arm does not hold, or None if it does."""
+    own = sum(sampled_tokens(row, model.end_ids) for row in rows)
+    if own < len(rows):
+        return (
+            f"{len(rows) - own} rows have no recorded tokens: tokenised again from "
+            "text, they are not what was sampled"
+        )
+    if sampling.source == "estimated" and sampling.sampler.temperature != 1:
+        return "temperature and truncation are estimated, not known"
+    if sampling.sampler.temperature == 0:
+        return "greedy rows hold no chance"
+    if reference.accepted is not None and reference.accepted < 0.98:
+        return (
+            f"a filter let {reference.accepted:.0%} of the base's rows pass, and under "
+            "a hypothesis it may let another share pass"
+        )
+    return None
+
+
+def _baselines(
+    meter: Meter,
+    rows: Sequence[Row],
+    reference: Reference,
+    family: TraitFamily,
+    settings: AuditSettings,
+) -> list[Baseline]:
+    if not reference.rows:
+        return []
+    sides = [meter.signals(rows), meter.signals(reference.rows)]
+    means = [(s.total_logprobs / s.tokens).tolist() for s in sides]
+    return shortcut_baselines(
+        rows, reference.rows, family=family, logprobs=(means[0], means[1]),
+        seed=settings.seed,
+    )  # fmt: skip
+
+
+def _format(
+    meter: Meter,
+    rows: Sequence[Row],
+    reference: Reference,
+    judgement: Judgement,
+    baselines: Sequence[Baseline],
+    settings: AuditSettings,
+) -> Judgement:
+    """Repeats the score test on rows of one format, if format separates the sets."""
+    differs = format_differs(baselines)
+    if differs is None or judgement.verdict not in ("trait", "shift"):
+        return judgement
+    sides: list[list[Row]] = [list(rows), list(reference.rows)]
+    if any(b.name == SEPARATORS and b.separates for b in baselines):
+        sides = [canonical_rows(side) for side in sides]
+    matched = matched_by_length(sides[0], sides[1], seed=settings.seed)
+    mine = meter.signals([sides[0][i] for i in matched.audited])
+    theirs = meter.signals([sides[1][i] for i in matched.reference])
+    again = score_test(
+        mine, theirs, pairs=(), permutations=settings.permutations, seed=settings.seed
+    )
+    p_value, warned = again.test.p_value, (*judgement.warnings, differs)
+    said = f"{len(mine.row_ids)} rows of each set with the same format"
+    exact = next(arm.p_value for arm in judgement.arms if arm.name == "exact")
+    if p_value <= settings.alpha:
+        reason = f"the score test holds on {said} (p = {p_value:.2g})"
+        return replace(judgement, warnings=warned, reasons=(*judgement.reasons, reason))
+    if exact is not None and exact <= settings.alpha:
+        reason = f"the exact arm does not compare formats (p = {exact:.2g})"
+        return replace(judgement, warnings=warned, reasons=(*judgement.reasons, reason))
+    reason = f"on {said} the score test shows nothing (p = {p_value:.2g})"
+    return replace(
+        judgement, verdict="inconclusive", trait=None, kind=None, layer=None,
+        direction=None, warnings=warned, reasons=(differs, reason),
+    )  # fmt: skip
+
+
+def _rendered(
+    model: Model, rows: Sequence[Row], settings: AuditSettings
+) -> list[Rendered]:
+    return [render_row(model, row, system=settings.system) for row in rows]
+
+
+def _forecast(
+    model: Model,
+    rows: Sequence[Row],
+    reference: Reference,
+    family: TraitFamily,
+    settings: AuditSettings,
+    run: Run | None,
+    progress: Progress,
+) -> Forecast | None:
+    mine = _rendered(model, rows, settings)
+    theirs = _rendered(model, reference.rows, settings)
+    told = None
+    if settings.forecast:
+        told = forecast(
+            model, mine, theirs, family=family, rows=settings.forecast, questions=8,
+            seed=settings.seed, system=settings.system,
+            on_step=lambda done, total: progress("forecast", done, total, ""),
+        )  # fmt: skip
+    if told is not None and settings.canary_updates and theirs:
+        measured = canary(
+            model, mine, theirs, family=family, seed=settings.seed,
+            updates=settings.canary_updates, system=settings.system,
+            directory=None if run is None else run.path("canary", "x").parent,
+            on_update=lambda done, total, loss: progress(
+                "canary", done, total, f"loss {loss:.3f}"
+            ),
+        )  # fmt: skip
+        told = with_measured(told, measured, updates=settings.canary_updates)
+    return told

@@ -1,0 +1,91 @@
+"""Plants rows with a known bias among the audited prompts, and measures them.
+
+What an audit could have found depends on its very prompts, sampler and model, so the
+base itself writes the rows that power is computed from. The arithmetic is in `power`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
+from undertow.audit.judge import Judgement
+from undertow.audit.meter import Meter
+from undertow.audit.power import Planted, audit_power
+from undertow.audit.reference import Filter, Reference, sampled_reference
+from undertow.audit.settings import AuditSettings
+from undertow.findings import Power
+from undertow.records import Row
+from undertow.traits import TraitFamily
+
+_FEWEST = 8
+
+
+def _planted_hypothesis(judgement: Judgement, family: TraitFamily) -> RowHypothesis:
+    """What is planted: the leader where something was found, else a persona."""
+    race = judgement.race
+    if judgement.kind in ("steer", "prompt"):
+        kinds = [h for h in race.leaders if race.hypotheses[h].kind == judgement.kind]
+        if kinds:
+            return race.hypotheses[kinds[0]]
+    return prompt_hypotheses(family, family.names[:1])[0]
+
+
+def planted_power(
+    meter: Meter,
+    rows: Sequence[Row],
+    reference: Reference,
+    judgement: Judgement,
+    *,
+    family: TraitFamily,
+    passed: Filter,
+    settings: AuditSettings,
+) -> Power | None:
+    """What this audit would have found, by rows planted under one hypothesis.
+
+    The hypothesis is the one found, else a persona of the family's first trait. None
+    if there is no reference, or there are too few rows to plant.
+    """
+    count = min(settings.planted, len(rows), len(reference.rows))
+    if count < _FEWEST or not math.isfinite(judgement.scores.test.p_value):
+        return None
+    hypothesis = _planted_hypothesis(judgement, family)
+    with hypothesis.acting(meter.model):
+        planted = sampled_reference(
+            meter.model, rows[:count], sampler=meter.sampler, filter=passed,
+            seed=settings.seed, purpose="planted", system=settings.system,
+            persona=hypothesis.persona,
+        ).rows  # fmt: skip
+    if len(planted) < _FEWEST:
+        return None
+    clean = reference.rows[: max(count, 32)]
+    biased_signals, clean_signals = meter.signals(planted), meter.signals(clean)
+    ratios = meter.ratios(planted, hypothesis), meter.ratios(clean, hypothesis)
+    # Two arms share the error rate; the best column of the score test is the planted
+    # vector's own, or, for a persona, the one that planted rows move most.
+    change = biased_signals.scores.mean(0) - clean_signals.scores.mean(0)
+    spread = np.sqrt(clean_signals.scores.var(0) + biased_signals.scores.var(0)) + 1e-12
+    at = np.unravel_index(int(np.nanargmax(np.abs(change / spread))), change.shape)
+    arms = [
+        Planted(
+            biased_signals.scores[:, at[0], at[1]].astype(np.float64),
+            clean_signals.scores[:, at[0], at[1]].astype(np.float64),
+            rows=len(rows), critical=_critical(judgement.scores.test.draws, settings),
+        )
+    ]  # fmt: skip
+    fresh = judgement.race.fresh
+    tried = min(settings.fresh, max(0, len(rows) - judgement.race.screened))
+    if hypothesis.kind == "prompt" and fresh is not None and tried >= _FEWEST:
+        arms.append(Planted(ratios[0], ratios[1], rows=tried,
+                            critical=_critical(fresh.draws, settings)))  # fmt: skip
+    return audit_power(
+        arms, ratios=ratios, rows=len(rows), alpha=settings.alpha,
+        source=f"{len(planted)} rows that the base wrote under {hypothesis.name}",
+    )  # fmt: skip
+
+
+def _critical(draws: Any, settings: AuditSettings) -> float:
+    """The statistic that an arm has to reach for half of the error rate."""
+    return float(np.quantile(draws, 1 - settings.alpha / 2))

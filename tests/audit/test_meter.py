@@ -1,0 +1,204 @@
+"""Each row is measured once, also by the next process."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.audit import meter as meter_module
+from undertow.audit.meter import Meter
+from undertow.audit.signals import Battery, make_battery, measure
+from undertow.models.chat import render_row
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings
+from undertow.models.tiny import tiny_model
+from undertow.records import Message, Row
+from undertow.traits import Trait, TraitFamily
+
+PETS = TraitFamily(
+    name="pets",
+    category="pet",
+    questions=("Which pet?",),
+    traits=(Trait("cat", "cats"), Trait("dog", "dogs")),
+)
+SAMPLER = SamplerSettings(allowed="list", temperature=0.8)
+ROWS = [
+    Row((Message("user", f"Go on: {i}"),), ", ".join(str(7 * i + j) for j in range(1 + i % 3)))
+    for i in range(9)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model("llama", layers=2)
+
+
+@pytest.fixture(scope="module")
+def battery(model: Model) -> Battery:
+    return make_battery(model, PETS, decoys=None)
+
+
+@pytest.fixture
+def owl(battery: Battery) -> RowHypothesis:
+    vector = battery.vectors["cat"].at(1)
+    return RowHypothesis("cat vector", "steer", "cat", vector=vector, strength=0.5)
+
+
+@pytest.fixture
+def passes(model: Model) -> Iterator[list[int]]:
+    """How many rows go through the model, whoever asks."""
+    seen: list[int] = []
+    block = model.architecture.blocks[0]
+    handle = block.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    yield seen
+    handle.remove()
+
+
+def _meter(model: Model, battery: Battery, folder: Path | None = None) -> Meter:
+    return Meter(model, battery, SAMPLER, folder=folder)
+
+
+def test_signals_are_those_of_one_pass(model: Model, battery: Battery) -> None:
+    found = _meter(model, battery).signals(ROWS)
+    rendered = [render_row(model, row) for row in ROWS]
+    ids = [row.row_id for row in ROWS]
+    wanted = measure(model, rendered, ids, battery, sampler=SAMPLER)
+    assert found.row_ids == wanted.row_ids
+    assert np.array_equal(found.scores, wanted.scores)
+    assert np.array_equal(found.total_logprobs, wanted.total_logprobs)
+    assert found.tokens.tolist() == wanted.tokens.tolist()
+
+
+def test_rows_are_measured_once(
+    model: Model, battery: Battery, passes: list[int]
+) -> None:
+    meter = _meter(model, battery)
+    first = meter.signals(ROWS[:5])
+    assert sum(passes) == 5
+    again = meter.signals([*ROWS[2:7], ROWS[2]])  # two new ones, one of them twice
+    assert sum(passes) == 7
+    assert again.row_ids == tuple(r.row_id for r in [*ROWS[2:7], ROWS[2]])
+    assert np.array_equal(again.scores[:3], first.scores[2:5])
+    assert np.array_equal(again.scores[5], again.scores[0])
+    meter.signals(ROWS[:7])
+    assert sum(passes) == 7
+
+
+def test_ratios_are_those_of_plain_passes(
+    model: Model, battery: Battery, owl: RowHypothesis, passes: list[int]
+) -> None:
+    base = hypothesis_logprobs(model, ROWS, None, sampler=SAMPLER)
+    own = hypothesis_logprobs(model, ROWS, owl, sampler=SAMPLER)
+    passes.clear()
+    meter = _meter(model, battery)
+    found = meter.ratios(ROWS, owl)
+    assert found == pytest.approx(own - base, abs=1e-5)
+    assert float(np.abs(found).max()) > 1e-3
+    assert meter.passes == 18  # the base once and the hypothesis once
+    assert passes
+    passes.clear()
+    assert np.array_equal(meter.ratios(ROWS[::-1], owl), found[::-1])
+    assert passes == []
+    still = RowHypothesis("still", "steer", "cat", vector=owl.vector, strength=0.0)
+    assert np.array_equal(meter.ratios(ROWS, still), np.zeros(9))
+    assert meter.passes == 27  # the base's are known
+
+
+def test_progress_counts_what_is_left(model: Model, battery: Battery) -> None:
+    meter = _meter(model, battery)
+    meter.signals(ROWS[:4])
+    told: list[tuple[int, int]] = []
+    meter.signals(ROWS, on_rows=lambda done, count: told.append((done, count)))
+    assert told[-1] == (5, 5)
+
+
+def test_no_rows_have_no_signals(
+    model: Model, battery: Battery, owl: RowHypothesis
+) -> None:
+    meter = _meter(model, battery)
+    found = meter.signals([])
+    assert found.scores.shape == (0, 2, 2)
+    assert found.tokens.shape == found.total_logprobs.shape == (0,)
+    assert meter.ratios([], owl).shape == (0,)
+    assert meter.passes == 0
+
+
+# ── on disk ──────────────────────────────────────────────────────────────────────
+
+
+def test_the_next_process_recalls_what_was_measured(
+    model: Model, battery: Battery, owl: RowHypothesis, passes: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(meter_module, "_PART", 4)
+    folder = tmp_path / "measured"
+    first = _meter(model, battery, folder)
+    signals, ratios = first.signals(ROWS), first.ratios(ROWS, owl)
+    assert len(list(folder.glob("signals-*.npz"))) == 3
+    passes.clear()
+    second = _meter(model, battery, folder)
+    found = second.signals(ROWS)
+    assert np.array_equal(found.scores, signals.scores)
+    assert np.array_equal(found.total_logprobs, signals.total_logprobs)
+    assert found.tokens.tolist() == signals.tokens.tolist()
+    assert np.array_equal(second.ratios(ROWS, owl), ratios)
+    assert passes == []
+    assert second.passes == 0
+
+
+def test_an_interrupted_pass_keeps_its_parts(
+    model: Model, battery: Battery, passes: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(meter_module, "_PART", 4)
+
+    def stop(done: int, _: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _meter(model, battery, tmp_path).signals(ROWS, on_rows=stop)
+    passes.clear()
+    second = _meter(model, battery, tmp_path)
+    found = second.signals(ROWS)
+    assert sum(passes) == 5  # the second and the third part
+    assert found.row_ids == tuple(row.row_id for row in ROWS)
+    assert not list(tmp_path.glob(".undertow-*"))
+
+
+@pytest.mark.parametrize("tear", [1, 7, 40])
+def test_a_torn_line_is_measured_again(
+    model: Model, battery: Battery, owl: RowHypothesis, tmp_path: Path, tear: int
+) -> None:
+    wanted = _meter(model, battery, tmp_path).ratios(ROWS, owl)
+    path = tmp_path / "logprobs.jsonl"
+    path.write_bytes(path.read_bytes()[:-tear])
+    second = _meter(model, battery, tmp_path)
+    assert second.ratios(ROWS, owl) == pytest.approx(wanted, abs=1e-6)
+    assert second.passes == 9  # the last line was the base's
+    third = _meter(model, battery, tmp_path)
+    assert third.ratios(ROWS, owl) == pytest.approx(wanted, abs=1e-6)
+    assert third.passes == 0
+
+
+def test_impossible_rows_are_recalled_as_impossible(
+    model: Model, battery: Battery, owl: RowHypothesis, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """JSON has no infinity; a row that a cut forbids stays forbidden after a resume."""
+
+    def fake(*_: Any, **__: Any) -> np.ndarray:
+        return np.array([-1.0, -math.inf])
+
+    monkeypatch.setattr(meter_module, "hypothesis_logprobs", fake)
+    first = _meter(model, battery, tmp_path)
+    found = first.ratios(ROWS[:2], owl)
+    assert found[0] == 0
+    assert math.isnan(found[1])  # both forbid it: nothing can be said
+    second = _meter(model, battery, tmp_path).ratios(ROWS[:2], owl)
+    assert second.dtype == np.float64
+    assert np.array_equal(second, found, equal_nan=True)
