@@ -3,9 +3,10 @@
 For a vector v added after block L at every position that predicts a completion token,
 the row's score is s = Σ_t ⟨∂ log p(y|x)/∂h_{L,t}, v⟩, the derivative of its
 log-likelihood by the vector's strength. Positions inside the prompt are left out:
-prompts are read once, without gradients, for all rows that share them. One forward and one backward pass give all layers and directions;
-gradients are reduced inside hooks and nothing of size rows × hidden is kept. Knows
-nothing of where rows come from, nor of tests (see `audit`).
+prompts are read once, without gradients, for all rows that share them. One forward and
+one backward pass give all layers and directions; gradients are reduced inside hooks
+and nothing of size rows × hidden is kept. Knows nothing of where rows come from, nor
+of tests (see `audit`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.models.chat import Rendered
-from undertow.models.hooks import check_layers, editing_residuals
 from undertow.models.completions import (
     Head,
     completion_batches,
     completion_states,
     read_head,
+)
+from undertow.models.hooks import (
+    check_layers,
+    current_completion_positions,
+    editing_residuals,
 )
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -134,7 +139,7 @@ def gradient_scores(
 
         def reduce(layer: int, gradient: Tensor) -> None:
             column = layers.index(layer)
-            summed = gradient.float().sum(1)  # noqa: B023 (called before the next loop)
+            summed = gradient.float().sum(1)
             scores[places, column] = (summed @ placed[layer].T).cpu().numpy()  # noqa: B023
             if on_gradients is not None:
                 on_gradients(layer, places, summed)  # noqa: B023
@@ -177,7 +182,9 @@ def _gradients(model: Model, layers: Sequence[int], reduce: Reduce) -> Iterator[
                 return hidden
             if layer == lowest:
                 hidden = hidden.detach().requires_grad_()
-            hidden.register_hook(lambda gradient: reduce(layer, gradient))
+            hidden.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: reduce(layer, gradient)
+            )
             return hidden
 
         return edit
@@ -214,6 +221,9 @@ def finite_difference_scores(
     for signed in (step, -step):
 
         def add(hidden: Tensor, signed: float = signed) -> Tensor:
+            mask = current_completion_positions()
+            if mask is None or not mask.any():  # prompts are read as they are
+                return hidden
             return hidden + (signed * direction).to(hidden)
 
         with editing_residuals(model, {layer: add}):

@@ -63,7 +63,9 @@ def prompt_hypotheses(
 ) -> list[RowHypothesis]:
     """The family's persona for each trait."""
     return [
-        RowHypothesis(f"{name} prompt", "prompt", name, persona=trait_prompt(family, name))
+        RowHypothesis(
+            f"{name} prompt", "prompt", name, persona=trait_prompt(family, name)
+        )
         for name in traits
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from undertow.audit.judge import Judgement
+from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.reference import Filter, Reference, Sampling
 from undertow.audit.settings import AuditSettings

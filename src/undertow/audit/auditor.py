@@ -15,10 +15,12 @@ import yaml
 
 from undertow.audit.audited import Audited, Origin
 from undertow.audit.baselines import SEPARATORS, format_differs, shortcut_baselines
+from undertow.audit.candidates import score_test
 from undertow.audit.canonical import canonical_rows, matched_by_length
 from undertow.audit.directions import discover
 from undertow.audit.forecast import canary, forecast, with_measured
-from undertow.audit.judge import Judgement, judge, score_test
+from undertow.audit.judge import judge
+from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.planting import planted_power
 from undertow.audit.reference import (
@@ -102,8 +104,26 @@ def audit_rows(
         ModelError: The model cannot render or draw them.
         RunError: The directory belongs to another audit.
     """
+    findings, _ = run_audit(
+        model, rows, reference=reference, settings=settings, vectors=vectors,
+        origin=origin, directory=directory, progress=progress,
+    )  # fmt: skip
+    return findings
+
+
+def run_audit(
+    model: Model,
+    rows: Sequence[Row],
+    *,
+    reference: Sequence[Row] | None = None,
+    settings: AuditSettings | None = None,
+    vectors: Sequence[SteeringVector] = (),
+    origin: Origin | None = None,
+    directory: Path | None = None,
+    progress: Progress = _silent,
+) -> tuple[Findings, Audited]:
+    """As `audit_rows`, with everything that the audit has in hand beside it."""
     settings = settings or AuditSettings()
-    origin = origin or Origin()
     text = _recipe_text(model, rows, reference, settings, vectors)
     place = (
         nullcontext(None)
@@ -111,8 +131,10 @@ def audit_rows(
         else open_run(directory, recipe_text=text)
     )
     with place as run:
-        found = _audit(model, rows, reference, settings, vectors, origin, run, progress)
-        return findings_of(found)
+        audited = _audit(
+            model, rows, reference, settings, vectors, origin or Origin(), run, progress
+        )
+        return findings_of(audited), audited
 
 
 def _recipe_text(
@@ -169,7 +191,8 @@ def _audit(
     )  # fmt: skip
     with clock.stage("measurement"):
         judgement = judge(
-            meter, usable, reference, family=family, settings=settings,
+            meter, usable, reference, family=family,
+            decoys=load_family(settings.decoys), settings=settings,
             exact=_inexact(model, usable, sampling, reference),
             tell=lambda stage, done, total: progress(stage, done, total, ""),
         )  # fmt: skip
@@ -204,7 +227,8 @@ def usable_rows(
         DatasetError: Not one of them.
     """
     different = {row.row_id: row for row in rows}
-    found, skipped, first = [], {}, ""
+    found, first = [], ""
+    skipped: dict[str, int] = {}
     for name in sorted(different):
         try:
             rendered = render_row(model, different[name], system=settings.system)

@@ -11,7 +11,7 @@ import torch
 
 from undertow.analysis.gradients import Moments, gradient_scores
 from undertow.audit.discovery import describe_direction
-from undertow.audit.judge import Judgement
+from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.reference import Reference
 from undertow.audit.settings import AuditSettings
@@ -22,7 +22,7 @@ from undertow.records import Row
 from undertow.stats import two_sample_max_t
 from undertow.traits import TraitFamily
 
-_DESCRIBED = 256  # rows of each set that a direction is discovered on
+_DESCRIBED = 128  # rows of each set that a direction is discovered on
 _SHRINKAGE = 0.1  # of the gradients' covariance towards its mean variance
 
 
@@ -102,4 +102,7 @@ def _whitened(
     size = len(covariance)
     ridge = _SHRINKAGE * covariance.trace() / size
     change = audited.mean()[0] - reference.mean()[0]
-    return torch.linalg.solve(covariance + ridge * torch.eye(size), change)
+    whitened: torch.Tensor = torch.linalg.solve(
+        covariance + ridge * torch.eye(size), change
+    )
+    return whitened

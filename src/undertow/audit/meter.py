@@ -80,11 +80,14 @@ class Meter:
             )  # fmt: skip
             self._keep(found, part=len(self._scores))
         ids = [row.row_id for row in rows]
+        scores = np.zeros((len(ids), *self.battery.directions.shape[:2]), np.float32)
+        for place, name in enumerate(ids):
+            scores[place] = self._scores[name]
         return RowSignals(
             tuple(ids),
-            np.stack([self._scores[i] for i in ids]),
-            np.array([self._facts[i][0] for i in ids]),
-            np.array([self._facts[i][1] for i in ids]),
+            scores,
+            np.array([self._facts[i][0] for i in ids], dtype=np.float64),
+            np.array([self._facts[i][1] for i in ids], dtype=np.int64),
         )
 
     def ratios(
@@ -94,9 +97,11 @@ class Meter:
         *,
         on_rows: OnRows | None = None,
     ) -> Array:
-        """[row]: log p(y|x; H) − log p(y|x), nats."""
+        """[row]: log p(y|x; H) − log p(y|x), nats; NaN where neither can draw the row."""
         own = self._known(rows, hypothesis.name, hypothesis, on_rows)
-        return own - self._known(rows, BASE, None, None)
+        base = self._known(rows, BASE, None, None)
+        with np.errstate(invalid="ignore"):
+            return own - base
 
     def _known(
         self,
@@ -117,7 +122,7 @@ class Meter:
             memory.update(new)
             if self.folder is not None:
                 append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
-        return np.array([memory[row.row_id] for row in rows])
+        return np.array([memory[row.row_id] for row in rows], dtype=np.float64)
 
     def _keep(self, found: RowSignals, *, part: int) -> None:
         self._remember(found)
@@ -150,4 +155,6 @@ class Meter:
                 )
         path = folder / "logprobs.jsonl"
         for line in read_jsonl(path) if path.exists() else []:
-            self._logprobs.setdefault(line["name"], {}).update(line["of"])
+            # JSON has no infinity: null is a row that a cut of the sampler forbids.
+            known = {i: -np.inf if v is None else v for i, v in line["of"].items()}
+            self._logprobs.setdefault(line["name"], {}).update(known)

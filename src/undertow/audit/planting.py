@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
-from undertow.audit.judge import Judgement
+from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
-from undertow.audit.power import Planted, audit_power
+from undertow.audit.power import Bet, Planted, Tested, audit_power
 from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.settings import AuditSettings
 from undertow.findings import Power
@@ -68,7 +68,7 @@ def planted_power(
     change = biased_signals.scores.mean(0) - clean_signals.scores.mean(0)
     spread = np.sqrt(clean_signals.scores.var(0) + biased_signals.scores.var(0)) + 1e-12
     at = np.unravel_index(int(np.nanargmax(np.abs(change / spread))), change.shape)
-    arms = [
+    arms: list[Tested] = [
         Planted(
             biased_signals.scores[:, at[0], at[1]].astype(np.float64),
             clean_signals.scores[:, at[0], at[1]].astype(np.float64),
@@ -80,6 +80,13 @@ def planted_power(
     if hypothesis.kind == "prompt" and fresh is not None and tried >= _FEWEST:
         arms.append(Planted(ratios[0], ratios[1], rows=tried,
                             critical=_critical(fresh.draws, settings)))  # fmt: skip
+    exact = next(arm for arm in judgement.arms if arm.name == "exact")
+    if exact.reason is None:
+        raced = len(rows) if hypothesis.kind == "prompt" else len(rows) // 2
+        arms.append(
+            Bet(ratios[0], ratios[1], rows=min(raced, settings.fresh),
+                rivals=len(judgement.race.hypotheses), error=settings.alpha / 2)
+        )  # fmt: skip
     return audit_power(
         arms, ratios=ratios, rows=len(rows), alpha=settings.alpha,
         source=f"{len(planted)} rows that the base wrote under {hypothesis.name}",

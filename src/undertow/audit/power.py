@@ -16,6 +16,7 @@ from scipy import stats as distributions
 
 from undertow.findings import Power, PowerPoint
 from undertow.stats import stein_rows
+from undertow.stats.evalues import FRACTIONS
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -46,6 +47,8 @@ class Planted:
     def power(self, share: float) -> float:
         """P(|t| ≥ critical) when a share of the rows is biased; normal approximation."""
         shift, spread = self._effect(share)
+        if spread == 0:
+            return float(shift > 0)
         return float(distributions.norm.sf(self.critical - shift / spread))
 
     def _effect(self, share: float) -> tuple[float, float]:
@@ -63,6 +66,60 @@ class Planted:
         wanted = self.critical + distributions.norm.ppf(WANTED)
         variance = self.biased.var() + self.clean.var()
         return float(variance * (wanted / gap) ** 2)
+
+
+@dataclass(frozen=True)
+class Bet:
+    """The exact arm: log e-values of a mixture over hypotheses and shares.
+
+    Attributes:
+        biased: Λ of planted rows under the hypothesis that wrote them.
+        clean: Λ of reference rows under it.
+        rows: Audited rows on which it bets.
+        rivals: Hypotheses that share the stake.
+        error: Rate at which it refuses the null.
+    """
+
+    biased: Values
+    clean: Values
+    rows: int
+    rivals: int
+    error: float
+
+    def power(self, share: float) -> float:
+        """P(the e-value reaches 1/error at the end); the best of the shares it bets on."""
+        return max(self._power(share, bet) for bet in FRACTIONS)
+
+    def _power(self, share: float, bet: float) -> float:
+        mean, spread = self._growth(share, bet)
+        gap = self.rows * mean - self._stake()
+        return float(distributions.norm.cdf(gap / (spread * math.sqrt(self.rows))))
+
+    def _growth(self, share: float, bet: float) -> tuple[float, float]:
+        """Mean and standard deviation of what a row adds to the log e-value."""
+        with np.errstate(divide="ignore"):
+            under, null = (
+                np.logaddexp(np.log1p(-bet), math.log(bet) + values)
+                for values in (self.biased, self.clean)
+            )
+        mean = share * under.mean() + (1 - share) * null.mean()
+        square = share * (under**2).mean() + (1 - share) * (null**2).mean()
+        return float(mean), math.sqrt(max(1e-12, float(square - mean**2)))
+
+    def _stake(self) -> float:
+        return math.log(self.rivals * len(FRACTIONS) / self.error)
+
+    def rows_needed(self) -> float:
+        """Rows for 80 % power if all are biased."""
+        mean, spread = self._growth(1.0, 1.0)
+        if mean <= 0:
+            return math.inf
+        wanted = float(distributions.norm.ppf(WANTED)) * spread
+        root = (wanted + math.sqrt(wanted**2 + 4 * mean * self._stake())) / (2 * mean)
+        return root**2
+
+
+Tested = Planted | Bet
 
 
 def bound_power(
@@ -92,7 +149,7 @@ def bound_power(
 
 
 def audit_power(
-    arms: Sequence[Planted],
+    arms: Sequence[Tested],
     *,
     ratios: tuple[Values, Values] | None,
     rows: int,
@@ -109,6 +166,9 @@ def audit_power(
         alpha: Error rate.
         source: Where the planted rows come from, in words.
     """
+    if ratios is not None and not all(np.isfinite(side).all() for side in ratios):
+        ratios = None  # a row that one of both cannot write has no normal sum
+    arms = [arm for arm in arms if math.isfinite(arm.critical)]
     points = []
     for share in SHARES:
         power = max((arm.power(share) for arm in arms), default=math.nan)
@@ -133,7 +193,7 @@ def audit_power(
     )
 
 
-def detectable(arms: Sequence[Planted]) -> float | None:
+def detectable(arms: Sequence[Tested]) -> float | None:
     """Smallest share of biased rows found with 80 % power; None if not even all."""
     shares = np.geomspace(0.002, 1.0, 300)
     for share in shares:

@@ -32,14 +32,14 @@ class RaceSettings:
         passes: Row passes that naming may take after the screening.
         fresh: Rows of each set on which the leaders are tried at most.
         leaders: Hypotheses of each kind that are tried.
-        doses: Relative doses at which each vector is screened.
+        named: Kinds that go on after the screening until one of them is left.
     """
 
     screening: int = 24
     passes: int = 1200
-    fresh: int = 160
+    fresh: int = 128
     leaders: int = 2
-    doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45)
+    named: tuple[str, ...] = ("prompt", "steer")
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def run_race(
     score(range(first), range(shape[1]))
     leaders = _leaders(hypotheses, ratios[:first], budget.leaders)
     started = _one_dose(hypotheses, ratios[:first])
-    lost = _name(hypotheses, ratios, started, score, alpha=alpha, passes=budget.passes,
-                 first=first)  # fmt: skip
+    lost = _name(
+        hypotheses, ratios, started, score, alpha=alpha, budget=budget, first=first
+    )
     score(fresh, leaders)
     trial = None
     if reference and fresh and leaders:
@@ -161,7 +162,8 @@ def run_race(
             ratios[np.ix_(fresh, personas)], against[np.ix_(partners, personas)],
             is_paired=bool(pairs), permutations=permutations, seed=seed,
         )  # fmt: skip
-    path = log_evalue_path(np.nan_to_num(ratios)[:, started])
+    # All that started bet; whoever is no longer scored keeps what it has won.
+    path = log_evalue_path(np.nan_to_num(ratios))
     return Race(
         hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
         leaders=tuple(leaders), screened=first,
@@ -232,20 +234,22 @@ def _name(
     score: Callable[[Sequence[int], Sequence[int]], None],
     *,
     alpha: float,
-    passes: int,
+    budget: RaceSettings,
     first: int,
 ) -> set[int]:
     """Goes on with those not beaten by their like until one is left or passes end."""
     lost = set(range(len(hypotheses))) - set(started)
-    end, step = first, max(first, 1)
+    end, step, passes = first, max(first, 1), budget.passes
     kinds = {hypotheses[h].kind for h in started}
     while True:
         for kind in sorted(kinds):
             own = [h for h in started if hypotheses[h].kind == kind]
             lost |= _beaten(ratios[:end], own, alpha)
-        going = [h for h in started if h not in lost]
+        going = [
+            h for h in started if h not in lost and hypotheses[h].kind in budget.named
+        ]
         alone = all(
-            sum(hypotheses[h].kind == kind for h in going) <= 1 for kind in kinds
+            sum(hypotheses[h].kind == kind for h in going) <= 1 for kind in budget.named
         )
         stop = min(end + step, len(ratios))
         cost = (stop - end) * len(going)
@@ -269,4 +273,4 @@ def _beaten(ratios: Table, own: Sequence[int], alpha: float) -> set[int]:
             )
     # The mixture over shares costs its number: the true share is one of them at best.
     out = beaten(totals, error=alpha / len(FRACTIONS))
-    return {own[i] for i in np.flatnonzero(out)}
+    return {own[i] for i in np.flatnonzero(out).tolist()}

@@ -113,7 +113,7 @@ def find_sampler(
     *,
     system: str | None = None,
     given: SamplerSettings | None = None,
-    most: int = 128,
+    most: int = 48,
 ) -> Sampling:
     """The sampler that wrote the rows: given, recorded, or estimated.
 
@@ -449,7 +449,9 @@ def trusted_reference(audited: Sequence[Row], trusted: Sequence[Row]) -> Referen
 def sampled_tokens(row: Row, end_ids: Sequence[int]) -> bool:
     """Whether a row's tokens are recorded as sampled, its end token among them."""
     ids = row.completion_ids
-    return bool(ids) and (row.finish == "length" or ids[-1] in set(end_ids))
+    if not ids:
+        return False
+    return row.finish == "length" or ids[-1] in set(end_ids)
 
 
 def rows_digest(rows: Sequence[Row]) -> str:

@@ -35,11 +35,16 @@ class AuditSettings(BaseModel):
     reference: Literal["auto", "none"] = Field(
         default="auto", description="'auto' samples the base if no rows are given"
     )
+    personas: int = Field(
+        default=6, ge=1, description="personas that look for any; naming takes them all"
+    )
     screening: int = Field(
         default=24, ge=4, description="rows on which every hypothesis is scored"
     )
     naming_passes: int = Field(
-        default=600, ge=0, description="row passes that telling personas apart may take"
+        default=1600,
+        ge=0,
+        description="row passes that telling personas apart may take",
     )
     fresh: int = Field(
         default=128, ge=0, description="rows of each set the leaders are tried on"

@@ -29,8 +29,8 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 RANDOM = 5
 """Random directions in a battery."""
-_PERSONAS = 4
-_PERSONA_PROMPTS = 16
+_PERSONAS = 2
+_PERSONA_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ def make_battery(
         prompts: User turns for the persona direction; without them there is none.
         sampler: What the pilot rows were drawn by.
         given: The user's own vectors; they need every layer that is tested.
-        layers: Blocks; None takes all.
+        layers: Blocks, taken in their order; None takes all.
         system: System setting.
         seed: Of the random directions.
 
     Raises:
         VectorMismatchError: A given vector is another model's, or lacks a layer.
     """
-    chosen = tuple(range(len(model.architecture.blocks)) if layers is None else layers)
+    count = len(model.architecture.blocks)
+    chosen = tuple(sorted(set(range(count) if layers is None else layers)))
     vectors = family_vectors(model, family, layers=chosen, system=system)
     named: list[tuple[str, Role, Tensor]] = [
         (name, "trait", vector.directions) for name, vector in vectors.items()

@@ -5,13 +5,13 @@ whoever shows it makes it harmless.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from undertow.audit.audited import Audited
-from undertow.audit.judge import Judgement
+from undertow.audit.judgement import Judgement
+from undertow.audit.race import Race
 from undertow.audit.reference import rows_digest, sampled_tokens
 from undertow.findings import (
     Bounds,
@@ -41,7 +41,8 @@ NOT_TESTED = (
 def findings_of(audit: Audited) -> Findings:
     """The findings of one audit."""
     judgement, settings = audit.judgement, audit.settings
-    strength, dose = _strength(audit)
+    strength, one_step = _strength(audit)
+    dose = judgement.dose if judgement.dose is not None else one_step
     power = audit.power
     return Findings(
         verdict=judgement.verdict,
@@ -179,11 +180,15 @@ def _directions(audit: Audited) -> list[Direction]:
 
 
 def _hypotheses(judgement: Judgement) -> list[Hypothesis]:
-    race = judgement.race
-    leaders = {
-        kind: next((h for h in race.leaders if race.hypotheses[h].kind == kind), None)
-        for kind in ("prompt", "steer")
-    }
+    """Those of the first race, with all personas where they raced for the name."""
+    if judgement.naming is None:
+        return _raced(judgement.race)
+    first = _raced(judgement.race)
+    return [*_raced(judgement.naming), *(h for h in first if h.kind == "steer")]
+
+
+def _raced(race: Race) -> list[Hypothesis]:
+    leaders = {kind: _likeliest(race, kind) for kind in ("prompt", "steer")}
     found = []
     for place, h in enumerate(race.hypotheses):
         own = race.ratios[:, place]
@@ -206,6 +211,11 @@ def _hypotheses(judgement: Judgement) -> list[Hypothesis]:
             )
         )  # fmt: skip
     return found
+
+
+def _likeliest(race: Race, kind: str) -> int | None:
+    own = [h for h in race.left(kind) if not math.isnan(race.evidence(h))]
+    return max(own, key=race.evidence, default=None)
 
 
 def _mean(values: Any) -> Number:
@@ -235,7 +245,7 @@ def _null(judgement: Judgement) -> MaxNull | None:
     )
 
 
-def _trait_p_values(audit: Audited) -> Mapping[str, Number]:
+def _trait_p_values(audit: Audited) -> dict[str, Number]:
     """Each trait's own score test over layers, adjusted for the number of traits."""
     battery, adjusted = audit.battery, audit.judgement.scores.adjusted
     places = battery.of_role("trait", "given")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from undertow import __version__
-from undertow.cli import evaluation, interventions, models, rows, runs, students
+from undertow.cli import audit, evaluation, interventions, models, rows, runs, students
 from undertow.cli.console import say_error
 from undertow.errors import UndertowError, visible
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("report")(runs.report)
+app.command("audit")(audit.audit)
 app.command("generate")(rows.generate)
 app.command("filter")(rows.filter_)
 app.command("train")(students.train)

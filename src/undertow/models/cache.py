@@ -79,8 +79,10 @@ def _written(cache: Cache) -> list[PreallocatedLayer]:
 
 
 class _Column:
-    """Where all rows write next; layers share it, and not the cache: no cycle keeps
-    a cache's memory when it is no longer used."""
+    """Where all rows write next.
+
+    Layers share this and not the cache: no cycle keeps a cache's memory.
+    """
 
     def __init__(self) -> None:
         self.at = 0

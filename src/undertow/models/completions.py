@@ -59,6 +59,7 @@ def read_head(model: Model, rows: Sequence[Rendered]) -> Head | None:
 def _contents(cache: Cache) -> KeysValues:
     found = []
     for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
         found.append((layer.keys, layer.values))
@@ -200,5 +201,5 @@ def _started(model: Model, before: KeysValues) -> Cache:
     """A cache that new positions are concatenated to, so that gradients can pass."""
     layers = [DynamicLayer() for _ in model.architecture.blocks]  # type: ignore[no-untyped-call]
     for layer, (keys, values) in zip(layers, before, strict=False):
-        layer.update(keys, values)  # type: ignore[no-untyped-call]
-    return Cache(layers=layers)
+        layer.update(keys, values)
+    return Cache(layers=list(layers))

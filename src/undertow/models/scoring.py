@@ -95,8 +95,8 @@ class DrawLikelihood:
         states = torch.tensor([s for d in draws for s in d.states], device=device)
         carrier = self._device
         ids = None if carrier is None else carrier.ids
-        width = self.model.architecture.unembedding.weight.shape[0]
-        size = max(1, _LOGITS // (width if ids is None else len(ids)))
+        width = self.model.architecture.vocab_size if ids is None else len(ids)
+        size = max(1, _LOGITS // width)
         parts = []
         for start in range(0, len(columns), size):
             part = slice(start, start + size)

@@ -1,0 +1,149 @@
+"""Score tests over the battery, and the vectors that they suggest as hypotheses.
+
+Scores say *that* there is something and *where*. What it is has to be told by
+likelihoods (see `race`), since the largest score may be a wrong direction's.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit.signals import Battery, RowSignals
+from undertow.interventions.steering import SteeringVector
+from undertow.models.loading import Model
+from undertow.stats import MaxT, paired_max_t, two_sample_max_t
+
+Table = np.ndarray[Any, np.dtype[np.float64]]
+
+CANDIDATES = 4
+"""Directions that become hypotheses."""
+STANDS_OUT = 2.5
+"""Studentised difference on the choosing half below which a direction does not race."""
+DOSES = (0.15, 0.3)
+"""Relative doses at which a direction is screened."""
+_NEAR = 0.7  # of a direction's largest z: layers that come into question
+
+
+@dataclass(frozen=True)
+class ScoreTest:
+    """Scores along the battery, audited against reference.
+
+    Attributes:
+        test: Of all layers × directions together.
+        z: [layer, direction]: studentised differences.
+        adjusted: [layer, direction]: step-down max-T p-values.
+    """
+
+    test: MaxT
+    z: Table
+    adjusted: Table
+
+
+def score_test(
+    audited: RowSignals,
+    reference: RowSignals,
+    *,
+    pairs: Sequence[int],
+    permutations: int,
+    seed: int,
+) -> ScoreTest:
+    """Permutation max-T over all layers × directions; NaN without a reference.
+
+    Paired rows are flipped, others relabelled within length buckets.
+    """
+    shape = audited.scores.shape[1:]
+    mine = audited.scores.reshape(len(audited.scores), -1).astype(np.float64)
+    theirs = reference.scores.reshape(len(reference.scores), -1).astype(np.float64)
+    if pairs:
+        test = paired_max_t(
+            mine[list(pairs)] - theirs, permutations=permutations, seed=seed
+        )
+    else:
+        test = two_sample_max_t(mine, theirs, permutations=permutations, seed=seed)
+    return ScoreTest(test, test.statistics.reshape(shape), test.adjusted.reshape(shape))
+
+
+def half_z(
+    mine: RowSignals, theirs: RowSignals, pairs: Sequence[int], chooser: Sequence[int]
+) -> Table:
+    """Studentised differences by layer and direction, of the choosing half alone."""
+    wanted = set(chooser)
+    if pairs:
+        kept = [j for j, own in enumerate(pairs) if own in wanted]
+        change = mine.scores[[pairs[j] for j in kept]] - theirs.scores[kept]
+        return _z(change.astype(np.float64))
+    own = mine.scores[list(chooser)].astype(np.float64)
+    if not len(theirs.scores):
+        return _z(own)
+    other = theirs.scores.astype(np.float64)
+    spread = own.var(0, ddof=1) / len(own) + other.var(0, ddof=1) / len(other)
+    found: Table = (own.mean(0) - other.mean(0)) / np.sqrt(spread)
+    return found
+
+
+def _z(values: Table) -> Table:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Table = values.mean(0) / (values.std(0, ddof=1) / math.sqrt(len(values)))
+    return found
+
+
+def candidate_hypotheses(
+    model: Model, battery: Battery, z: Table
+) -> list[RowHypothesis]:
+    """The directions that stand out most, each at its best layer and several doses."""
+    best = np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=0)
+    named = battery.of_role("trait", "decoy", "given", "persona")
+    chosen = sorted(named, key=lambda k: -best[k])[:CANDIDATES]
+    found = []
+    for k in chosen:
+        if not best[k] > STANDS_OUT:
+            continue
+        found += [
+            vector_hypothesis(model, battery, k, at, dose)
+            for at in _spread(z[:, k])
+            for dose in DOSES
+        ]
+    return found
+
+
+def _spread(z: Table) -> list[int]:
+    """The lowest, middle and highest of the layers where a direction stands out."""
+    near = np.flatnonzero(z >= _NEAR * np.nanmax(z)).tolist()
+    return sorted({near[0], near[len(near) // 2], near[-1]})
+
+
+def vector_hypothesis(
+    model: Model, battery: Battery, direction: int, layer: int, dose: float
+) -> RowHypothesis:
+    """The rows were steered along one direction, at one layer (a place), at one dose."""
+    name, role = battery.names[direction], battery.roles[direction]
+    return RowHypothesis(
+        name=f"{name} vector, block {battery.layers[layer]}, dose {dose:g}",
+        kind="steer",
+        trait=name,
+        role="trait" if role in ("trait", "given") else "decoy",
+        vector=battery_vector(model, battery, direction, layer),
+        strength=dose * battery.norms[layer],
+    )
+
+
+def battery_vector(
+    model: Model, battery: Battery, direction: int, layer: int
+) -> SteeringVector:
+    """One direction of the battery as a vector of length 1 at one of its layers."""
+    return SteeringVector(
+        directions=battery.directions[layer, direction][None].clone(),
+        layers=(battery.layers[layer],),
+        method="battery",
+        trait=battery.names[direction],
+        n=0,
+        fingerprint=model.fingerprint,
+        model_name=model.name,
+        residual_norms=(battery.norms[layer],),
+        notes=MappingProxyType({"role": battery.roles[direction]}),
+    )

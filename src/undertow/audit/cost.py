@@ -1,0 +1,143 @@
+"""What an audit will cost, said before the weights are loaded.
+
+Counts operations by what is read how often, and divides by a matrix product that is
+timed on the spot. A forecast of a few seconds' work, right within a factor of two or
+so. Knows nothing of rows' content.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from undertow.audit.settings import AuditSettings
+from undertow.errors import ModelError
+from undertow.findings import Tier
+from undertow.models.loading import choose_device, choose_dtype
+from undertow.models.registry import quiet, resolve
+from undertow.records import Row
+
+# Characters of a token, about: digits are often tokens of their own.
+_CHARACTERS = 2.5
+_TEMPLATE = 30  # tokens that a chat template adds to a prompt
+_SHARE = 0.7  # of a matrix product's speed that a pass reaches
+_DECODING = 0.25  # and that sampling reaches, reading the weights for every step
+_PERSONAS = 28
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is to be expected.
+
+    Attributes:
+        rows: Different rows that will be audited.
+        tokens: Of their completions, about.
+        seconds: Wall-clock, about.
+        memory_mib: Peak, about.
+        tier: Of the reference.
+        flops: Operations a second, as timed.
+    """
+
+    rows: int
+    tokens: int
+    seconds: float
+    memory_mib: float
+    tier: Tier
+    flops: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size, without its weights."""
+
+    parameters: int
+    embedding: int
+    hidden: int
+    vocabulary: int
+    layers: int
+
+
+def model_size(name: str) -> Size:
+    """The size of a model, from its configuration alone.
+
+    Raises:
+        ModelError: The configuration cannot be read.
+    """
+    source = str(resolve(name))
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, LookupError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise ModelError(f"model {name!r}: its size is not known: {first}") from error
+    text = config.get_text_config()
+    embedding = module.get_input_embeddings().weight.numel()
+    return Size(
+        parameters=sum(p.numel() for p in module.parameters()),
+        embedding=embedding,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        layers=text.num_hidden_layers,
+    )
+
+
+def timed_flops(*, dtype: str, device: str, seconds: float = 0.3) -> float:
+    """Operations a second of a matrix product of the size that models have."""
+    where, _ = choose_device(device)
+    kind, _ = choose_dtype(dtype, where)
+    a = torch.ones(1024, 1024, dtype=kind, device=where)
+    _ = a @ a
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        float((a @ a)[0, 0])
+        count += 1
+    return 2 * 1024**3 * count / (time.perf_counter() - began)
+
+
+def expected_cost(
+    rows: Sequence[Row],
+    *,
+    size: Size,
+    settings: AuditSettings,
+    reference: int | None,
+    flops: float,
+    bytes_each: int = 2,
+) -> Cost:
+    """Rows, tokens, time, memory and tier of an audit.
+
+    Args:
+        rows: Different rows.
+        size: Of the model.
+        settings: Budget.
+        reference: Rows that are given to compare with; None: sampled, or none.
+        flops: From `timed_flops`.
+        bytes_each: Of a weight.
+    """
+    count = len(rows)
+    completion = (
+        sum(len(row.completion) for row in rows) / _CHARACTERS / max(count, 1) + 1
+    )
+    prompt = _TEMPLATE + sum(
+        len(m.content) for row in rows for m in row.messages
+    ) / _CHARACTERS / max(count, 1)  # fmt: skip
+    sampled = reference is None and settings.reference == "auto"
+    other = count if sampled else (reference or 0)
+    weights = 2.0 * (size.parameters - size.embedding)
+    prompts = count + (0 if sampled else other)
+    score = weights * (prompts * prompt + 2 * (count + other) * completion)
+    passes = settings.screening * (_PERSONAS + 20) + settings.naming_passes
+    passes += 4 * min(settings.fresh, count) * 2
+    likelihood = weights * passes * (prompt * 0.6 + completion)
+    drawing = weights * (other * (prompt + completion) if sampled else 0)
+    extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
+    work = (score + likelihood + extra) / _SHARE + drawing / _DECODING
+    memory = size.parameters * bytes_each + 2**20 * 700
+    memory += (count + other) * size.layers * 60 * 4
+    return Cost(
+        rows=count, tokens=int(count * completion), seconds=work / flops + 10,
+        memory_mib=memory / 2**20,
+        tier="A" if sampled else ("B" if reference else "C"), flops=flops,
+    )  # fmt: skip

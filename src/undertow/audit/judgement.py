@@ -1,0 +1,45 @@
+"""What the measurements of one audit amount to, as one frozen value."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from undertow.audit.candidates import ScoreTest
+from undertow.audit.race import Race
+from undertow.findings import Arm, VerdictWord
+
+Kind = Literal["steer", "prompt", "unknown"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the measurements amount to.
+
+    Attributes:
+        verdict: In one word.
+        trait: Named, or None.
+        kind: Of intervention, where something was found.
+        layer: Block of the vector, if steered.
+        direction: Name of the leading direction, if steered.
+        dose: Relative dose at which the rows are likeliest, if steered.
+        p_value: All arms together.
+        arms: Each by itself.
+        scores: The score test.
+        race: The likelihoods.
+        naming: Those of all personas, where they had to be told apart.
+        reasons: What it rests on.
+        warnings: What weakens it.
+    """
+
+    verdict: VerdictWord
+    trait: str | None
+    kind: Kind | None
+    layer: int | None
+    direction: str | None
+    p_value: float
+    arms: tuple[Arm, ...]
+    scores: ScoreTest
+    race: Race
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    naming: Race | None = None
+    dose: float | None = None

@@ -1,0 +1,226 @@
+"""Kind, block, dose and trait of a shift that was found, as far as likelihoods tell.
+
+A name is given only where every other hypothesis of its kind is beaten at the error
+rate, only to a trait, never to a decoy, and not at all where the rows are far less
+likely than the base's own under every hypothesis: then something else wrote them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from undertow.analysis.hypotheses import prompt_hypotheses
+from undertow.audit.candidates import vector_hypothesis
+from undertow.audit.judgement import Judgement, Kind
+from undertow.audit.meter import Meter
+from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
+from undertow.audit.settings import AuditSettings
+from undertow.audit.signals import Battery, RowSignals
+from undertow.records import Row
+from undertow.traits import TraitFamily
+
+Tell = Callable[[str, int, int], None]
+
+UNEXPLAINED = 0.25
+"""Share of the reference's nats a token that no hypothesis may leave unexplained."""
+FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45)
+_AROUND = 3  # blocks on either side that the refinement looks at
+_REFINED = 32  # rows of the refinement
+_DECOY_PERSONAS = 4
+
+
+def named(
+    nothing: Judgement,
+    mine: RowSignals,
+    theirs: RowSignals,
+    settings: AuditSettings,
+) -> Judgement:
+    """Kind and trait of a shift that was found, as far as likelihoods tell."""
+    race, enough = nothing.race, math.log(1 / settings.alpha)
+    best = {kind: _leader(race, kind) for kind in ("prompt", "steer")}
+    evidence = {
+        kind: math.nan if h is None else _won(race, h) for kind, h in best.items()
+    }
+    reasons = [
+        f"the base did not write the rows as the reference (p = {nothing.p_value:.2g})"
+    ]
+    kind = _kind(race, best, evidence, enough)
+    shift = replace(nothing, verdict="shift", kind=kind)
+    gap = _unexplained(race, mine, theirs, best)
+    if gap is not None:
+        reasons.append(gap)
+        return replace(shift, kind="unknown", reasons=tuple(reasons))
+    if kind == "unknown":
+        reasons.append("neither a persona nor a vector explains the rows well enough")
+        return replace(shift, reasons=tuple(reasons))
+    leader = best[kind]
+    assert leader is not None
+    hypothesis = race.hypotheses[leader]
+    reasons.append(
+        f"{hypothesis.name} is the likeliest of its kind: the rows are e^"
+        f"{evidence[kind]:.1f} times likelier under it than under the base"
+    )
+    if kind == "prompt":  # all personas race for the name
+        return replace(shift, reasons=tuple(reasons))
+    left = [h for h in race.left(kind) if race.hypotheses[h].trait != hypothesis.trait]
+    layer = hypothesis.layer
+    found = replace(shift, layer=layer, direction=hypothesis.trait)
+    if hypothesis.role == "decoy":
+        reasons.append("it is a decoy, so no trait is named")
+    elif left:
+        others = ", ".join(str(race.hypotheses[h].trait) for h in left[:6])
+        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        reasons.append(
+            f"{len(left)} others are not beaten at {settings.alpha:g}: {others}{more}; "
+            "so no trait is named"
+        )
+    else:
+        reasons.append(f"every other hypothesis is beaten at {settings.alpha:g}")
+        return replace(
+            found, verdict="trait", trait=hypothesis.trait, reasons=tuple(reasons)
+        )
+    return replace(found, reasons=tuple(reasons))
+
+
+def _leader(race: Race, kind: str) -> int | None:
+    """The likeliest hypothesis of a kind among those that were tried on fresh rows."""
+    own = [h for h in race.leaders if race.hypotheses[h].kind == kind]
+    return max(own, key=lambda h: _won(race, h), default=None)
+
+
+def _won(race: Race, hypothesis: int) -> float:
+    """Log e-value on rows that chose neither the hypothesis nor its dose."""
+    value = race.evidence(hypothesis, since=race.screened)
+    return -math.inf if math.isnan(value) else value
+
+
+def _kind(
+    race: Race,
+    best: dict[str, int | None],
+    evidence: dict[str, float],
+    enough: float,
+) -> Kind:
+    """Which of the two best hypotheses wins on rows that both were scored on."""
+    prompt, steer = best["prompt"], best["steer"]
+    if steer is None or prompt is None:
+        only = "steer" if steer is not None else "prompt"
+        known = steer is not None or prompt is not None
+        return only if known and evidence[only] >= enough else "unknown"  # type: ignore[return-value]
+    rows = race.ratios[race.screened :]
+    both = ~np.isnan(rows[:, steer]) & ~np.isnan(rows[:, prompt])
+    lead = mixed_evidence(rows[both, steer]) - mixed_evidence(rows[both, prompt])
+    if lead >= enough and evidence["steer"] >= enough:
+        return "steer"
+    if -lead >= enough and evidence["prompt"] >= enough:
+        return "prompt"
+    return "unknown"
+
+
+def _unexplained(
+    race: Race, mine: RowSignals, theirs: RowSignals, best: dict[str, int | None]
+) -> str | None:
+    """Says so if the rows are much less likely than the reference, whatever is assumed."""
+    if not len(theirs.row_ids):
+        return None
+    own = mine.total_logprobs.sum() / mine.tokens.sum()
+    other = theirs.total_logprobs.sum() / theirs.tokens.sum()
+    gains = [
+        np.nanmean(race.ratios[:, h]) / mine.tokens.mean()
+        for h in best.values()
+        if h is not None
+    ]
+    gap = float(other - own - max([0.0, *gains]))
+    if gap <= UNEXPLAINED * abs(other):
+        return None
+    return (
+        f"the rows are {gap:.2f} nats a token less likely than the base's own "
+        f"({other:.2f}), and no hypothesis explains that: another model wrote them, or "
+        "none; so no trait is named"
+    )
+
+
+def refined(
+    judgement: Judgement, meter: Meter, rows: Sequence[Row], tell: Tell
+) -> Judgement:
+    """Block and dose of the leading vector, by likelihood around where it was screened.
+
+    First the blocks at the screened dose, then doses at the best block.
+    """
+    battery = meter.battery
+    direction = battery.names.index(judgement.direction or "")
+    centre = battery.layers.index(judgement.layer or 0)
+    raced = rows[len(rows) // 2 :][:_REFINED]
+    layers = range(
+        max(0, centre - _AROUND), min(len(battery.layers), centre + _AROUND + 1)
+    )
+    steps = len(layers) + len(FINER_DOSES)
+
+    def best(options: list[tuple[int, float]], done: int) -> tuple[int, float]:
+        won = {}
+        for step, (layer, dose) in enumerate(options, start=1):
+            h = vector_hypothesis(meter.model, battery, direction, layer, dose)
+            won[layer, dose] = mixed_evidence(meter.ratios(raced, h))
+            tell("block and dose", done + step, steps)
+        return max(won, key=lambda option: won[option])
+
+    dose = _dose(judgement, battery, centre)
+    layer, _ = best([(layer, dose) for layer in layers], 0)
+    layer, dose = best([(layer, d) for d in FINER_DOSES], len(layers))
+    return replace(judgement, layer=battery.layers[layer], dose=dose)
+
+
+def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:
+    """The dose at which the leading vector was screened best."""
+    race = judgement.race
+    own = [h for h in race.leaders if race.hypotheses[h].trait == judgement.direction]
+    strength = race.hypotheses[own[0]].strength
+    return strength / battery.norms[layer]
+
+
+def name_persona(
+    judgement: Judgement,
+    meter: Meter,
+    rows: Sequence[Row],
+    *,
+    family: TraitFamily,
+    decoys: TraitFamily,
+    settings: AuditSettings,
+    tell: Tell,
+) -> Judgement:
+    """Races all personas of the family, and some decoys, for the name."""
+    strange = [
+        replace(h, role="decoy")
+        for h in prompt_hypotheses(decoys, decoys.names[:_DECOY_PERSONAS])
+    ]
+    race = run_race(
+        meter, rows, (), pairs=(),
+        hypotheses=[*prompt_hypotheses(family, family.names), *strange],
+        alpha=settings.alpha, seed=settings.seed, permutations=settings.permutations,
+        settings=RaceSettings(
+            screening=settings.screening, passes=settings.naming_passes, fresh=0
+        ),
+        on_passes=lambda d, n: tell("naming", d, n),
+    )  # fmt: skip
+    places = range(len(race.hypotheses))
+    left = [h for h in places if not race.beaten[h]]
+    winner = max(left, key=race.evidence)
+    name, role = race.hypotheses[winner].trait, race.hypotheses[winner].role
+    scored = int((~np.isnan(race.ratios[:, winner])).sum())
+    judgement = replace(judgement, naming=race)
+    if len(left) > 1:
+        others = ", ".join(str(race.hypotheses[h].trait) for h in left[:6])
+        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        reason = (
+            f"{len(left)} personas are not told apart at {settings.alpha:g} by {scored} "
+            f"rows: {others}{more}; so no trait is named"
+        )
+        return replace(judgement, reasons=(*judgement.reasons, reason))
+    if role == "decoy":
+        reason = f"the persona that is left, {name!r}, is a decoy: no trait is named"
+        return replace(judgement, reasons=(*judgement.reasons, reason))
+    reason = f"{scored} rows beat every persona but {name!r} at {settings.alpha:g}"
+    return replace(
+        judgement, verdict="trait", trait=name, reasons=(*judgement.reasons, reason)
+    )

@@ -1,0 +1,224 @@
+"""`audit`: what will these rows teach, with a stated error rate."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from undertow.cli.console import progress, say
+from undertow.cli.options import Loading, Set, expanded
+from undertow.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from undertow.audit.audited import Audited, Origin
+    from undertow.audit.settings import AuditSettings
+    from undertow.findings import Findings
+    from undertow.interventions.steering import SteeringVector
+    from undertow.storage import RowSet
+
+
+@expanded
+def audit(
+    rows: Annotated[
+        list[str],
+        typer.Argument(
+            help="JSONL, JSON, CSV, Parquet, a folder, '-', or hub:owner/name."
+        ),
+    ],
+    *,
+    loading: Loading,
+    out: Annotated[Path, typer.Option(help="Folder for the findings.")],
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows that you trust, to compare with; else the base answers the same "
+            "prompts. May be repeated."
+        ),
+    ] = None,
+    no_reference: Annotated[
+        bool, typer.Option(help="Compare with nothing; then nothing is ever ruled out.")
+    ] = False,
+    vector: Annotated[
+        list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the rows stand: prompt=NAME completion=NAME, or messages=NAME; "
+            "repeatable."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a dataset folder or hub dataset.")
+    ] = None,
+    confirm: Annotated[
+        int, typer.Option(min=0, help="Updates of canary students that measure it.")
+    ] = 0,
+    divide: Annotated[
+        float | None,
+        typer.Option(
+            help="Write clean.jsonl and quarantine.jsonl: rows whose conformal p is at "
+            "most this are put away."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        Literal["never", "evidence"],
+        typer.Option(help="'evidence' exits with 1 if a bias was found."),
+    ] = "never",
+    overrides: Set = None,
+) -> None:
+    """Says which trait rows carry, how it was put there, or how little would be found.
+
+    Settings of --set: alpha, family, decoys, seed, max_rows, layers, system, sampler.*,
+    filter, screening, fresh, naming_passes, planted, forecast, triage.
+    """
+    from undertow.audit.auditor import run_audit
+    from undertow.audit.files import write_findings
+    from undertow.audit.settings import AuditSettings
+    from undertow.config import check_settings
+    from undertow.storage import keep_stdin, take_rows
+
+    if no_reference and reference:
+        raise ConfigError("audit", ["give --reference or --no-reference, not both"])
+    given: dict[str, Any] = {"canary_updates": confirm}
+    if no_reference:
+        given["reference"] = "none"
+    settings = check_settings(
+        AuditSettings, given, where="audit", overrides=overrides or []
+    )
+    columns = _columns(column or [])
+    sources: list[str | Path] = [
+        keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
+        for name in rows
+    ]
+    found = take_rows(
+        sources, columns=columns, split=split, limit=settings.max_rows,
+        seed=settings.seed,
+    )  # fmt: skip
+    trusted = None
+    if reference:
+        trusted = take_rows(
+            reference, columns=columns, limit=settings.max_rows, seed=settings.seed
+        ).rows
+    _foretell(found, None if trusted is None else len(trusted), loading, settings)
+    vectors = [load_vector_file(path) for path in vector or []]
+    model = loading.load()
+    with progress() as tell:
+        findings, audited = run_audit(
+            model, found.rows, reference=trusted, settings=settings, vectors=vectors,
+            origin=_origin(found), directory=out, progress=tell,
+        )  # fmt: skip
+    write_findings(findings, audited, out)
+    if divide is not None:
+        _divide(sources, out, divide, columns, split, audited)
+    _say(findings, out)
+    if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
+        raise typer.Exit(1)
+
+
+def load_vector_file(path: Path) -> "SteeringVector":
+    """A vector's file, read before the model is loaded."""
+    from undertow.interventions.steering import load_vector
+
+    return load_vector(path)
+
+
+def _columns(texts: list[str]) -> dict[str, str] | None:
+    """prompt=NAME completion=NAME as a mapping; None if nothing was given."""
+    found = {}
+    for text in texts:
+        key, equals, name = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(
+                "--column", [f"got {text!r}, expected prompt=NAME or messages=NAME"]
+            )
+        found[key] = name
+    return found or None
+
+
+def _origin(found: "RowSet") -> "Origin":
+    from undertow.audit.audited import Origin
+
+    return Origin(
+        sources=found.sources, layout=found.layout, read=found.read,
+        unique=found.unique, counts=found.counts, skipped=found.skipped,
+        subsample=found.subsample, command=shlex.join(["undertow", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def _foretell(
+    found: "RowSet", reference: int | None, loading: Loading, settings: "AuditSettings"
+) -> None:
+    """Says what is to be expected, before the weights are loaded."""
+    from undertow.audit.cost import expected_cost, model_size, timed_flops
+    from undertow.errors import ModelError
+
+    duplicates = "" if found.read == found.unique else f" ({found.unique} different)"
+    say(f"rows       {found.read}{duplicates} from {', '.join(found.sources)}")
+    if found.subsample:
+        say(f"           {found.subsample}")
+    for reason, count in found.skipped.items():
+        say(f"left out   {count}: {reason}")
+    try:
+        size = model_size(loading.model)
+    except ModelError as error:
+        say(f"expected   not known: {error}")
+        return
+    flops = timed_flops(dtype=loading.dtype, device=loading.device)
+    cost = expected_cost(
+        found.rows, size=size, settings=settings, reference=reference, flops=flops
+    )
+    tiers = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
+    say(f"tokens     about {cost.tokens:,} of completions")
+    say(f"reference  {cost.tier}: {tiers[cost.tier]}")
+    say(
+        f"expected   about {max(1, round(cost.seconds / 60))} min and "
+        f"{cost.memory_mib / 1024:.1f} GiB ({flops / 1e12:.2f} TFLOP/s here)"
+    )
+
+
+def _divide(
+    sources: "list[str | Path]",
+    out: Path,
+    at_most: float,
+    columns: dict[str, str] | None,
+    split: str | None,
+    audited: "Audited",
+) -> None:
+    """Puts rows away by their conformal p; the others, and unjudged ones, are kept."""
+    from undertow.audit.writeup import row_scores
+    from undertow.storage import write_split
+
+    if not audited.reference.rows:
+        raise RunError("--divide needs a reference: without one no row has a p-value")
+    scores = row_scores(audited)
+    away = {
+        name
+        for name, p in zip(scores["row_id"], scores["p_value"], strict=True)
+        if p <= at_most
+    }
+    done = write_split(
+        sources, keep=lambda row: row.row_id not in away, clean=out / "clean.jsonl",
+        quarantine=out / "quarantine.jsonl", columns=columns, split=split,
+    )  # fmt: skip
+    say(
+        f"divided    {done.clean} kept, {done.quarantined} put away (triage, no verdict)"
+    )
+
+
+def _say(findings: "Findings", out: Path) -> None:
+    p_value = "—" if findings.p_value is None else f"{findings.p_value:.2g}"
+    detectable = findings.detectable_fraction
+    share = "—" if detectable is None else f"{detectable:.0%} of the rows"
+    say(f"verdict    {findings.verdict}: {findings.sentence}")
+    for reason in findings.reasons:
+        say(f"           {reason}")
+    say(f"p-value    {p_value} (error rate {findings.alpha:g})")
+    say(f"detectable {share}, at 80 % power")
+    for warning in findings.warnings:
+        say(f"note       {warning}")
+    say(f"findings   {out / 'audit.json'}")
+    say(f"scores     {out / 'scores.parquet'}")
+    say(f"report     {out / 'report.html'}")
