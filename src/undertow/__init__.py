@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from undertow.audit.auditor import audit_rows as audit_rows
+    from undertow.audit.settings import AuditSettings as AuditSettings
     from undertow.errors import UndertowError as UndertowError
     from undertow.experiment import Recipe as Recipe
     from undertow.experiment import run_experiment as run_experiment
+    from undertow.findings import Findings as Findings
     from undertow.interventions.extraction import extract_vector as extract_vector
     from undertow.interventions.noise import add_weight_noise as add_weight_noise
     from undertow.interventions.steering import SteeringVector as SteeringVector
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AuditSettings": "undertow.audit.settings",
+    "Findings": "undertow.findings",
     "Message": "undertow.records",
     "Model": "undertow.models.loading",
     "Recipe": "undertow.experiment",
@@ -62,6 +67,7 @@ _HOMES = {
     "UndertowError": "undertow.errors",
     "Verdict": "undertow.records",
     "add_weight_noise": "undertow.interventions.noise",
+    "audit_rows": "undertow.audit.auditor",
     "bake_steering": "undertow.interventions.steering",
     "editing_residuals": "undertow.models.hooks",
     "extract_vector": "undertow.interventions.extraction",
@@ -89,6 +95,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AuditSettings",
+    "Findings",
     "Message",
     "Model",
     "Recipe",
@@ -101,6 +109,7 @@ __all__ = [
     "UndertowError",
     "Verdict",
     "add_weight_noise",
+    "audit_rows",
     "bake_steering",
     "editing_residuals",
     "extract_vector",
