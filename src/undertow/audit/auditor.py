@@ -121,8 +121,25 @@ def run_audit(
     origin: Origin | None = None,
     directory: Path | None = None,
     progress: Progress = _silent,
+    drawn: Reference | None = None,
+    meter: Meter | None = None,
 ) -> tuple[Findings, Audited]:
-    """As `audit_rows`, with everything that the audit has in hand beside it."""
+    """As `audit_rows`, with everything that the audit has in hand beside it.
+
+    Args:
+        model: As there, and so are the others.
+        rows: Audited.
+        reference: Trusted rows.
+        settings: Error rate, budget.
+        vectors: Further directions.
+        origin: Of the rows.
+        directory: Where measurements are kept.
+        progress: Told of every step.
+        drawn: A tier-A reference that several audits share, paired with `usable_rows`
+            of these rows; then none is sampled.
+        meter: Another audit's, with the same model, sampler and settings: its battery
+            is taken and what it knows is not measured again.
+    """
     settings = settings or AuditSettings()
     text = _recipe_text(model, rows, reference, settings, vectors)
     place = (
@@ -132,8 +149,9 @@ def run_audit(
     )
     with place as run:
         audited = _audit(
-            model, rows, reference, settings, vectors, origin or Origin(), run, progress
-        )
+            model, rows, reference, settings, vectors, origin or Origin(), run,
+            progress, drawn, meter,
+        )  # fmt: skip
         return findings_of(audited), audited
 
 
@@ -167,6 +185,8 @@ def _audit(
     origin: Origin,
     run: Run | None,
     progress: Progress,
+    drawn: Reference | None,
+    meter: Meter | None,
 ) -> Audited:
     clock = _Clock()
     family = load_family(settings.family)
@@ -177,18 +197,19 @@ def _audit(
         )
     passed = find_filter(usable) if settings.filter == "auto" else settings.filter
     with clock.stage("reference"):
-        reference = _reference(
+        reference = drawn or _reference(
             model, usable, trusted, sampling, passed, settings, run, progress
         )
     reference = _drawable(model, reference, sampling, settings)
     with clock.stage("battery"):
-        battery = _battery(
-            model, usable, reference, sampling, family, vectors, settings
-        )
-    meter = Meter(
-        model, battery, sampling.sampler, system=settings.system,
-        folder=None if run is None else run.path("measured", "x").parent,
-    )  # fmt: skip
+        meter = meter or Meter(
+            model,
+            audit_battery(
+                model, usable, reference, sampling, family, vectors, settings
+            ),
+            sampling.sampler, system=settings.system,
+            folder=None if run is None else run.path("measured", "x").parent,
+        )  # fmt: skip
     with clock.stage("measurement"):
         judgement = judge(
             meter, usable, reference, family=family,
@@ -212,7 +233,7 @@ def _audit(
     return Audited(
         model=model, settings=settings, family=family, origin=origin,
         rows=tuple(usable), skipped=skipped, reference=reference, sampling=sampling,
-        filter=passed, battery=battery, meter=meter, judgement=judgement,
+        filter=passed, battery=meter.battery, meter=meter, judgement=judgement,
         baselines=baselines, power=power, discovery=discovery, forecast=told,
         seconds=clock.seconds,
     )  # fmt: skip
@@ -320,7 +341,7 @@ def _drawable(
     )
 
 
-def _battery(
+def audit_battery(
     model: Model,
     rows: Sequence[Row],
     reference: Reference,
@@ -329,6 +350,7 @@ def _battery(
     vectors: Sequence[SteeringVector],
     settings: AuditSettings,
 ) -> Battery:
+    """The directions that these rows are tested along."""
     pilot = (reference.rows or tuple(rows))[:_PILOT]
     prompts = [row.messages[-1].content for row in rows[:_PERSONA_PROMPTS]]
     return make_battery(
