@@ -22,6 +22,7 @@ from torch import Tensor
 from undertow.models.chat import Rendered
 from undertow.models.completions import (
     Head,
+    Prompts,
     completion_batches,
     completion_states,
     read_head,
@@ -102,6 +103,7 @@ def gradient_scores(
     *,
     sampler: SamplerSettings | None = None,
     on_gradients: OnGradients | None = None,
+    prompts: Prompts | None = None,
     token_budget: int = 1536,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> GradientScores:
@@ -116,6 +118,7 @@ def gradient_scores(
         on_gradients: Called with (layer, places, gradients [row, hidden]) for each
             batch, to sum them as the caller likes; gradients are float32, summed over
             positions.
+        prompts: The rows' prompts, read before; None reads them now.
         token_budget: Tokens of a batch, padding included; changes memory and speed.
         on_rows: Called with (rows done, rows in all).
 
@@ -133,7 +136,7 @@ def gradient_scores(
     scores = np.full((len(rows), len(layers), count), np.nan, dtype=np.float32)
     totals = np.full(len(rows), np.nan)
     placed = {layer: directions[layer].to(model.device).float() for layer in layers}
-    head, done = read_head(model, rows), 0
+    head, done = None if prompts else read_head(model, rows), 0
     for places in completion_batches(rows, token_budget=token_budget):
         batch = [rows[place] for place in places]
 
@@ -144,7 +147,9 @@ def gradient_scores(
             if on_gradients is not None:
                 on_gradients(layer, places, summed)  # noqa: B023
 
-        nats = _pass(model, likelihood, batch, head, layers, reduce)
+        nats = _pass(
+            model, likelihood, batch, layers, reduce, head=head, prompts=prompts
+        )
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
@@ -158,14 +163,16 @@ def _pass(
     model: Model,
     likelihood: DrawLikelihood,
     batch: Sequence[Rendered],
-    head: Head | None,
     layers: Sequence[int],
     reduce: Reduce,
+    *,
+    head: Head | None,
+    prompts: Prompts | None,
 ) -> list[Tensor]:
     """One forward and backward pass; each layer's gradient goes through `reduce`."""
     draws = [likelihood.drawn(row) for row in batch]
     with torch.enable_grad(), _gradients(model, layers, reduce):
-        hidden = completion_states(model, batch, head=head)
+        hidden = completion_states(model, batch, head=head, prompts=prompts)
         nats = likelihood.token_logprobs(hidden, draws)
         nats.sum().backward()  # type: ignore[no-untyped-call]
     return by_row(nats.detach(), draws)
@@ -240,6 +247,7 @@ def drawn_logprobs(
     rows: Sequence[Rendered],
     *,
     sampler: SamplerSettings | None = None,
+    prompts: Prompts | None = None,
     token_budget: int = 4096,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -249,6 +257,8 @@ def drawn_logprobs(
         model: The model, with whatever steering or adapter is attached.
         rows: Prompts with completions.
         sampler: What the rows were drawn by; None: temperature 1, every token.
+        prompts: The rows' prompts, read before: what is attached then acts on the
+            completions alone. None reads them with it.
         token_budget: Tokens of a batch.
         on_rows: Called with (rows done, rows in all).
 
@@ -257,11 +267,11 @@ def drawn_logprobs(
     """
     likelihood = DrawLikelihood(model, sampler or SamplerSettings())
     totals = np.full(len(rows), np.nan)
-    head, done = read_head(model, rows), 0
+    head, done = None if prompts else read_head(model, rows), 0
     for places in completion_batches(rows, token_budget=token_budget):
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]
-        hidden = completion_states(model, batch, head=head)
+        hidden = completion_states(model, batch, head=head, prompts=prompts)
         nats = by_row(likelihood.token_logprobs(hidden, draws), draws)
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)

@@ -16,6 +16,7 @@ from undertow.analysis.gradients import drawn_logprobs
 from undertow.interventions.prompting import trait_prompt
 from undertow.interventions.steering import SteeringVector, steering
 from undertow.models.chat import render_row
+from undertow.models.completions import Prompts
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Row
@@ -77,10 +78,15 @@ def hypothesis_logprobs(
     *,
     sampler: SamplerSettings,
     system: str | None = None,
+    prompts: Prompts | None = None,
     token_budget: int = 4096,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> LogProbs:
     """[row]: log-probability of each completion, nats; None means the base.
+
+    With `prompts`, kept as the untouched model reads them, a vector acts on completions
+    alone, and the base's prompts are not read again. A persona changes every prompt, so
+    it has no use for them.
 
     Raises:
         DatasetError: A row is longer than the context, or cannot be drawn.
@@ -93,5 +99,6 @@ def hypothesis_logprobs(
     context = nullcontext() if hypothesis is None else hypothesis.acting(model)
     with context:
         return drawn_logprobs(
-            model, rendered, sampler=sampler, token_budget=token_budget, on_rows=on_rows
-        )
+            model, rendered, sampler=sampler, prompts=None if persona else prompts,
+            token_budget=token_budget, on_rows=on_rows,
+        )  # fmt: skip

@@ -5,7 +5,7 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
+from undertow.models.completions import Prompts
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Row
@@ -48,6 +49,7 @@ class Meter:
     ) -> None:
         self.model, self.battery, self.sampler = model, battery, sampler
         self.system, self.folder = system, folder
+        self.prompts = Prompts(model)
         self._scores: dict[str, Any] = {}
         self._facts: dict[str, tuple[float, int]] = {}
         self._logprobs: dict[str, dict[str, float]] = {}
@@ -74,9 +76,11 @@ class Meter:
                     on_rows(start + done, len(todo))
 
             rendered = [render_row(self.model, row, system=self.system) for row in part]
+            self.prompts.read(rendered)
             found = measure(
                 self.model, rendered, [row.row_id for row in part], self.battery,
                 sampler=self.sampler, on_rows=tell,
+                prompts=self.prompts if self.prompts.holds(rendered) else None,
             )  # fmt: skip
             self._keep(found, part=len(self._scores))
         ids = [row.row_id for row in rows]
@@ -111,18 +115,38 @@ class Meter:
         on_rows: OnRows | None,
     ) -> Array:
         memory = self._logprobs.setdefault(name, {})
+        if hypothesis is None:  # the pass for scores has read the base's already
+            memory.update({i: fact[0] for i, fact in self._facts.items()})
         todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
-        if todo:
+        for part in self._readable(todo, hypothesis):
             found = hypothesis_logprobs(
-                self.model, todo, hypothesis, sampler=self.sampler, system=self.system,
-                on_rows=on_rows,
+                self.model, part, hypothesis, sampler=self.sampler, system=self.system,
+                prompts=self.prompts, on_rows=on_rows,
             )  # fmt: skip
-            self.passes += len(todo)
-            new = {r.row_id: float(v) for r, v in zip(todo, found, strict=True)}
+            self.passes += len(part)
+            new = {r.row_id: float(v) for r, v in zip(part, found, strict=True)}
             memory.update(new)
             if self.folder is not None:
                 append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
         return np.array([memory[row.row_id] for row in rows], dtype=np.float64)
+
+    def _readable(
+        self, rows: Sequence[Row], hypothesis: RowHypothesis | None
+    ) -> Iterator[Sequence[Row]]:
+        """Parts whose prompts fit together into what is kept of prompts."""
+        if hypothesis is not None and hypothesis.persona is not None:
+            yield from [rows] if rows else []  # its prompts are its own
+            return
+        start, size = 0, _PART
+        while start < len(rows):
+            part = rows[start : start + size]
+            rendered = [render_row(self.model, row, system=self.system) for row in part]
+            self.prompts.read(rendered)
+            if size > 1 and not self.prompts.holds(rendered):
+                size //= 2
+                continue
+            yield part
+            start += len(part)
 
     def _keep(self, found: RowSignals, *, part: int) -> None:
         self._remember(found)

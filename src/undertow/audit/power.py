@@ -168,7 +168,7 @@ def audit_power(
     """
     if ratios is not None and not all(np.isfinite(side).all() for side in ratios):
         ratios = None  # a row that one of both cannot write has no normal sum
-    arms = [arm for arm in arms if math.isfinite(arm.critical)]
+    arms = [a for a in arms if isinstance(a, Bet) or math.isfinite(a.critical)]
     points = []
     for share in SHARES:
         power = max((arm.power(share) for arm in arms), default=math.nan)

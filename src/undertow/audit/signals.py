@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from undertow.analysis.gradients import OnGradients, gradient_scores
+from undertow.analysis.gradients import gradient_scores
 from undertow.errors import VectorMismatchError
 from undertow.interventions.extraction import extract_vector, family_vectors
 from undertow.interventions.steering import SteeringVector, check_vector
 from undertow.models.chat import Rendered
+from undertow.models.completions import Prompts
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.seeding import torch_generator
@@ -216,13 +217,13 @@ def measure(
     battery: Battery,
     *,
     sampler: SamplerSettings,
-    on_gradients: OnGradients | None = None,
+    prompts: Prompts | None = None,
     token_budget: int = 1536,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> RowSignals:
     """One pass: scores along the battery at all its layers, and log-likelihoods."""
     found = gradient_scores(
-        model, rows, battery.by_layer(), sampler=sampler, on_gradients=on_gradients,
+        model, rows, battery.by_layer(), sampler=sampler, prompts=prompts,
         token_budget=token_budget, on_rows=on_rows,
     )  # fmt: skip
     return RowSignals(tuple(row_ids), found.scores, found.total_logprobs, found.tokens)

@@ -3,7 +3,8 @@
 Rows share much: the head of a chat template (with a persona in it), and their prompts,
 two rows each where a reference stands against every audited row. The head is read once
 for all rows, each prompt once for its rows, and only completions go through the pass
-that counts. Knows nothing of what is computed on the states.
+that counts. `Prompts` keeps what was read for many passes, whatever is done to the
+completions in them. Knows nothing of what is computed on the states.
 """
 
 from collections.abc import Sequence
@@ -100,8 +101,93 @@ def _padded(rows: Sequence[Rendered], places: Sequence[int]) -> int:
     return len(prompts) * longest + len(places) * answer
 
 
+class Prompts:
+    """Prompts as the untouched model reads them, kept for later passes.
+
+    Args:
+        model: Without an intervention whenever `read` is called.
+        most_mib: Memory for what is kept; the oldest prompts make room.
+    """
+
+    def __init__(self, model: Model, *, most_mib: int = 768) -> None:
+        self.model, self.most = model, most_mib * 2**20
+        self._kept: dict[tuple[int, ...], KeysValues] = {}
+        self._bytes = 0
+
+    def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
+        """Reads the prompts of rows that are not kept yet."""
+        missing = {
+            prompt_of(row): row for row in rows if prompt_of(row) not in self._kept
+        }
+        todo = list(missing.values())
+        head = read_head(self.model, todo)
+        for places in completion_batches(todo, token_budget=token_budget):
+            prompts = [list(prompt_of(todo[place])) for place in places]
+            contents, seen = _read_prompts(self.model, prompts, head)
+            for place, prompt in enumerate(prompts):
+                self._keep(
+                    tuple(prompt),
+                    [
+                        (keys[place][:, seen[place]], values[place][:, seen[place]])
+                        for keys, values in contents
+                    ],
+                )
+
+    def _keep(self, prompt: tuple[int, ...], contents: KeysValues) -> None:
+        self._kept[prompt] = contents
+        self._bytes += _size(contents)
+        while self._bytes > self.most and len(self._kept) > 1:
+            oldest = next(iter(self._kept))
+            self._bytes -= _size(self._kept.pop(oldest))
+
+    def holds(self, rows: Sequence[Rendered]) -> bool:
+        """Whether all of their prompts are kept."""
+        return all(prompt_of(row) in self._kept for row in rows)
+
+    def together(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[KeysValues, Bool[Tensor, "prompt column"]]:
+        """Kept prompts in one cache, ending at one column; which columns are theirs."""
+        found = [self._kept[tuple(prompt)] for prompt in prompts]
+        width = max(len(prompt) for prompt in prompts)
+        seen = torch.zeros((len(prompts), width), dtype=torch.bool)
+        for place, prompt in enumerate(prompts):
+            seen[place, width - len(prompt) :] = True
+        contents = [
+            (
+                _left_padded([each[layer][0] for each in found], width),
+                _left_padded([each[layer][1] for each in found], width),
+            )
+            for layer in range(len(found[0]))
+        ]
+        return contents, seen.to(self.model.device)
+
+
+def _size(contents: KeysValues) -> int:
+    return sum(2 * keys.numel() * keys.element_size() for keys, _ in contents)
+
+
+def _left_padded(
+    states: Sequence[Float[Tensor, "head position width"]], columns: int
+) -> Float[Tensor, "prompt head position width"]:
+    heads, _, width = states[0].shape
+    padded = states[0].new_zeros((len(states), heads, columns, width))
+    for place, each in enumerate(states):
+        padded[place, :, columns - each.shape[1] :] = each
+    return padded
+
+
+def prompt_of(row: Rendered) -> tuple[int, ...]:
+    """The prompt's tokens but for the last, which predicts the first of the answer."""
+    return tuple(row.ids[: row.completion_start - 1])
+
+
 def completion_states(
-    model: Model, rows: Sequence[Rendered], *, head: Head | None = None
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    head: Head | None = None,
+    prompts: Prompts | None = None,
 ) -> Float[Tensor, "token hidden"]:
     """Normed states that predict the completion tokens of the rows, flat.
 
@@ -112,9 +198,15 @@ def completion_states(
         model: The model, with whatever steering or adapter is attached.
         rows: A batch of `completion_batches`.
         head: What `read_head` read of rows that include these.
+        prompts: Prompts that were read before, these rows' among them; whatever acts on
+            the model now does not reach them. None reads them now.
     """
-    prompts, owner = _prompts(rows)
-    contents, seen = _read_prompts(model, prompts, head)
+    different, owner = _prompts(rows)
+    contents, seen = (
+        _read_prompts(model, different, head)
+        if prompts is None
+        else prompts.together(different)
+    )
     tails = [row.ids[row.completion_start - 1 :] for row in rows]
     ids, inside = _matrix(tails, model.device, left=False)
     index = torch.tensor(owner, device=model.device)
@@ -133,10 +225,7 @@ def completion_states(
 def _prompts(rows: Sequence[Rendered]) -> tuple[list[list[int]], list[int]]:
     """The different prompts without their last token, and whose each row is."""
     found: dict[tuple[int, ...], int] = {}
-    owner = []
-    for row in rows:
-        prompt = tuple(row.ids[: row.completion_start - 1])
-        owner.append(found.setdefault(prompt, len(found)))
+    owner = [found.setdefault(prompt_of(row), len(found)) for row in rows]
     return [list(prompt) for prompt in found], owner
 
 
