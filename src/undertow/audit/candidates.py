@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from scipy import stats as distributions
 
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.signals import Battery, RowSignals
@@ -22,8 +23,9 @@ Table = np.ndarray[Any, np.dtype[np.float64]]
 
 CANDIDATES = 4
 """Directions that become hypotheses."""
-STANDS_OUT = 2.5
-"""Studentised difference on the choosing half below which a direction does not race."""
+STANDS_OUT = 4.0
+"""Standard deviations on the choosing half below which a direction does not race; about
+the largest of some fifty directions × thirty blocks where there is nothing."""
 DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
@@ -71,24 +73,39 @@ def score_test(
 def half_z(
     mine: RowSignals, theirs: RowSignals, pairs: Sequence[int], chooser: Sequence[int]
 ) -> Table:
-    """Studentised differences by layer and direction, of the choosing half alone."""
+    """Studentised differences by layer and direction, of the choosing half alone.
+
+    As standard deviations: a t of few rows counts as the normal quantile of its p.
+    """
     wanted = set(chooser)
     if pairs:
         kept = [j for j, own in enumerate(pairs) if own in wanted]
         change = mine.scores[[pairs[j] for j in kept]] - theirs.scores[kept]
-        return _z(change.astype(np.float64))
+        return _one_sample(change.astype(np.float64))
     own = mine.scores[list(chooser)].astype(np.float64)
     if not len(theirs.scores):
-        return _z(own)
+        return _one_sample(own)
     other = theirs.scores.astype(np.float64)
-    spread = own.var(0, ddof=1) / len(own) + other.var(0, ddof=1) / len(other)
-    found: Table = (own.mean(0) - other.mean(0)) / np.sqrt(spread)
-    return found
-
-
-def _z(values: Table) -> Table:
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Table = values.mean(0) / (values.std(0, ddof=1) / math.sqrt(len(values)))
+        spread = own.var(0, ddof=1) / len(own) + other.var(0, ddof=1) / len(other)
+        return _normal((own.mean(0) - other.mean(0)) / np.sqrt(spread), len(own) - 1)
+
+
+def _one_sample(values: Table) -> Table:
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = values.mean(0) / (values.std(0, ddof=1) / math.sqrt(len(values)))
+    return _normal(t, len(values) - 1)
+
+
+def _normal(t: Table, degrees: int) -> Table:
+    """Student's t as the normal quantile of the same probability, sign kept."""
+    tail = distributions.t.logsf(np.abs(t), max(1, degrees))
+    size = -distributions.norm.ppf(np.exp(tail))
+    # Beyond the smallest number that floats hold, keep the order of t.
+    size = np.where(np.isinf(size), 38 + np.log1p(np.abs(t)), size)
+    found: Table = np.sign(t) * size
     return found
 
 
