@@ -367,8 +367,8 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     with (
         _arrow_faults(path),
         path.open("rb") as source,
-        # else all of a column's chunk in a row group is read at once
-        parquet.ParquetFile(source, buffer_size=1 << 18) as file,
+        # Both are needed, or a column of a whole row group is read at once.
+        parquet.ParquetFile(source, buffer_size=1 << 18, pre_buffer=False) as file,
     ):
         yield from _numbered(file.iter_batches(_BATCH), path)
 
