@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.audited import Audited
 from undertow.audit.judgement import Judgement
 from undertow.audit.race import Race
@@ -59,7 +60,9 @@ def findings_of(audit: Audited) -> Findings:
         sentence=sentence(judgement, alpha=settings.alpha,
                           detectable=None if power is None else power.detectable_fraction),
         reasons=list(judgement.reasons),
-        warnings=[*judgement.warnings, *audit.reference.notes],
+        warnings=[
+            *judgement.warnings, *audit.reference.notes, *audit.meter.warnings
+        ],
         model=audit.model.name,
         family=audit.family.name,
         data=_data(audit),
@@ -198,7 +201,7 @@ def _raced(race: Race) -> list[Hypothesis]:
         leader = leaders[h.kind]
         found.append(
             Hypothesis(
-                name=h.name, kind=h.kind, trait=h.trait, role=h.role, layer=h.layer,
+                name=_short(h), kind=h.kind, trait=h.trait, role=h.role, layer=h.layer,
                 strength=h.strength if h.kind == "steer" else None,
                 rows=len(scored), nats_per_row=float(scored.mean()),
                 reference_nats_per_row=_mean(race.reference[:, place]),
@@ -211,6 +214,15 @@ def _raced(race: Race) -> list[Hypothesis]:
             )
         )  # fmt: skip
     return found
+
+
+def _short(hypothesis: RowHypothesis) -> str:
+    """A name that fits a figure: `owl @24 ×0.3`, block and relative dose."""
+    vector = hypothesis.vector
+    if vector is None:
+        return hypothesis.name
+    dose = vector.dose_of_strength(hypothesis.strength, vector.layers[0])
+    return f"{hypothesis.trait} @{vector.layers[0]} ×{dose:g}"
 
 
 def _likeliest(race: Race, kind: str) -> int | None:
