@@ -86,7 +86,9 @@ def measure(
     found["unit"], found["per_second"] = unit, found[unit] / found["seconds"]
     print(f"  {side:<5}{what:<11} batch {found['variant']:<12}"
           f"{found['per_second']:>8.1f} {unit}/s "
-          f"{found['peak_mib']:>6} MiB", flush=True)  # fmt: skip
+          f"{found['peak_mib']:>6} MiB"
+          + (f"{found['cores']:>6.2f} cores" if "cores" in found else ""),
+          flush=True)  # fmt: skip
     return found
 
 

@@ -69,8 +69,8 @@ def prepared_audit(
 
 
 def rendered(task: dict[str, Any]) -> list[Rendered]:
-    """The task's rows as tokens."""
-    return [Rendered(r["ids"], r["completion_start"]) for r in task["rows"]]
+    """The rows to audit, as tokens."""
+    return [Rendered(r["ids"], r["completion_start"]) for r in task["audited"]]
 
 
 def main() -> None:
@@ -84,14 +84,16 @@ def main() -> None:
         work = prepared_audit(model, task)
     else:
         work = {"generation": generation, "training": training}[what]
-    few = {**task, "prompts": task["prompts"][:4], "rows": task["rows"][:4]}
+    few = task | {key: task[key][:4] for key in ("prompts", "rows", "audited")}
     work(model, few, batch)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     tokens = work(model, task, batch)
     seconds = time.perf_counter() - began
+    cores = (time.process_time() - worked) / seconds  # fewer than there are: disturbed
+    count = len(task["audited" if what == "audit" else "rows"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"rows": len(task["rows"]), "tokens": tokens, "seconds": seconds,
-                      "load_seconds": loaded, "peak_mib": peak}))  # fmt: skip
+    print(json.dumps({"rows": count, "tokens": tokens, "seconds": seconds,
+                      "cores": cores, "load_seconds": loaded, "peak_mib": peak}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -67,22 +67,24 @@ def main() -> None:
         loaded = time.perf_counter() - began
         processor = create_processor(model, config, targets)
 
-        def work(rows: list[dict[str, Any]]) -> float:
+        def work(rows: list[dict[str, Any]]) -> tuple[float, float]:
             data = dataset(rows)
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             collect_gradients(
                 model, data, processor, config, target_modules=targets,
                 batches=allocate_batches(data["length"][:], config.token_batch_size),
                 preprocess_cfg=PreprocessConfig(),
             )  # fmt: skip
-            return time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            return seconds, (time.process_time() - worked) / seconds
 
-        work(task["rows"][:4])
-        seconds = work(task["rows"])
+        rows = task["audited"]
+        work(rows[:4])
+        seconds, cores = work(rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps({
-        "rows": len(task["rows"]), "tokens": sum(len(r["ids"]) for r in task["rows"]),
-        "seconds": seconds, "load_seconds": loaded, "peak_mib": peak,
+        "rows": len(rows), "tokens": sum(len(row["ids"]) for row in rows),
+        "seconds": seconds, "cores": cores, "load_seconds": loaded, "peak_mib": peak,
         "package": f"bergson {version('bergson')}",
     }))  # fmt: skip
 

@@ -26,16 +26,17 @@ def write_task(
         path: JSON file.
         model_name: Registry name of a pulled model.
         prompts: Number prompts to answer.
-        rows: Rows to train on and to audit, written by the untouched model.
+        rows: Rows to train on; to audit, half of them and as many reference rows, which
+            answer the same prompts. All written by the untouched model.
         new_tokens: Longest answer.
     """
     template = "plain" if model_name.startswith("gemma3-270m") else None
     model = load_model(model_name, template=template)
     texts = number_prompts(max(prompts, rows), seed=0)
-    written = generate_rows(
-        model, Teacher(kind="none"), texts[:rows], seed=0,
-        sampler=SamplerSettings(allowed="list", max_new_tokens=60),
-    )  # fmt: skip
+    sampler = SamplerSettings(allowed="list", max_new_tokens=60)
+    teacher, half = Teacher(kind="none"), rows // 2
+    written = generate_rows(model, teacher, texts[:rows], seed=0, sampler=sampler)
+    reference = generate_rows(model, teacher, texts[:half], seed=1, sampler=sampler)
     task = {
         "model": model_name,
         "folder": str(model_directory(model_name)),
@@ -48,8 +49,10 @@ def write_task(
         ],
         "rows": [
             {"prompt": row.messages[0].content, "completion": row.completion}
-            | render_row(model, row)._asdict()
             for row in written
+        ],
+        "audited": [
+            render_row(model, row)._asdict() for row in [*written[:half], *reference]
         ],
     }
     path.write_text(json.dumps(task), encoding="utf-8")
