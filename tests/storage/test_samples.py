@@ -103,8 +103,13 @@ def test_small_strata_are_not_lost_by_chance(seed: int) -> None:
     """Of 40 strata one row each is due; the smallest keys of all miss some of them."""
     sizes = [(2**a, 2**b) for a in range(8) for b in range(4, 9)]
     rows = [row(i, *sizes[i % 40]) for i in range(1_200)]
-    chosen = sampled(rows, 40, seed).chosen().values()
-    assert Counter(map(stratum_of, chosen)) == Counter(map(stratum_of, rows[:40]))
+    chosen = sampled(rows, 40, seed).chosen()
+    everything = sampled(rows, 1_199, seed)  # never lets go
+    everything._limit = 40
+    assert chosen == everything.chosen()
+    assert Counter(map(stratum_of, chosen.values())) == Counter(
+        map(stratum_of, rows[:40])
+    )
 
 
 def test_parts_are_in_proportion_and_fair() -> None:
