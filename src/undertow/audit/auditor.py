@@ -214,7 +214,7 @@ def _audit(
         judgement = judge(
             meter, usable, reference, family=family,
             decoys=load_family(settings.decoys), settings=settings,
-            exact=_inexact(model, usable, sampling, reference),
+            exact=inexact(model, usable, sampling, reference),
             tell=lambda stage, done, total: progress(stage, done, total, ""),
         )  # fmt: skip
     with clock.stage("baselines"):
@@ -361,7 +361,7 @@ def audit_battery(
     )  # fmt: skip
 
 
-def _inexact(
+def inexact(
     model: Model, rows: Sequence[Row], sampling: Sampling, reference: Reference
 ) -> str | None:
     """Why the exact arm does not hold, or None if it does."""

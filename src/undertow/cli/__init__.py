@@ -13,7 +13,16 @@ from typing import Annotated
 import typer
 
 from undertow import __version__
-from undertow.cli import audit, evaluation, interventions, models, rows, runs, students
+from undertow.cli import (
+    audit,
+    benchmark,
+    evaluation,
+    interventions,
+    models,
+    rows,
+    runs,
+    students,
+)
 from undertow.cli.console import say_error
 from undertow.errors import UndertowError, visible
 
@@ -40,6 +49,7 @@ app.command("evaluate")(evaluation.evaluate)
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")
+app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(runs.recipes_app, name="recipes")
 
 

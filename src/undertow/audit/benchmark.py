@@ -1,0 +1,461 @@
+"""The benchmark of auditors: sets made from seeds, audited, and scored.
+
+In its folder: `pools/CARRIER/WHO.jsonl` (rows, continued), `measured/CARRIER` (each row
+measured once), `audits.jsonl` (one line an audit, continued), `benchmark.json`. Pools and
+measurements hold for any number and size of audits, so those may be changed and the
+same folder used again.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
+from undertow.audit.bench_scores import (
+    BenchmarkResult,
+    Bound,
+    Naming,
+    Record,
+    detection_bound,
+    score_cells,
+    score_clean,
+)
+from undertow.audit.bench_sets import (
+    CarrierPools,
+    LabelledSet,
+    Pool,
+    Source,
+    Tell,
+    carrier_prompts,
+    control_pool,
+    draw_set,
+    foreign_pool,
+    sampled_pool,
+    teacher_of,
+    teacher_sources,
+)
+from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
+from undertow.audit.contest import Auditor, MakeAuditor, OwnAuditor, Workbench
+from undertow.audit.meter import Meter
+from undertow.audit.rivals import CosineAuditor, LikelihoodAuditor, ProjectionAuditor
+from undertow.audit.signals import Battery, make_battery
+from undertow.interventions.extraction import family_vectors
+from undertow.interventions.steering import SteeringVector
+from undertow.models.chat import render_row
+from undertow.models.loading import Model
+from undertow.pipeline.teachers import Teacher
+from undertow.records import Row
+from undertow.runs import Run, open_run, provenance
+from undertow.stats import chernoff_information, rows_to_identify
+from undertow.storage import append_jsonl, read_jsonl, write_json
+from undertow.traits import load_family
+
+_PILOT = 32
+_PERSONA_PROMPTS = 16
+_FEWEST = 8  # rows a bound is computed from at least
+
+
+def _silent(stage: str, done: int, total: int, note: str) -> None:
+    """Shows nothing."""
+
+
+AUDITORS: dict[str, MakeAuditor] = {
+    "undertow": OwnAuditor,
+    "cosine": CosineAuditor,
+    "lls": LikelihoodAuditor,
+    "projection": ProjectionAuditor,
+}
+
+
+def run_benchmark(
+    model: Model,
+    settings: BenchmarkSettings,
+    *,
+    auditors: Mapping[str, MakeAuditor] | None = None,
+    other: Model | None = None,
+    directory: Path,
+    command: str = "",
+    again: bool = False,
+    progress: Tell = _silent,
+) -> BenchmarkResult:
+    """Makes labelled sets of rows and scores auditors on them.
+
+    The same call goes on after an interruption, and ends with the same result.
+
+    Args:
+        model: The base of all teachers.
+        settings: Sizes, traits, strengths, carriers.
+        auditors: What makes each auditor, by name, for one carrier at a time; None:
+            undertow's own and the three rivals.
+        other: Another base, whose rows serve as a negative control.
+        directory: Where everything is kept.
+        command: What started this, for the result.
+        again: Audit anew although audits are kept; pools and measurements stay.
+        progress: Told of every step.
+
+    Raises:
+        ConfigError: An unknown trait, or more prompts than there are.
+        RunError: The directory belongs to another model or seed.
+        VectorMismatchError: A block that the model has not.
+    """
+    began = time.monotonic()
+    auditors = AUDITORS if auditors is None else auditors
+    with open_run(directory, recipe_text=_recipe_text(model, settings)) as run:
+        log = run.path("audits.jsonl")
+        if again:
+            log.unlink(missing_ok=True)
+        bench = _Bench(model, settings, other, run, progress)
+        for carrier in settings.carriers:
+            bench.audit_carrier(carrier, auditors, log)
+        result = BenchmarkResult(
+            model=model.name,
+            fingerprint=model.fingerprint,
+            other_model=None if other is None else other.name,
+            alpha=settings.audit.alpha,
+            settings=settings.model_dump(mode="json"),
+            auditors=list(auditors),
+            cells=score_cells(bench.records, bench.bounds, alpha=settings.audit.alpha),
+            clean=score_clean(bench.records, alpha=settings.audit.alpha),
+            bounds=bench.bounds,
+            naming=bench.naming,
+            rows_measured=len({n for r in bench.records for n in r.row_ids}),
+            notes=bench.notes,
+            command=command,
+            seconds={"all": round(time.monotonic() - began, 1)},
+            provenance=provenance(
+                model_fingerprint=model.fingerprint,
+                device=str(model.device),
+                dtype=str(model.dtype).removeprefix("torch."),
+                template_digest=model.template.digest,
+                seed=settings.seed,
+            ),
+        )
+        write_json(run.path("benchmark.json"), result.model_dump(mode="json"))
+    return result
+
+
+def _recipe_text(model: Model, settings: BenchmarkSettings) -> str:
+    """What has to be the same for pools and measurements to be used again."""
+    facts = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype),
+        "template": model.template.digest,
+        "seed": settings.seed,
+        "family": settings.audit.family,
+        "decoys": settings.audit.decoys,
+        "layers": settings.audit.layers,
+        "system": settings.audit.system,
+        "battery seed": settings.audit.seed,
+    }
+    return yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False)
+
+
+def _digest(*facts: object) -> str:
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+class _Bench:
+    """One benchmark at work: what was found so far, carrier by carrier."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: BenchmarkSettings,
+        other: Model | None,
+        run: Run,
+        tell: Tell,
+    ) -> None:
+        self.model, self.settings, self.other = model, settings, other
+        self.run, self.tell = run, tell
+        self.family = load_family(settings.audit.family)
+        self.decoys = load_family(settings.audit.decoys)
+        self.records: list[Record] = []
+        self.bounds: list[Bound] = []
+        self.naming: list[Naming] = []
+        self.notes: list[str] = []
+
+    def audit_carrier(
+        self, carrier: CarrierSettings, auditors: Mapping[str, MakeAuditor], log: Path
+    ) -> None:
+        """Pools, measurements, audits and bounds of one carrier."""
+        system = self.settings.audit.system
+        place = f"{carrier.name}-{_digest(carrier.drawn_by.model_dump())[:6]}"
+        prompts = carrier_prompts(carrier, seed=self.settings.seed)
+        vectors = family_vectors(self.model, self.family, system=system)
+        pools = self._pools(carrier, prompts, vectors, place)
+        meter = Meter(
+            self.model, self._battery(carrier, pools.base[0], prompts),
+            carrier.drawn_by, system=system,
+            folder=self.run.path("measured", place, "x").parent,
+        )  # fmt: skip
+        bench = Workbench(
+            meter, self.family, self.decoys, carrier, pools.accepted, self.settings
+        )
+        self._audit(bench, self._sets(pools), auditors, log)
+        if self.settings.bound_rows:
+            self._bounds(bench, pools, vectors)
+
+    def _pools(
+        self,
+        carrier: CarrierSettings,
+        prompts: Sequence[str],
+        vectors: Mapping[str, SteeringVector],
+        place: str,
+    ) -> CarrierPools:
+        def pool(source: Source, teacher: Teacher, count: int) -> Pool:
+            return sampled_pool(
+                self.model, source, prompts[:count], carrier=carrier, teacher=teacher,
+                seed=self.settings.seed, system=self.settings.audit.system,
+                path=self._path(place, source.name), tell=self.tell,
+            )  # fmt: skip
+
+        nobody = Teacher(kind="none")
+        base = [
+            pool(Source("none", draw=draw), nobody, carrier.prompts)
+            for draw in range(self.settings.draws)
+        ]
+        others: dict[Source, Pool] = {}
+        depth = len(self.model.architecture.blocks)
+        for source in teacher_sources(self.settings, depth=depth):
+            teacher = teacher_of(source, self.family, vectors)
+            others[source] = pool(source, teacher, carrier.teacher_prompts)
+        if carrier.name != "answers":
+            for control in self.settings.controls:
+                others[Source(control)] = control_pool(
+                    self.model, base[0], control, carrier=carrier,
+                    seed=self.settings.seed, system=self.settings.audit.system,
+                )  # fmt: skip
+        if self.other is not None:
+            others[Source("other base")] = self._foreign(
+                self.other, carrier, prompts[: carrier.teacher_prompts], place
+            )
+        return CarrierPools(carrier, tuple(base), others)
+
+    def _path(self, place: str, name: str) -> Path:
+        return self.run.path("pools", place, name.replace(" ", "-") + ".jsonl")
+
+    def _foreign(
+        self, other: Model, carrier: CarrierSettings, prompts: Sequence[str], place: str
+    ) -> Pool:
+        name = f"other base {other.fingerprint[:8]}"
+        found = sampled_pool(
+            other, Source("other base"), prompts, carrier=carrier,
+            teacher=Teacher(kind="none"), seed=self.settings.seed,
+            system=self.settings.audit.system, path=self._path(place, name),
+            tell=self.tell,
+        )  # fmt: skip
+        return foreign_pool(
+            self.model, found, carrier=carrier, system=self.settings.audit.system
+        )
+
+    def _battery(
+        self, carrier: CarrierSettings, base: Pool, prompts: Sequence[str]
+    ) -> Battery:
+        settings = self.settings.audit
+        pilot = [base.rows[place] for place in sorted(base.rows)[:_PILOT]]
+        return make_battery(
+            self.model, self.family, decoys=self.decoys,
+            pilot=[render_row(self.model, r, system=settings.system) for r in pilot],
+            prompts=prompts[:_PERSONA_PROMPTS], sampler=carrier.drawn_by,
+            layers=settings.layers, system=settings.system, seed=settings.seed,
+        )  # fmt: skip
+
+    def _sets(self, pools: CarrierPools) -> list[LabelledSet]:
+        """Every set of the carrier: clean ones, teachers' and controls'."""
+        settings = self.settings
+        clean = {d.rows: 0 for d in settings.designs}
+        for design in settings.designs:
+            clean[design.rows] = max(clean[design.rows], design.clean)
+        plan = [
+            (Source("none"), rows, 1.0, count) for rows, count in clean.items() if count
+        ]
+        for source in pools.others:
+            if source.is_control:
+                size = settings.control_rows, 1.0, settings.control_audits
+                plan.append((source, *size))
+                continue
+            plan += [(source, d.rows, d.fraction, d.audits) for d in settings.designs]
+        found: list[LabelledSet] = []
+        for source, rows, fraction, count in plan:
+            made = [
+                draw_set(pools, source, rows=rows, fraction=fraction, index=index,
+                         seed=settings.seed)
+                for index in range(count)
+            ]  # fmt: skip
+            kept = [each for each in made if each is not None]
+            found += kept
+            if len(kept) < count:
+                self.notes.append(
+                    f"{pools.carrier.name}: {source.name}: too few rows for audits of "
+                    f"{rows} at a share of {fraction:g}"
+                )
+        return found
+
+    def _audit(
+        self,
+        bench: Workbench,
+        sets: Sequence[LabelledSet],
+        auditors: Mapping[str, MakeAuditor],
+        log: Path,
+    ) -> None:
+        """Lets every auditor judge every set; answers that are kept are not asked again."""
+        lines = read_jsonl(log) if log.exists() else []
+        kept = {line["digest"]: Record.model_validate(line) for line in lines}
+        names = {each.name: self._answer_key(each) for each in sets}
+        todo = [
+            (label, each)
+            for label in auditors
+            for each in sets
+            if _digest(label, names[each.name]) not in kept
+        ]
+        if any(label == OwnAuditor.name for label, _ in todo):
+            rows = [r for _, each in todo for r in (*each.audited, *each.reference)]
+            bench.meter.signals(
+                rows,
+                on_rows=lambda done, total: self.tell(
+                    f"{bench.carrier.name}: gradients", done, total, ""
+                ),
+            )
+        made = {label: auditors[label](bench) for label in dict(todo)}
+        for done, (label, each) in enumerate(todo, 1):
+            record = self._record(label, made[label], each, names[each.name])
+            append_jsonl(log, record.model_dump(mode="json"))
+            kept[record.digest] = record
+            self.tell(f"{bench.carrier.name}: audits", done, len(todo), label)
+        self.records += [
+            kept[_digest(label, names[each.name])]
+            for label in auditors
+            for each in sets
+        ]
+
+    def _answer_key(self, each: LabelledSet) -> str:
+        """What an answer depends on, but for the auditor's code."""
+        rows = [[row.row_id for row in side] for side in (each.audited, each.reference)]
+        settings = self.settings
+        return _digest(
+            each.name, rows, settings.audit.model_dump(mode="json"), settings.lls_rows,
+            settings.rival_layers,
+        )  # fmt: skip
+
+    def _record(
+        self, label: str, auditor: Auditor, each: LabelledSet, key: str
+    ) -> Record:
+        began = time.monotonic()
+        answer = auditor.audit(each.audited, each.reference)
+        source = each.source
+        return Record(
+            auditor=label, set=each.name, digest=_digest(label, key),
+            seed=self.settings.seed, carrier=each.carrier,
+            intervention=source.intervention, trait=source.trait, layer=source.layer,
+            dose=source.dose, rows=len(each.audited), fraction=each.fraction,
+            index=each.index, row_ids=[row.row_id for row in each.audited],
+            reference_ids=[row.row_id for row in each.reference],
+            score=answer.score if math.isfinite(answer.score) else None,
+            named=answer.trait, kind=answer.kind, named_layer=answer.layer,
+            p_value=answer.p_value, verdict=answer.verdict,
+            details=dict(answer.details), seconds=round(time.monotonic() - began, 3),
+        )  # fmt: skip
+
+    def _bounds(
+        self,
+        bench: Workbench,
+        pools: CarrierPools,
+        vectors: Mapping[str, SteeringVector],
+    ) -> None:
+        """The best possible test of each teacher, and of the personas' names."""
+        settings, carrier = self.settings, bench.carrier.name
+        teachers = [source for source in pools.others if not source.is_control]
+        shares = sorted({design.fraction for design in settings.designs})
+        wrote: dict[str, list[Row]] = {}
+        for done, source in enumerate(teachers, 1):
+            own = pools.others[source]
+            places = [p for p in sorted(own.rows) if p in pools.base[0].rows]
+            places = places[: settings.bound_rows]
+            self.tell(f"{carrier}: bounds", done, len(teachers), source.name)
+            if len(places) < _FEWEST:
+                continue
+            rows = [own.rows[p] for p in places]
+            hypothesis = _hypothesis(source, bench, vectors)
+            sides = (rows, [pools.base[0].rows[p] for p in places])
+            biased, clean = (
+                bench.meter.ratios(side, hypothesis) - _passing(own, pools)
+                for side in sides
+            )
+            if source.intervention == "prompt":
+                wrote[str(source.trait)] = rows
+            self.bounds += [
+                Bound(
+                    carrier=carrier, source=source.name, trait=source.trait,
+                    intervention=source.intervention, dose=source.dose, fraction=share,
+                    rows=len(places),
+                    **detection_bound(
+                        biased, clean, fraction=share, alpha=settings.audit.alpha
+                    ),
+                )
+                for share in shares
+            ]  # fmt: skip
+        if len(wrote) > 1:
+            self._naming(bench, wrote)
+
+    def _naming(self, bench: Workbench, wrote: Mapping[str, Sequence[Row]]) -> None:
+        """Rows at which one persona of the family can be told from its nearest."""
+        names = list(wrote)
+        hypotheses = prompt_hypotheses(bench.family, names)
+        ratios = [[bench.meter.ratios(wrote[a], h) for h in hypotheses] for a in names]
+        gaps = np.full((len(names), len(names)), np.nan)
+        for a in range(len(names)):
+            for b in range(a + 1, len(names)):
+                gaps[a, b] = gaps[b, a] = chernoff_information(
+                    ratios[a][a] - ratios[a][b], ratios[b][a] - ratios[b][b]
+                )
+        pairs = gaps[np.triu_indices(len(names), 1)]
+        needed = rows_to_identify(
+            gaps, len(bench.family.names), self.settings.audit.alpha
+        )
+        self.naming.append(
+            Naming(
+                carrier=bench.carrier.name,
+                rows=min(len(rows) for rows in wrote.values()),
+                pairs=len(pairs),
+                nearest=_known(float(pairs.min())),
+                mean=_known(float(pairs.mean())),
+                rows_needed=_known(needed),
+            )
+        )
+
+
+def _passing(own: Pool, pools: CarrierPools) -> float:
+    """Log of how much likelier a teacher's draw passes the filter than the base's.
+
+    Rows that passed are drawn from p(y)·1[y passes]/p(passes); the ratio of the two
+    normalisations is one number here, though it differs a little by prompt.
+    """
+    if not own.accepted or not pools.accepted or own.accepted == pools.accepted:
+        return 0.0
+    return math.log(own.accepted / pools.accepted)
+
+
+def _hypothesis(
+    source: Source, bench: Workbench, vectors: Mapping[str, SteeringVector]
+) -> RowHypothesis:
+    """That the source wrote the rows."""
+    assert source.trait is not None
+    if source.layer is None:
+        return prompt_hypotheses(bench.family, [source.trait])[0]
+    teacher = teacher_of(source, bench.family, vectors)
+    return RowHypothesis(
+        name=f"truth {source.name}", kind="steer", trait=source.trait,
+        vector=teacher.vector, strength=teacher.strength,
+    )  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
