@@ -66,8 +66,16 @@ def score_test(
             mine[list(pairs)] - theirs, permutations=permutations, seed=seed
         )
     else:
-        test = two_sample_max_t(mine, theirs, permutations=permutations, seed=seed)
+        test = two_sample_max_t(
+            mine, theirs, strata=(_buckets(audited), _buckets(reference)),
+            permutations=permutations, seed=seed,
+        )  # fmt: skip
     return ScoreTest(test, test.statistics.reshape(shape), test.adjusted.reshape(shape))
+
+
+def _buckets(signals: RowSignals) -> list[int]:
+    """The length bucket of each row: labels move between rows of like length only."""
+    return [int(tokens).bit_length() for tokens in signals.tokens]
 
 
 def half_z(

@@ -131,8 +131,8 @@ def run_race(
         np.full((len(reference), shape[1]), np.nan),
     )
     first = min(budget.screening, max(1, len(audited) // 3))
-    fresh = [i for i in range(first, len(audited)) if not pairs or i in set(pairs)]
-    fresh = fresh[: budget.fresh]
+    partnered = set(pairs) if pairs else set(range(len(audited)))
+    fresh = [i for i in range(first, len(audited)) if i in partnered][: budget.fresh]
     expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
 
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
