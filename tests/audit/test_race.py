@@ -1,0 +1,251 @@
+"""Races over planted likelihood ratios: who is named, how often wrongly, at what cost."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit.meter import Meter
+from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
+from undertow.records import Message, Row
+from undertow.seeding import generator
+from undertow.stats import log_evalue_path
+
+ALPHA = 0.01
+PERSONAS = [RowHypothesis(f"{n} prompt", "prompt", n) for n in "abcdef"]
+
+
+class Table(Meter):
+    """Ratios that are known beforehand, by hypothesis and row."""
+
+    def __init__(self, ratios: dict[str, dict[str, float]]) -> None:
+        self.known, self.passes = ratios, 0
+        self.asked: list[tuple[str, int]] = []
+
+    def ratios(
+        self, rows: Sequence[Row], hypothesis: RowHypothesis, *, on_rows: Any = None
+    ) -> np.ndarray:
+        self.passes += len(rows)
+        self.asked.append((hypothesis.name, len(rows)))
+        own = self.known[hypothesis.name]
+        return np.array([own[row.row_id] for row in rows], dtype=np.float64)
+
+
+def _rows(count: int, side: str) -> list[Row]:
+    return [Row((Message("user", f"{i}"),), side) for i in range(count)]
+
+
+def _normal_ratios(
+    stream: np.random.Generator,
+    rows: Sequence[Row],
+    effects: np.ndarray,
+    truth: int | None,
+) -> np.ndarray:
+    """[row, hypothesis]: of N(effect, I) against N(0, I), on rows of one of them.
+
+    Hypotheses share all of their effect but what is their own, as personas do.
+    """
+    width = effects.shape[1]
+    values = stream.normal(size=(len(rows), width))
+    if truth is not None:
+        values += effects[truth]
+    found: np.ndarray = values @ effects.T - (effects**2).sum(1) / 2
+    return found
+
+
+def _effects(count: int, *, shared: float, own: float) -> np.ndarray:
+    return np.hstack([np.full((count, 1), shared), own * np.eye(count)])
+
+
+def _race(
+    hypotheses: Sequence[RowHypothesis],
+    effects: np.ndarray,
+    *,
+    truth: int | None,
+    seed: int = 0,
+    count: int = 400,
+    is_paired: bool = True,
+    reference: int | None = None,
+    **options: Any,
+) -> tuple[Race, Table]:
+    stream = generator(seed, "race test")
+    audited = _rows(count, "audited")
+    against = _rows(count if reference is None else reference, "reference")
+    own = _normal_ratios(stream, audited, effects, truth)
+    other = _normal_ratios(stream, against, effects, None)
+    known = {
+        h.name: {
+            row.row_id: float(value)
+            for row, value in zip(
+                [*audited, *against], [*own[:, k], *other[:, k]], strict=True
+            )
+        }
+        for k, h in enumerate(hypotheses)
+    }
+    meter = Table(known)
+    settings = {"alpha": ALPHA, "seed": seed, "permutations": 199} | options
+    race = run_race(
+        meter, audited, against, pairs=range(len(against)) if is_paired else (),
+        hypotheses=hypotheses, **settings,
+    )  # fmt: skip
+    return race, meter
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_the_planted_persona_is_named(is_paired: bool) -> None:
+    effects = _effects(6, shared=0.4, own=0.5)
+    race, meter = _race(PERSONAS, effects, truth=3, is_paired=is_paired)
+    assert race.left("prompt") == [3]
+    assert race.leaders[0] == 3
+    assert race.fresh is not None
+    assert race.fresh.p_value == 1 / 200
+    assert race.evidence(3) > 10
+    assert race.evidence(3, since=race.screened) > 10
+    assert race.path[-1] > math.log(1 / ALPHA)
+    assert race.screened == 24
+    # All on the screening rows; then fewer and fewer.
+    scored = (~np.isnan(race.ratios)).sum(0)
+    assert scored.min() >= 24
+    assert scored[3] == scored.max()
+    assert meter.passes < 6 * 400
+
+
+def test_what_is_alike_is_not_told_apart() -> None:
+    """Something was found; which one it is stays open within the budget."""
+    effects = _effects(6, shared=0.6, own=0.02)
+    race, _ = _race(PERSONAS, effects, truth=3, settings=RaceSettings(passes=600))
+    assert len(race.left("prompt")) == 6
+    assert race.fresh is not None
+    assert race.fresh.p_value == 1 / 200
+
+
+def test_rows_of_the_base_show_nothing() -> None:
+    race, _ = _race(PERSONAS, _effects(6, shared=0.4, own=0.5), truth=None)
+    assert race.fresh is not None
+    assert race.fresh.p_value > 0.05
+    assert max(race.evidence(h) for h in range(6)) < math.log(1 / ALPHA)
+    assert race.path.max() < math.log(1 / ALPHA)
+
+
+def test_the_truth_is_beaten_no_more_often_than_said() -> None:
+    effects = _effects(6, shared=0.4, own=0.4)
+    races = [
+        _race(PERSONAS, effects, truth=seed % 6, seed=seed, count=200, permutations=9)[
+            0
+        ]
+        for seed in range(60)
+    ]
+    wrong = sum(race.beaten[seed % 6] for seed, race in enumerate(races))
+    assert wrong <= 2  # of 60; at the rate of 1 % three or more have a chance of 2 %
+    named = sum(race.left("prompt") == [seed % 6] for seed, race in enumerate(races))
+    assert named > 50
+
+
+def test_the_exact_path_rarely_crosses_on_clean_rows() -> None:
+    """At 5 %, whatever the race chose to score, and whenever one looks."""
+    effects = _effects(6, shared=0.5, own=0.5)
+    crossed = fresh = 0
+    for seed in range(70):
+        race, _ = _race(
+            PERSONAS,
+            effects,
+            truth=None,
+            seed=seed,
+            count=120,
+            permutations=99,
+            alpha=0.05,
+        )
+        assert race.fresh is not None
+        crossed += bool(race.path.max() >= math.log(1 / 0.05))
+        fresh += bool(race.fresh.p_value <= 0.05)
+    assert crossed <= 8  # expected at most 3.5; beyond 8 with a chance of 1 %
+    assert fresh <= 8
+
+
+def test_one_dose_of_each_vector_goes_on() -> None:
+    hypotheses = [
+        *PERSONAS[:2],
+        *(RowHypothesis(f"v {d}", "steer", "a", strength=d) for d in (1.0, 2.0, 4.0)),
+        RowHypothesis("w", "steer", "b"),
+    ]
+    effects = np.zeros((6, 3))
+    effects[0, 0] = effects[1, 1] = 0.3
+    effects[2:5, 2] = 0.3, 0.8, 3.0  # the second is what was planted
+    effects[5, 0] = -0.3
+    race, _ = _race(hypotheses, effects, truth=3, settings=RaceSettings(screening=60))
+    assert race.beaten[2]
+    assert race.beaten[4]
+    assert race.left("steer") == [3]
+    assert 3 in race.leaders
+    scored = (~np.isnan(race.ratios)).sum(0)
+    assert scored[2] == scored[4] == 60
+    kinds = [hypotheses[h].kind for h in race.leaders]
+    assert kinds.count("prompt") == 2
+    assert kinds.count("steer") == 2
+
+
+def test_vectors_are_scored_only_on_rows_that_did_not_choose_them() -> None:
+    hypotheses = [*PERSONAS[:2], RowHypothesis("v", "steer", "a")]
+    race, _ = _race(
+        hypotheses, _effects(3, shared=0.2, own=0.2), truth=2, count=100, steer_rows=50
+    )
+    assert np.isnan(race.ratios[50:, 2]).all()
+    assert not np.isnan(race.ratios[50:, :2]).all()
+
+
+def test_only_rows_with_a_partner_are_tried_against_the_reference() -> None:
+    effects = _effects(6, shared=0.4, own=0.5)
+    race, _ = _race(PERSONAS, effects, truth=1, reference=80)
+    assert race.fresh is not None
+    tried = ~np.isnan(race.reference[:, race.leaders[0]])
+    assert tried.tolist() == [i >= race.screened for i in range(80)]
+    unpaired, _ = _race(PERSONAS, effects, truth=1, reference=30, is_paired=False)
+    assert unpaired.fresh is not None
+    assert (~np.isnan(unpaired.reference[:, unpaired.leaders[0]])).all()
+
+
+def test_without_a_reference_there_is_no_trial() -> None:
+    effects = _effects(6, shared=0.4, own=0.5)
+    race, _ = _race(PERSONAS, effects, truth=1, reference=0)
+    assert race.fresh is None
+    assert race.left("prompt") == [1]
+    assert race.reference.shape == (0, 6)
+
+
+def test_the_budget_of_passes_is_kept() -> None:
+    effects = _effects(6, shared=0.1, own=0.05)
+    told: list[tuple[int, int]] = []
+    settings = RaceSettings(screening=20, passes=130, fresh=30, leaders=1)
+    race, meter = _race(
+        PERSONAS, effects, truth=None, settings=settings,
+        on_passes=lambda done, count: told.append((done, count)),
+    )  # fmt: skip
+    # 120 of the screening, one more step of 6 × 20, then 30 fresh rows of each side.
+    assert race.screened == 20
+    assert (~np.isnan(race.ratios)).sum() <= 120 + 130 + 30
+    assert meter.passes <= 120 + 130 + 2 * 30
+    assert all(0 < done <= count for done, count in told)
+
+
+def test_few_rows_race_as_well() -> None:
+    effects = _effects(6, shared=0.4, own=0.5)
+    race, _ = _race(PERSONAS, effects, truth=None, count=4)
+    assert race.screened == 1
+    assert race.fresh is None or math.isnan(race.fresh.p_value)
+
+
+def test_mixed_evidence_by_hand() -> None:
+    ratios = np.array([0.5, np.nan, -2.0])
+    shares = (1.0, 0.3, 0.1, 0.03)
+    products = [
+        (1 - f + f * math.exp(0.5)) * (1 - f + f * math.exp(-2.0)) for f in shares
+    ]
+    assert mixed_evidence(ratios) == pytest.approx(math.log(np.mean(products)))
+    path = log_evalue_path(np.array([[0.5], [-2.0]]))
+    assert mixed_evidence(ratios) == pytest.approx(path[-1])
+    assert math.isnan(mixed_evidence(np.array([np.nan])))
+    # A row that a hypothesis forbids ends a pure one, not one for a share.
+    assert math.isfinite(mixed_evidence(np.array([-np.inf])))
