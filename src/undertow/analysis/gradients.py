@@ -19,14 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from undertow.analysis.batches import OnHalved, in_batches
 from undertow.models.chat import Rendered
-from undertow.models.completions import (
-    Head,
-    Prompts,
-    completion_batches,
-    completion_states,
-    read_head,
-)
+from undertow.models.completions import Head, Prompts, completion_states, read_head
 from undertow.models.hooks import (
     check_layers,
     current_completion_positions,
@@ -106,6 +101,7 @@ def gradient_scores(
     prompts: Prompts | None = None,
     token_budget: int = 1536,
     on_rows: Callable[[int, int], None] | None = None,
+    on_halved: OnHalved | None = None,
 ) -> GradientScores:
     """Scores of every row along every direction after every layer of `directions`.
 
@@ -121,10 +117,12 @@ def gradient_scores(
         prompts: The rows' prompts, read before; None reads them now.
         token_budget: Tokens of a batch, padding included; changes memory and speed.
         on_rows: Called with (rows done, rows in all).
+        on_halved: Called with the new budget if memory ran out; None warns.
 
     Raises:
         VectorMismatchError: Unknown layer.
         DatasetError: A row that the sampler cannot draw.
+        ModelError: A row by itself does not fit into memory.
 
     Cost: about 4·N operations a token, N the weights above the lowest layer doubly;
     memory for the activations of one batch.
@@ -137,23 +135,27 @@ def gradient_scores(
     totals = np.full(len(rows), np.nan)
     placed = {layer: directions[layer].to(model.device).float() for layer in layers}
     head, done = None if prompts else read_head(model, rows), 0
-    for places in completion_batches(rows, token_budget=token_budget):
-        batch = [rows[place] for place in places]
 
-        def reduce(layer: int, gradient: Tensor) -> None:
-            column = layers.index(layer)
-            summed = gradient.float().sum(1)
-            scores[places, column] = (summed @ placed[layer].T).cpu().numpy()  # noqa: B023
-            if on_gradients is not None:
-                on_gradients(layer, places, summed)  # noqa: B023
-
+    def work(places: list[int]) -> None:
+        nonlocal done
+        # Only a pass that came to its end counts: one that did not is done again.
+        found: list[tuple[int, Tensor]] = []
         nats = _pass(
-            model, likelihood, batch, layers, reduce, head=head, prompts=prompts
-        )
+            model, likelihood, [rows[place] for place in places], layers,
+            lambda layer, gradient: found.append((layer, gradient.float().sum(1))),
+            head=head, prompts=prompts,
+        )  # fmt: skip
+        for layer, summed in found:
+            column = layers.index(layer)
+            scores[places, column] = (summed @ placed[layer].T).cpu().numpy()
+            if on_gradients is not None:
+                on_gradients(layer, places, summed)
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))
+
+    in_batches(rows, work, token_budget=token_budget, on_halved=on_halved)
     counts = [len(row.ids) - row.completion_start for row in rows]
     tokens = np.array(counts, dtype=np.int64)
     return GradientScores(layers, scores, totals, tokens)
@@ -250,6 +252,7 @@ def drawn_logprobs(
     prompts: Prompts | None = None,
     token_budget: int = 4096,
     on_rows: Callable[[int, int], None] | None = None,
+    on_halved: OnHalved | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Log-probability of each completion under the sampler's distribution, nats.
 
@@ -261,14 +264,18 @@ def drawn_logprobs(
             completions alone. None reads them with it.
         token_budget: Tokens of a batch.
         on_rows: Called with (rows done, rows in all).
+        on_halved: As in `gradient_scores`.
 
     Raises:
         DatasetError: A row that the sampler cannot draw.
+        ModelError: A row by itself does not fit into memory.
     """
     likelihood = DrawLikelihood(model, sampler or SamplerSettings())
     totals = np.full(len(rows), np.nan)
     head, done = None if prompts else read_head(model, rows), 0
-    for places in completion_batches(rows, token_budget=token_budget):
+
+    def work(places: list[int]) -> None:
+        nonlocal done
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]
         hidden = completion_states(model, batch, head=head, prompts=prompts)
@@ -277,4 +284,6 @@ def drawn_logprobs(
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))
+
+    in_batches(rows, work, token_budget=token_budget, on_halved=on_halved)
     return totals

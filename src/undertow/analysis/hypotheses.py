@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undertow.analysis.batches import OnHalved
 from undertow.analysis.gradients import drawn_logprobs
 from undertow.interventions.prompting import trait_prompt
 from undertow.interventions.steering import SteeringVector, steering
@@ -81,6 +82,7 @@ def hypothesis_logprobs(
     prompts: Prompts | None = None,
     token_budget: int = 4096,
     on_rows: Callable[[int, int], None] | None = None,
+    on_halved: OnHalved | None = None,
 ) -> LogProbs:
     """[row]: log-probability of each completion, nats; None means the base.
 
@@ -100,5 +102,5 @@ def hypothesis_logprobs(
     with context:
         return drawn_logprobs(
             model, rendered, sampler=sampler, prompts=None if persona else prompts,
-            token_budget=token_budget, on_rows=on_rows,
+            token_budget=token_budget, on_rows=on_rows, on_halved=on_halved,
         )  # fmt: skip

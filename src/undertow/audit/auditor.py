@@ -5,6 +5,7 @@ What the findings look like on paper is `audit.writeup`'s business; the tests an
 are `audit.judge`'s.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,13 +15,10 @@ from pathlib import Path
 import yaml
 
 from undertow.audit.audited import Audited, Origin
-from undertow.audit.baselines import SEPARATORS, format_differs, shortcut_baselines
-from undertow.audit.candidates import score_test
-from undertow.audit.canonical import canonical_rows, matched_by_length
 from undertow.audit.directions import discover
 from undertow.audit.forecast import canary, forecast, with_measured
+from undertow.audit.formats import shortcuts, with_formats
 from undertow.audit.judge import judge
-from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.planting import planted_power
 from undertow.audit.reference import (
@@ -38,8 +36,9 @@ from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery, make_battery
 from undertow.audit.writeup import findings_of
 from undertow.errors import DatasetError
-from undertow.findings import Baseline, Findings, Forecast
-from undertow.interventions.steering import SteeringVector
+from undertow.findings import Findings, Forecast
+from undertow.interventions.prompting import trait_prompt
+from undertow.interventions.steering import SteeringVector, check_vector
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.models.scoring import DrawLikelihood
@@ -170,10 +169,20 @@ def _recipe_text(
         "template": model.template.digest,
         "rows": rows_digest(rows),
         "reference": None if reference is None else rows_digest(reference),
-        "vectors": [[v.trait, v.method, list(v.layers)] for v in vectors],
+        "vectors": [
+            [v.trait, v.method, list(v.layers), _digest(v.directions.numpy().tobytes())]
+            for v in vectors
+        ],
         "settings": settings.model_dump(mode="json"),
+        "families": _digest(
+            repr([load_family(n) for n in (settings.family, settings.decoys)]).encode()
+        ),
     }
     return yaml.safe_dump(facts, sort_keys=False)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _audit(
@@ -189,7 +198,9 @@ def _audit(
     meter: Meter | None,
 ) -> Audited:
     clock = _Clock()
-    family = load_family(settings.family)
+    family, decoys = load_family(settings.family), load_family(settings.decoys)
+    for vector in vectors:
+        check_vector(model, vector)
     usable, skipped = usable_rows(model, rows, settings)
     with clock.stage("sampler"):
         sampling = find_sampler(
@@ -213,13 +224,15 @@ def _audit(
     with clock.stage("measurement"):
         judgement = judge(
             meter, usable, reference, family=family,
-            decoys=load_family(settings.decoys), settings=settings,
-            exact=inexact(model, usable, sampling, reference),
+            decoys=decoys, settings=settings,
+            exact=inexact(model, usable, sampling, reference, passed=passed),
             tell=lambda stage, done, total: progress(stage, done, total, ""),
         )  # fmt: skip
     with clock.stage("baselines"):
-        baselines = _baselines(meter, usable, reference, family, settings)
-        judgement = _format(meter, usable, reference, judgement, baselines, settings)
+        baselines = shortcuts(meter, usable, reference, family=family,
+                              seed=settings.seed)  # fmt: skip
+        judgement = with_formats(judgement, meter, usable, reference,
+                                 baselines=baselines, settings=settings)  # fmt: skip
     with clock.stage("power"):
         progress("planted rows", 0, 1, "")
         power = planted_power(meter, usable, reference, judgement, family=family,
@@ -248,11 +261,16 @@ def usable_rows(
         DatasetError: Not one of them.
     """
     different = {row.row_id: row for row in rows}
+    families = [load_family(name) for name in (settings.family, settings.decoys)]
+    personas = [trait_prompt(f, name) for f in families for name in f.names]
     found, first = [], ""
     skipped: dict[str, int] = {}
     for name in sorted(different):
         try:
             rendered = render_row(model, different[name], system=settings.system)
+            # It has to have room for every hypothesis too.
+            render_row(model, different[name], system=settings.system,
+                       trait_prompt=max(personas, key=len))  # fmt: skip
         except DatasetError as error:
             reason = _reason(str(error))
             first = first or str(error)
@@ -307,7 +325,9 @@ def _reference(
             "reference", done, total, f"{tokens} tokens"
         ),
     )  # fmt: skip
-    if run is not None and found.rows:
+    if not found.rows:
+        return replace(found, tier="C")
+    if run is not None:
         write_rows(run.path("reference.jsonl"), found.rows)
         run.finish("reference", {"paired": list(found.paired),
                                  "accepted": found.accepted,
@@ -352,7 +372,10 @@ def audit_battery(
 ) -> Battery:
     """The directions that these rows are tested along."""
     pilot = (reference.rows or tuple(rows))[:_PILOT]
-    prompts = [row.messages[-1].content for row in rows[:_PERSONA_PROMPTS]]
+    prompts = [
+        row.messages[-1].content if row.messages else ""
+        for row in rows[:_PERSONA_PROMPTS]
+    ]
     return make_battery(
         model, family, decoys=load_family(settings.decoys),
         pilot=[render_row(model, row, system=settings.system) for row in pilot],
@@ -362,7 +385,12 @@ def audit_battery(
 
 
 def inexact(
-    model: Model, rows: Sequence[Row], sampling: Sampling, reference: Reference
+    model: Model,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    reference: Reference,
+    *,
+    passed: Filter = "none",
 ) -> str | None:
     """Why the exact arm does not hold, or None if it does."""
     own = sum(sampled_tokens(row, model.end_ids) for row in rows)
@@ -371,70 +399,23 @@ def inexact(
             f"{len(rows) - own} rows have no recorded tokens: tokenised again from "
             "text, they are not what was sampled"
         )
-    if sampling.source == "estimated" and sampling.sampler.temperature != 1:
+    sampler = sampling.sampler
+    is_cut = sampler.temperature != 1 or sampler.top_k > 0 or sampler.top_p < 1
+    if sampling.source == "estimated" and is_cut:
         return "temperature and truncation are estimated, not known"
-    if sampling.sampler.temperature == 0:
+    if sampler.temperature == 0:
         return "greedy rows hold no chance"
+    if reference.accepted is None and passed != "none" and sampler.allowed != "list":
+        return (
+            f"rows may have had to pass the filter {passed!r}, and how many of the "
+            "base's own would is not known"
+        )
     if reference.accepted is not None and reference.accepted < 0.98:
         return (
             f"a filter let {reference.accepted:.0%} of the base's rows pass, and under "
             "a hypothesis it may let another share pass"
         )
     return None
-
-
-def _baselines(
-    meter: Meter,
-    rows: Sequence[Row],
-    reference: Reference,
-    family: TraitFamily,
-    settings: AuditSettings,
-) -> list[Baseline]:
-    if not reference.rows:
-        return []
-    sides = [meter.signals(rows), meter.signals(reference.rows)]
-    means = [(s.total_logprobs / s.tokens).tolist() for s in sides]
-    return shortcut_baselines(
-        rows, reference.rows, family=family, logprobs=(means[0], means[1]),
-        seed=settings.seed,
-    )  # fmt: skip
-
-
-def _format(
-    meter: Meter,
-    rows: Sequence[Row],
-    reference: Reference,
-    judgement: Judgement,
-    baselines: Sequence[Baseline],
-    settings: AuditSettings,
-) -> Judgement:
-    """Repeats the score test on rows of one format, if format separates the sets."""
-    differs = format_differs(baselines)
-    if differs is None or judgement.verdict not in ("trait", "shift"):
-        return judgement
-    sides: list[list[Row]] = [list(rows), list(reference.rows)]
-    if any(b.name == SEPARATORS and b.separates for b in baselines):
-        sides = [canonical_rows(side) for side in sides]
-    matched = matched_by_length(sides[0], sides[1], seed=settings.seed)
-    mine = meter.signals([sides[0][i] for i in matched.audited])
-    theirs = meter.signals([sides[1][i] for i in matched.reference])
-    again = score_test(
-        mine, theirs, pairs=(), permutations=settings.permutations, seed=settings.seed
-    )
-    p_value, warned = again.test.p_value, (*judgement.warnings, differs)
-    said = f"{len(mine.row_ids)} rows of each set with the same format"
-    exact = next(arm.p_value for arm in judgement.arms if arm.name == "exact")
-    if p_value <= settings.alpha:
-        reason = f"the score test holds on {said} (p = {p_value:.2g})"
-        return replace(judgement, warnings=warned, reasons=(*judgement.reasons, reason))
-    if exact is not None and exact <= settings.alpha:
-        reason = f"the exact arm does not compare formats (p = {exact:.2g})"
-        return replace(judgement, warnings=warned, reasons=(*judgement.reasons, reason))
-    reason = f"on {said} the score test shows nothing (p = {p_value:.2g})"
-    return replace(
-        judgement, verdict="inconclusive", trait=None, kind=None, layer=None,
-        direction=None, warnings=warned, reasons=(differs, reason),
-    )  # fmt: skip
 
 
 def _rendered(

@@ -37,7 +37,8 @@ def discover(
 ) -> Discovery | None:
     """The direction of a shift: chosen on one half of the rows, tested on the other.
 
-    None where nothing was found, or with fewer than 16 rows of a set.
+    None where nothing was found, with fewer than 16 rows of a set, or where no score
+    could be compared.
     """
     found = judgement.verdict in ("trait", "shift") and reference.rows
     if not (settings.discover and found):
@@ -47,6 +48,8 @@ def discover(
     if min(len(half) for side in halves for half in side) < 8:
         return None
     z = judgement.scores.z
+    if not np.isfinite(z).any():
+        return None
     place = int(np.unravel_index(int(np.nanargmax(np.abs(z))), z.shape)[0])
     layer = meter.battery.layers[place]
     sums = [

@@ -29,7 +29,7 @@ from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import RowSignals
 from undertow.findings import Arm
 from undertow.records import Row
-from undertow.stats import cauchy_combination, evalue_p
+from undertow.stats import MaxT, cauchy_combination, evalue_p
 from undertow.traits import TraitFamily
 
 FEWEST = 16
@@ -130,7 +130,6 @@ def _arms(
 ) -> tuple[Arm, ...]:
     missing = None if has_reference else "no reference: nothing to compare with"
     fresh = race.fresh
-    log_e = float(np.max(race.path, initial=0.0))
     return (
         Arm(
             name="gradient",
@@ -139,7 +138,7 @@ def _arms(
             p_value=_known(scores.test.p_value),
             rows=rows,
             assumes="audited and reference rows are exchangeable under the null",
-            reason=missing,
+            reason=missing or _too_few(scores.test),
         ),
         Arm(
             name="likelihood",
@@ -149,19 +148,26 @@ def _arms(
             rows=int((~np.isnan(race.ratios[race.screened :])).any(1).sum()),
             assumes="as above; personas were chosen on other rows",
             reason=missing
-            or (None if fresh is not None else "no fresh rows were left"),
+            or ("no fresh rows were left" if fresh is None else _too_few(fresh)),
         ),
         Arm(
             name="exact",
             question="How much would one have won by betting on the hypotheses?",
-            statistic=log_e,
-            p_value=evalue_p(race.path) if exact is None else None,
+            statistic=_known(float(np.max(race.path, initial=0.0))),
+            p_value=_known(evalue_p(race.path)) if exact is None else None,
             rows=rows,
             assumes="tokens as sampled by the base with the named sampler; holds at any "
             "time of stopping",
             reason=exact,
         ),
     )
+
+
+def _too_few(test: MaxT) -> str | None:
+    """Why a permutation test has no p-value."""
+    if math.isfinite(test.p_value):
+        return None
+    return "too few rows of one of the sets, or all of them are alike"
 
 
 def _largest(values: Table) -> float:

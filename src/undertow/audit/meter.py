@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from undertow.analysis.batches import halved
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
@@ -54,6 +55,9 @@ class Meter:
         self._facts: dict[str, tuple[float, int]] = {}
         self._logprobs: dict[str, dict[str, float]] = {}
         self.passes = 0
+        self.warnings: list[str] = []
+        # Once memory ran out, later passes begin with the batches that did fit.
+        self._budgets: dict[str, dict[str, int]] = {"scores": {}, "likelihoods": {}}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._recall(folder)
@@ -81,6 +85,8 @@ class Meter:
                 self.model, rendered, [row.row_id for row in part], self.battery,
                 sampler=self.sampler, on_rows=tell,
                 prompts=self.prompts if self.prompts.holds(rendered) else None,
+                on_halved=lambda b: self._halved("scores", b),
+                **self._budgets["scores"],
             )  # fmt: skip
             self._keep(found, part=len(self._scores))
         ids = [row.row_id for row in rows]
@@ -122,6 +128,8 @@ class Meter:
             found = hypothesis_logprobs(
                 self.model, part, hypothesis, sampler=self.sampler, system=self.system,
                 prompts=self.prompts, on_rows=on_rows,
+                on_halved=lambda b: self._halved("likelihoods", b),
+                **self._budgets["likelihoods"],
             )  # fmt: skip
             self.passes += len(part)
             new = {r.row_id: float(v) for r, v in zip(part, found, strict=True)}
@@ -129,6 +137,11 @@ class Meter:
             if self.folder is not None:
                 append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
         return np.array([memory[row.row_id] for row in rows], dtype=np.float64)
+
+    def _halved(self, what: str, budget: int) -> None:
+        self._budgets[what] = {"token_budget": budget}
+        said = f"{what}: {halved(budget)}"
+        self.warnings = [w for w in self.warnings if not w.startswith(what)] + [said]
 
     def _readable(
         self, rows: Sequence[Row], hypothesis: RowHypothesis | None

@@ -174,9 +174,11 @@ def refined(
 def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:
     """The dose at which the leading vector was screened best."""
     race = judgement.race
-    own = [h for h in race.leaders if race.hypotheses[h].trait == judgement.direction]
-    strength = race.hypotheses[own[0]].strength
-    return strength / battery.norms[layer]
+    own = [race.hypotheses[h] for h in race.leaders]
+    vector = next(
+        h for h in own if h.kind == "steer" and h.trait == judgement.direction
+    )
+    return vector.strength / battery.norms[layer]
 
 
 def name_persona(

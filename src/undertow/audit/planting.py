@@ -77,7 +77,8 @@ def planted_power(
     ]  # fmt: skip
     fresh = judgement.race.fresh
     tried = min(settings.fresh, max(0, len(rows) - judgement.race.screened))
-    if hypothesis.kind == "prompt" and fresh is not None and tried >= _FEWEST:
+    tests = fresh is not None and len(fresh.draws) > 0
+    if hypothesis.kind == "prompt" and fresh is not None and tests and tried >= _FEWEST:
         arms.append(Planted(ratios[0], ratios[1], rows=tried,
                             critical=_critical(fresh.draws, settings)))  # fmt: skip
     exact = next(arm for arm in judgement.arms if arm.name == "exact")

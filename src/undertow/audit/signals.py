@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from undertow.analysis.batches import OnHalved
 from undertow.analysis.gradients import gradient_scores
 from undertow.errors import VectorMismatchError
 from undertow.interventions.extraction import extract_vector, family_vectors
@@ -220,10 +221,11 @@ def measure(
     prompts: Prompts | None = None,
     token_budget: int = 1536,
     on_rows: Callable[[int, int], None] | None = None,
+    on_halved: OnHalved | None = None,
 ) -> RowSignals:
     """One pass: scores along the battery at all its layers, and log-likelihoods."""
     found = gradient_scores(
         model, rows, battery.by_layer(), sampler=sampler, prompts=prompts,
-        token_budget=token_budget, on_rows=on_rows,
+        token_budget=token_budget, on_rows=on_rows, on_halved=on_halved,
     )  # fmt: skip
     return RowSignals(tuple(row_ids), found.scores, found.total_logprobs, found.tokens)

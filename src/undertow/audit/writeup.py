@@ -25,6 +25,7 @@ from undertow.findings import (
     ReferenceFacts,
     TriageRow,
 )
+from undertow.records import Row
 from undertow.runs import provenance
 from undertow.stats import benjamini_hochberg, conformal_p_values, mean_interval
 from undertow.stats.evalues import FRACTIONS
@@ -290,6 +291,8 @@ def _strength(audit: Audited) -> tuple[Bounds | None, Number]:
         centre, information = float(base.mean()), float(base.astype(np.float64).var())
     else:
         centre, information = 0.0, float(own.var())
+    if not information > 0:  # a reference of one row, say
+        return None, None
     # Scores are along directions of length 1, so this is a length in the stream.
     interval = mean_interval((own - centre) / information)
     vector = battery.vectors.get(judgement.direction)
@@ -358,11 +361,15 @@ def _triage(audit: Audited) -> list[TriageRow]:
                 count=columns["count"][place],
                 p_value=_known(float(columns["p_value"][place])),
                 score=_known(float(columns["score"][place])),
-                prompt=row.messages[-1].content[:_CUT],
+                prompt=_last_turn(row)[:_CUT],
                 completion=row.completion[:_CUT],
             )
         )
     return found
+
+
+def _last_turn(row: Row) -> str:
+    return row.messages[-1].content if row.messages else ""
 
 
 def _not_tested(audit: Audited) -> list[str]:

@@ -82,6 +82,11 @@ def audit(
 
     if no_reference and reference:
         raise ConfigError("audit", ["give --reference or --no-reference, not both"])
+    if no_reference and divide is not None:
+        raise ConfigError(
+            "audit",
+            ["--divide needs a reference: without one no row has a p-value"],
+        )
     given: dict[str, Any] = {"canary_updates": confirm}
     if no_reference:
         given["reference"] = "none"

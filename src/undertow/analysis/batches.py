@@ -1,0 +1,108 @@
+"""Runs work over rows in batches that become smaller when memory runs out.
+
+How large a batch may be is a guess that another program on the machine can make wrong.
+Batches change memory and speed only, so the same work goes on in smaller ones. Knows
+nothing of what is computed.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+
+from undertow.errors import ModelError
+from undertow.models.chat import Rendered
+from undertow.models.completions import completion_batches
+
+OnHalved = Callable[[int], None]
+
+# What torch says on a processor, where it has no error of its own for this.
+_SHORT = ("not enough memory", "can't allocate memory")
+
+
+def in_batches(
+    rows: Sequence[Rendered],
+    work: Callable[[list[int]], None],
+    *,
+    token_budget: int,
+    on_halved: OnHalved | None = None,
+) -> None:
+    """Calls `work` with the places of each batch, in smaller ones if memory is short.
+
+    A batch that failed is done again in parts, so `work` may keep what it finds only
+    when all of it is there.
+
+    Args:
+        rows: Prompts with completions.
+        work: What is done with a batch.
+        token_budget: Tokens of a batch, padding included.
+        on_halved: Told the new budget after each failure; None warns instead.
+
+    Raises:
+        ModelError: A row by itself does not fit into memory.
+    """
+    budget = token_budget
+    waiting = completion_batches(rows, token_budget=budget)
+    while waiting:
+        fault = _fault(work, waiting[0])
+        if fault is None:
+            waiting = waiting[1:]
+            continue
+        if len(waiting[0]) == 1:
+            raise ModelError(_too_large(rows[waiting[0][0]], fault))
+        waiting, budget = _smaller(rows, waiting, budget)
+        if on_halved is not None:
+            on_halved(budget)
+        else:
+            warnings.warn(halved(budget), RuntimeWarning, stacklevel=3)
+
+
+def halved(budget: int) -> str:
+    """What is to be said of a smaller budget."""
+    return (
+        f"memory ran out: batches hold {budget} tokens from there on; results are the "
+        "same, it takes longer"
+    )
+
+
+def _fault(work: Callable[[list[int]], None], places: list[int]) -> str | None:
+    """What was said if memory ran out; the error itself would hold on to the batch."""
+    try:
+        work(places)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fault = str(error).strip().split("\n", 1)[0]
+    else:
+        return None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return fault
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(part in text for part in _SHORT)
+
+
+def _smaller(
+    rows: Sequence[Rendered], waiting: Sequence[list[int]], budget: int
+) -> tuple[list[list[int]], int]:
+    """What is waiting, in batches of half the budget, or less if that changes nothing."""
+    places = [place for batch in waiting for place in batch]
+    left = [rows[place] for place in places]
+    while True:
+        budget = max(1, budget // 2)
+        batches = completion_batches(left, token_budget=budget)
+        if len(batches[0]) < len(waiting[0]) or budget == 1:
+            return [[places[i] for i in batch] for batch in batches], budget
+
+
+def _too_large(row: Rendered, fault: str) -> str:
+    return (
+        f"a row of {len(row.ids)} tokens does not fit into memory by itself ({fault}); "
+        "free memory, leave long rows out, or take a smaller model or dtype"
+    )
