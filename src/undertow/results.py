@@ -143,6 +143,46 @@ class Sweep(_Value):
     strength: float
 
 
+class AuditTruth(_Value):
+    """Who wrote the rows of an audited set; the auditor was not told."""
+
+    words: str = Field(description="the truth in a few words")
+    kind: Literal["none", "prompt", "steer", "finetune"] = Field(
+        description="the teacher's intervention; 'none': the untouched base wrote all"
+    )
+    trait: str | None = None
+    layer: int | None = Field(default=None, description="block of the teacher's vector")
+    share: float = Field(description="share of the rows that the teacher wrote")
+
+
+class AuditOutcome(_Value):
+    """One set of rows that was audited blind, and whether the verdict is true of it."""
+
+    name: str = Field(description="'biased', 'clean' or 'mixture'")
+    truth: AuditTruth
+    rows: int = Field(description="rows audited")
+    reference_rows: int = Field(description="rows of the base they were compared with")
+    verdict: Literal["trait", "shift", "none", "inconclusive"]
+    trait: str | None = Field(description="the trait named")
+    kind: Literal["steer", "prompt", "unknown"] | None = Field(
+        description="the kind of intervention named"
+    )
+    layer: int | None = Field(description="the block named, counted from 0")
+    p_value: Number = Field(description="of the null that the rows carry nothing")
+    detectable_fraction: Number = Field(
+        description="smallest share of biased rows it would have found"
+    )
+    sentence: str = Field(description="the verdict in one or two sentences")
+    right: bool | None = Field(
+        description="whether something was found just where a teacher wrote rows, and "
+        "every trait and kind that was named is that teacher's; null if inconclusive"
+    )
+    report: str = Field(
+        pattern=r"^audits/[a-z]+/report\.html$",
+        description="the audit's own report, in the run's directory",
+    )
+
+
 class Results(_Value):
     """Everything that a run measured."""
 
@@ -157,6 +197,9 @@ class Results(_Value):
     noise_factors: list[NoiseFactor] = Field(default_factory=list)
     confusions: list[Confusion] = Field(default_factory=list)
     sweeps: list[Sweep] = Field(default_factory=list)
+    audits: list[AuditOutcome] = Field(
+        default_factory=list, description="sets of rows that were audited blind"
+    )
     limits: list[str] = Field(default_factory=list, description="what was not tested")
     seconds: dict[str, float] = Field(
         default_factory=dict, description="wall-clock seconds of every stage"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from undertow.cli.runs import _packaged
+from undertow.cli.runs import _packaged, audit_lines
+from undertow.results import AuditOutcome, AuditTruth
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -118,4 +119,19 @@ def test_a_report_needs_a_finished_run(command: "Command", tmp_path: Path) -> No
     assert found.status == 2
     assert f"{tmp_path / 'results.json'}: not there; the run is not finished" in (
         found.err
+    )
+
+
+def test_an_audit_is_a_line() -> None:
+    item = AuditOutcome(
+        name="clean",
+        truth=AuditTruth(words="all 48 rows: untouched base", kind="none", share=0.0),
+        rows=48, reference_rows=48, verdict="shift", trait=None, kind="steer", layer=4,
+        p_value=0.002, detectable_fraction=None, sentence="", right=False,
+        report="audits/clean/report.html",
+    )  # fmt: skip
+    (line,) = audit_lines([item])
+    assert line == (
+        "audit clean    wrong: a shift, steered after block 4, trait not identified "
+        "(p 0.0020); truth: all 48 rows: untouched base"
     )

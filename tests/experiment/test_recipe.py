@@ -25,6 +25,7 @@ LEAST: dict[str, Any] = {
     "teachers": [{"kind": "prompt"}],
 }
 STEER = {"kind": "steer", "steer": {"layer": 3, "dose": 0.3}}
+TAKEN = {"kind": "steer", "steer": {**STEER["steer"], "mode": "project_out"}}  # type: ignore[dict-item]
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -78,6 +79,24 @@ def test_soft_students_have_a_decoy_for_control(
             "settings 'finetune' belong to kind 'finetune'",
         ),
         ({"teachers": [{"kind": "prompt", "name": "a/b"}]}, "should match pattern"),
+        (
+            {"audit": {}, "noise": {"levels": [0.1]}},
+            "audit: it needs a clean base; add 0 to noise.levels",
+        ),
+        (
+            {"audit": {}, "rows": {"sampler": {"temperature": 0}}},
+            "audit: rows drawn greedily hold no chance; set rows.sampler.temperature",
+        ),
+        (
+            {"audit": {}, "teachers": [TAKEN, STEER | {"name": "other"}]},
+            "audit: it looks for what a teacher adds, and the first one takes a",
+        ),
+        (
+            {"audit": {"settings": {"seed": 3, "family": "trees", "fresh": 9}}},
+            "settings ['family', 'seed'] are those of the recipe; leave them out here",
+        ),
+        ({"audit": {"rows": 15}}, "greater than or equal to 16"),
+        ({"audit": {"share": 1}}, "less than 1"),
         ({"decoy": "cat"}, "decoy is given, but the control is 'none'"),
         ({"decoy": "owl", "control": "decoy"}, "decoy 'owl' is one of the traits"),
         ({"rows": {"count": 0}}, "greater than or equal to 1"),

@@ -14,7 +14,7 @@ from undertow.errors import ConfigError, RunError, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from undertow.results import Transfer
+    from undertow.results import AuditOutcome, Transfer
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
 
@@ -95,6 +95,8 @@ def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> Non
     for line in table(results.transfers):
         say(line)
     say(results.headline)
+    for line in audit_lines(results.audits):
+        say(line)
     say(f"results  {out / 'results.json'}")
     say(f"figures  {out / 'figures'}")
     say(f"report   {page}")
@@ -120,6 +122,18 @@ def table(transfers: "Sequence[Transfer]") -> list[str]:
             f"{mean_text(item.specific):>10}{student:>15}{control:>9}"
         )
     return lines
+
+
+def audit_lines(audits: "Sequence[AuditOutcome]") -> list[str]:
+    """A line an audit: what the rows are, what the auditor said, whether that is true."""
+    from undertow.report.blind_audits import judged, verdict_words
+    from undertow.report.text import p_text
+
+    return [
+        f"audit {item.name:<9}{judged(item)}: {verdict_words(item)} "
+        f"(p {p_text(item.p_value)}); truth: {item.truth.words}"
+        for item in audits
+    ]
 
 
 def report(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from undertow.audit.settings import AuditSettings
 from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.training import TrainingSettings
 
@@ -172,6 +173,45 @@ class EvaluationSettings(_Settings):
     )
 
 
+OF_THE_RECIPE = ("family", "seed", "system", "sampler", "filter", "reference")
+"""Settings of an audit that the rest of the recipe decides."""
+
+
+class BlindAuditSettings(_Settings):
+    """Three sets that are audited at the end without a word on who wrote them.
+
+    Rows of the first teacher and trait, rows of the untouched base on the same
+    prompts, and a mixture; of the clean base and the first seed.
+    """
+
+    rows: int = Field(default=48, ge=16, description="prompts of each set, at most")
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="rows of the mixture that are the teacher's",
+    )
+    settings: AuditSettings = Field(
+        default_factory=AuditSettings,
+        description="error rate and budget; family, seed, system, sampler, filter and "
+        "reference are those of the recipe",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> "BlindAuditSettings":
+        default = AuditSettings()
+        given = [
+            name
+            for name in OF_THE_RECIPE
+            if getattr(self.settings, name) != getattr(default, name)
+        ]
+        if given:
+            raise ValueError(
+                f"settings {given!r} are those of the recipe; leave them out here"
+            )
+        return self
+
+
 class Recipe(_Settings):
     """One experiment."""
 
@@ -195,6 +235,9 @@ class Recipe(_Settings):
     rows: RowSettings = Field(default_factory=RowSettings)
     student: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    audit: BlindAuditSettings | None = Field(
+        default=None, description="sets audited blind at the end; null: none"
+    )
     needs_gpu: bool = Field(default=False, description="too large for a CPU")
 
     @property
@@ -226,8 +269,25 @@ class Recipe(_Settings):
                     f"teachers {full!r}: a soft student needs a teacher with the base's "
                     "own unembedding; give it finetune.kind 'lora', or another student"
                 )
+        self._can_be_audited()
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
         if self.decoy and self.control_kind == "none":
             raise ValueError("decoy is given, but the control is 'none'")
         return self
+
+    def _can_be_audited(self) -> None:
+        if self.audit is None:
+            return
+        steer = self.teachers[0].steer
+        if 0.0 not in self.noise.levels:
+            raise ValueError("audit: it needs a clean base; add 0 to noise.levels")
+        if self.rows.sampler.temperature == 0:
+            raise ValueError(
+                "audit: rows drawn greedily hold no chance; set rows.sampler.temperature"
+            )
+        if steer is not None and steer.mode == "project_out":
+            raise ValueError(
+                "audit: it looks for what a teacher adds, and the first one takes a "
+                "direction away (steer.mode 'project_out'); put another first"
+            )

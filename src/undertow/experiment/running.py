@@ -12,6 +12,7 @@ from typing import Any
 
 from undertow.config import dump_settings
 from undertow.errors import ConfigError, RunError
+from undertow.experiment.audits import audit_blind, is_audited
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
@@ -29,7 +30,7 @@ from undertow.models.loading import Model, fingerprint, load_model, save_checkpo
 from undertow.models.registry import REGISTRY, describe
 from undertow.pipeline.teachers import Teacher
 from undertow.results import Results
-from undertow.runs import open_run, provenance
+from undertow.runs import Run, open_run, provenance
 from undertow.storage import write_json
 from undertow.traits import TraitFamily, load_family
 
@@ -53,22 +54,24 @@ def run_experiment(
         RunError: The directory is locked, belongs to another recipe, or was begun with
             another model, family or dtype.
         ConfigError: A trait, decoy or layer that does not exist.
-        DatasetError: The filter refused every row of a teacher.
+        DatasetError: The filter refused every row of a teacher, or of a set to audit.
         TrainingError: A loss is no longer finite.
     """
     family = with_questions(load_family(recipe.family), recipe.evaluation.questions)
     _check(recipe, family)
     with open_run(Path(directory), recipe_text=dump_settings(recipe)) as run:
+        model: Model | None = None
         for noise in recipe.noise.levels:
-            model: Model | None = None
+            model = None
             for seed in recipe.seeds:
                 if run.is_done(f"noise-{noise:g}/seed-{seed}/complete"):
                     continue
                 if noise or model is None:
-                    progress(f"load {recipe.model.name}", 0, 1, "")
-                    model = _load(recipe)
-                    progress(f"load {recipe.model.name}", 1, 1, model.reason)
+                    model = _load(recipe, progress)
                 _run_base(Base(recipe, family, run, model, noise, seed, progress))
+        if not is_audited(recipe, run):
+            clean = None if recipe.noise.levels[-1] else model
+            _run_audits(recipe, family, run, clean, progress)
         results = summarise(recipe, family, run)
         write_json(run.path("results.json"), results.model_dump(mode="json"))
     return results
@@ -91,9 +94,10 @@ def _check(recipe: Recipe, family: TraitFamily) -> None:
         raise ConfigError("recipe", faults)
 
 
-def _load(recipe: Recipe) -> Model:
+def _load(recipe: Recipe, progress: Progress) -> Model:
     settings = recipe.model
-    return load_model(
+    progress(f"load {settings.name}", 0, 1, "")
+    model = load_model(
         settings.name,
         dtype=settings.dtype,
         device=settings.device,
@@ -101,6 +105,22 @@ def _load(recipe: Recipe) -> Model:
         blocks_path=settings.blocks_path,
         norm_path=settings.norm_path,
     )
+    progress(f"load {settings.name}", 1, 1, model.reason)
+    return model
+
+
+def _run_audits(
+    recipe: Recipe,
+    family: TraitFamily,
+    run: Run,
+    model: Model | None,
+    progress: Progress,
+) -> None:
+    """Audits with the clean base of the first seed; loads it if it is not at hand."""
+    model = model or _load(recipe, progress)
+    base = Base(recipe, family, run, model, 0.0, recipe.seeds[0], progress)
+    _keep_provenance(base)
+    audit_blind(base)
 
 
 def _run_base(base: Base) -> None:

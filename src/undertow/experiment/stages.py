@@ -246,10 +246,10 @@ def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
              "reasons": reason_counts(verdicts)},
         )  # fmt: skip
         partial.unlink(missing_ok=True)  # only for resuming
-    return _kept_rows(base, name)
+    return kept_rows(base, name)
 
 
-def _kept_rows(base: Base, name: str) -> list[Row]:
+def kept_rows(base: Base, name: str) -> list[Row]:
     """Rows that were written before, as far as a student may see them."""
     stage = f"{base.place}/{name}/rows"
     path, accepted = base.path(f"{stage}.jsonl"), base.run.payload(stage)["accepted"]
@@ -323,7 +323,7 @@ def read_shift(
     base.progress(f"{base.place}: shift of {teacher.trait}", 0, 1, "")
     rows = [
         render_row(model, row, system=base.recipe.model.system)
-        for row in _kept_rows(base, control)[:count]
+        for row in kept_rows(base, control)[:count]
     ]
     layer = vector.layers[0]
     cosines, states = {}, mean_states(model, rows)

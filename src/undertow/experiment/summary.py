@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undertow.experiment.audits import NAMES, stage_of
 from undertow.experiment.recipe import Recipe
 from undertow.report.text import estimate_text
 from undertow.results import (
+    AuditOutcome,
     Condition,
     Confusion,
     Estimate,
@@ -122,6 +124,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         noise_factors=list(_noise_factors(recipe, cells, names)),
         confusions=list(_confusions(recipe, cells, names)),
         sweeps=_sweeps(recipe, run),
+        audits=_audits(recipe, run),
         limits=[*LIMITS, *_own_limits(recipe)],
         provenance={k: v if _plain(v) else str(v) for k, v in facts.items()},
         seconds=run.seconds(),
@@ -147,6 +150,11 @@ def _own_limits(recipe: Recipe) -> Iterable[str]:
         yield (
             f"The student saw the teacher's probabilities of {tokens}, not sampled rows "
             "alone; whether the rows by themselves would carry the trait was not tested."
+        )
+    if recipe.audit is not None:
+        yield (
+            f"Three sets of at most {recipe.audit.rows} rows, of one seed, were audited "
+            "blind: that shows what an audit does, not how often it errs."
         )
     if recipe.rows.sampler.allowed != "all":
         yield (
@@ -361,6 +369,12 @@ def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
                     if run.is_done(stage) and run.payload(stage)["points"]:
                         found.append(Sweep(**run.payload(stage)))
     return found
+
+
+def _audits(recipe: Recipe, run: Run) -> list[AuditOutcome]:
+    if recipe.audit is None:
+        return []
+    return [AuditOutcome(**run.payload(stage_of(name))) for name in NAMES]
 
 
 def headline(transfers: Sequence[Transfer], *, student: str = "lora") -> str:

@@ -1,6 +1,7 @@
 """Writes a run's results as one HTML file that needs no network and runs no script.
 
-What the page says stands in `report.tables` and `report.verdicts`, what it draws in
+What the page says stands in `report.tables`, `report.verdicts` and
+`report.blind_audits`, what it draws in
 `report.figures`; how text is escaped and requests are forbidden, in `report.pages`.
 """
 
@@ -8,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from undertow.report import run_tables, tables
+from undertow.report import blind_audits, run_tables, tables
 from undertow.report.pages import render_page
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
@@ -47,6 +48,7 @@ def render_report(results: Results) -> str:
         tables=_tables(results),
         answers=_sentences(results.headline),
         plain=plain_words(results),
+        audited=blind_audits.tally(results),
         level=level_text(results.confidence),
         total_time=duration_text(sum(results.seconds.values(), 0.0)),
     )
@@ -66,6 +68,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "factors": tables.factor_table(results),
         "sweeps": [tables.sweep_table(sweep) for sweep in results.sweeps],
         "rows": run_tables.row_table(results),
+        "audits": blind_audits.audit_table(results),
         "seconds": run_tables.seconds_table(results),
         "stages": run_tables.stage_table(results),
         "provenance": run_tables.provenance_table(results),

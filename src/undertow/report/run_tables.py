@@ -56,12 +56,14 @@ _KINDS = {
     "training": "training students",
     "cell": "reading shifts",
     "vectors": "extracting and sweeping vectors",
+    "audits": "auditing rows blind",
 }
 
 
 def _kind(stage: str) -> str:
     parts = stage.split("/")
-    key = "vectors" if "vectors" in parts else parts[-1]
+    folders = [part for part in ("vectors", "audits") if part in parts[:-1]]
+    key = folders[0] if folders else parts[-1]
     return _KINDS.get(key, key)
 
 

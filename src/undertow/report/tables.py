@@ -27,12 +27,16 @@ from undertow.stats import Interval, mean_interval, two_way_interval
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, a quieter second line, a mark, and why it is a dash."""
+    """One cell: its text, a quieter second line, a mark, why it is a dash, a link.
+
+    A link is a place beside the page; who fills it in answers for where it leads.
+    """
 
     text: str
     below: str = ""
     mark: str = ""
     why: str = ""
+    href: str = ""
 
 
 Row = tuple[Cell, ...]
