@@ -84,6 +84,12 @@ class Pool:
     rows: Mapping[int, Row]
     accepted: float | None = None
 
+    def of_first(self, prompts: int) -> "Pool":
+        """Only the rows on the first prompts."""
+        return replace(
+            self, rows={p: row for p, row in self.rows.items() if p < prompts}
+        )
+
 
 @dataclass(frozen=True)
 class CarrierPools:
@@ -93,13 +99,11 @@ class CarrierPools:
         carrier: Its settings.
         base: Independent draws of the base.
         others: Pools of teachers and controls.
-        notes: What could not be made, and why.
     """
 
     carrier: CarrierSettings
     base: tuple[Pool, ...]
     others: Mapping[Source, Pool]
-    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> list[int]:

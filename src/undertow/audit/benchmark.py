@@ -13,16 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
+from undertow.audit.bench_bounds import persona_naming, teacher_bounds
 from undertow.audit.bench_scores import (
     BenchmarkResult,
     Bound,
     Naming,
     Record,
-    detection_bound,
     score_cells,
     score_clean,
 )
@@ -41,7 +39,13 @@ from undertow.audit.bench_sets import (
     teacher_sources,
 )
 from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
-from undertow.audit.contest import Auditor, MakeAuditor, OwnAuditor, Workbench
+from undertow.audit.contest import (
+    Auditor,
+    MakeAuditor,
+    OwnAuditor,
+    WholeAuditor,
+    Workbench,
+)
 from undertow.audit.meter import Meter
 from undertow.audit.rivals import CosineAuditor, LikelihoodAuditor, ProjectionAuditor
 from undertow.audit.signals import Battery, make_battery
@@ -50,15 +54,12 @@ from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.pipeline.teachers import Teacher
-from undertow.records import Row
 from undertow.runs import Run, open_run, provenance
-from undertow.stats import chernoff_information, rows_to_identify
 from undertow.storage import append_jsonl, read_jsonl, write_json
 from undertow.traits import load_family
 
 _PILOT = 32
 _PERSONA_PROMPTS = 16
-_FEWEST = 8  # rows a bound is computed from at least
 
 
 def _silent(stage: str, done: int, total: int, note: str) -> None:
@@ -70,7 +71,9 @@ AUDITORS: dict[str, MakeAuditor] = {
     "cosine": CosineAuditor,
     "lls": LikelihoodAuditor,
     "projection": ProjectionAuditor,
+    "whole": WholeAuditor,
 }
+USUAL = ("undertow", "cosine", "lls", "projection")
 
 
 def run_benchmark(
@@ -105,7 +108,7 @@ def run_benchmark(
         VectorMismatchError: A block that the model has not.
     """
     began = time.monotonic()
-    auditors = AUDITORS if auditors is None else auditors
+    auditors = auditors or {name: AUDITORS[name] for name in USUAL}
     with open_run(directory, recipe_text=_recipe_text(model, settings)) as run:
         log = run.path("audits.jsonl")
         if again:
@@ -201,7 +204,8 @@ class _Bench:
         )
         self._audit(bench, self._sets(pools), auditors, log)
         if self.settings.bound_rows:
-            self._bounds(bench, pools, vectors)
+            self.bounds += teacher_bounds(bench, pools, vectors, tell=self.tell)
+            self.naming += persona_naming(bench, pools)
 
     def _pools(
         self,
@@ -228,9 +232,10 @@ class _Bench:
             teacher = teacher_of(source, self.family, vectors)
             others[source] = pool(source, teacher, carrier.teacher_prompts)
         if carrier.name != "answers":
+            first = base[0].of_first(carrier.teacher_prompts)
             for control in self.settings.controls:
                 others[Source(control)] = control_pool(
-                    self.model, base[0], control, carrier=carrier,
+                    self.model, first, control, carrier=carrier,
                     seed=self.settings.seed, system=self.settings.audit.system,
                 )  # fmt: skip
         if self.other is not None:
@@ -316,7 +321,7 @@ class _Bench:
             for each in sets
             if _digest(label, names[each.name]) not in kept
         ]
-        if any(label == OwnAuditor.name for label, _ in todo):
+        if any(label in (OwnAuditor.name, WholeAuditor.name) for label, _ in todo):
             rows = [r for _, each in todo for r in (*each.audited, *each.reference)]
             bench.meter.signals(
                 rows,
@@ -363,99 +368,3 @@ class _Bench:
             p_value=answer.p_value, verdict=answer.verdict,
             details=dict(answer.details), seconds=round(time.monotonic() - began, 3),
         )  # fmt: skip
-
-    def _bounds(
-        self,
-        bench: Workbench,
-        pools: CarrierPools,
-        vectors: Mapping[str, SteeringVector],
-    ) -> None:
-        """The best possible test of each teacher, and of the personas' names."""
-        settings, carrier = self.settings, bench.carrier.name
-        teachers = [source for source in pools.others if not source.is_control]
-        shares = sorted({design.fraction for design in settings.designs})
-        wrote: dict[str, list[Row]] = {}
-        for done, source in enumerate(teachers, 1):
-            own = pools.others[source]
-            places = [p for p in sorted(own.rows) if p in pools.base[0].rows]
-            places = places[: settings.bound_rows]
-            self.tell(f"{carrier}: bounds", done, len(teachers), source.name)
-            if len(places) < _FEWEST:
-                continue
-            rows = [own.rows[p] for p in places]
-            hypothesis = _hypothesis(source, bench, vectors)
-            sides = (rows, [pools.base[0].rows[p] for p in places])
-            biased, clean = (
-                bench.meter.ratios(side, hypothesis) - _passing(own, pools)
-                for side in sides
-            )
-            if source.intervention == "prompt":
-                wrote[str(source.trait)] = rows
-            self.bounds += [
-                Bound(
-                    carrier=carrier, source=source.name, trait=source.trait,
-                    intervention=source.intervention, dose=source.dose, fraction=share,
-                    rows=len(places),
-                    **detection_bound(
-                        biased, clean, fraction=share, alpha=settings.audit.alpha
-                    ),
-                )
-                for share in shares
-            ]  # fmt: skip
-        if len(wrote) > 1:
-            self._naming(bench, wrote)
-
-    def _naming(self, bench: Workbench, wrote: Mapping[str, Sequence[Row]]) -> None:
-        """Rows at which one persona of the family can be told from its nearest."""
-        names = list(wrote)
-        hypotheses = prompt_hypotheses(bench.family, names)
-        ratios = [[bench.meter.ratios(wrote[a], h) for h in hypotheses] for a in names]
-        gaps = np.full((len(names), len(names)), np.nan)
-        for a in range(len(names)):
-            for b in range(a + 1, len(names)):
-                gaps[a, b] = gaps[b, a] = chernoff_information(
-                    ratios[a][a] - ratios[a][b], ratios[b][a] - ratios[b][b]
-                )
-        pairs = gaps[np.triu_indices(len(names), 1)]
-        needed = rows_to_identify(
-            gaps, len(bench.family.names), self.settings.audit.alpha
-        )
-        self.naming.append(
-            Naming(
-                carrier=bench.carrier.name,
-                rows=min(len(rows) for rows in wrote.values()),
-                pairs=len(pairs),
-                nearest=_known(float(pairs.min())),
-                mean=_known(float(pairs.mean())),
-                rows_needed=_known(needed),
-            )
-        )
-
-
-def _passing(own: Pool, pools: CarrierPools) -> float:
-    """Log of how much likelier a teacher's draw passes the filter than the base's.
-
-    Rows that passed are drawn from p(y)·1[y passes]/p(passes); the ratio of the two
-    normalisations is one number here, though it differs a little by prompt.
-    """
-    if not own.accepted or not pools.accepted or own.accepted == pools.accepted:
-        return 0.0
-    return math.log(own.accepted / pools.accepted)
-
-
-def _hypothesis(
-    source: Source, bench: Workbench, vectors: Mapping[str, SteeringVector]
-) -> RowHypothesis:
-    """That the source wrote the rows."""
-    assert source.trait is not None
-    if source.layer is None:
-        return prompt_hypotheses(bench.family, [source.trait])[0]
-    teacher = teacher_of(source, bench.family, vectors)
-    return RowHypothesis(
-        name=f"truth {source.name}", kind="steer", trait=source.trait,
-        vector=teacher.vector, strength=teacher.strength,
-    )  # fmt: skip
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from undertow.audit.auditor import inexact
+from undertow.audit.auditor import inexact, run_audit
 from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
 from undertow.audit.judge import judge
+from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.reference import Reference, Sampling
 from undertow.records import Row
@@ -112,20 +113,57 @@ class OwnAuditor:
         found = judge(
             meter, audited, against, family=bench.family, decoys=bench.decoys,
             settings=bench.settings.audit,
-            exact=inexact(meter.model, audited, sampling, against),
+            exact=inexact(
+                meter.model, audited, sampling, against, passed=bench.carrier.passed
+            ),
         )  # fmt: skip
-        known = math.isfinite(found.p_value)
-        tests = [t for t in (found.scores.test, found.race.fresh) if t is not None]
-        score = -math.log10(found.p_value) if known else math.nan
-        return Answer(
-            score=score + sum(_beyond_floor(test) for test in tests),
-            trait=found.trait,
-            kind=None if found.kind == "unknown" else found.kind,
-            layer=found.layer,
-            p_value=found.p_value if known else None,
-            verdict=found.verdict,
-            details={f"p {arm.name}": arm.p_value for arm in found.arms},
+        return _answer(found)
+
+
+class WholeAuditor:
+    """The same, with all that `undertow audit` does: format differences may overrule it.
+
+    It costs the shortcut baselines of every set that is audited. Power, forecast and
+    discovery are left out, since they change no verdict.
+    """
+
+    name = "whole"
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.settings = bench.settings.audit.model_copy(
+            update={
+                "planted": 0, "forecast": 0, "discover": False, "triage": 0,
+                "sampler": bench.meter.sampler, "filter": bench.carrier.passed,
+            }
+        )  # fmt: skip
+
+    def audit(self, audited: Sequence[Row], reference: Sequence[Row]) -> Answer:
+        """Judges rows; see `Auditor`."""
+        meter = self.bench.meter
+        against = Reference(
+            tier="A", rows=tuple(reference), paired=tuple(range(len(reference))),
+            accepted=self.bench.accepted,
+        )  # fmt: skip
+        _, found = run_audit(
+            meter.model, audited, settings=self.settings, drawn=against, meter=meter
         )
+        return _answer(found.judgement)
+
+
+def _answer(found: Judgement) -> Answer:
+    known = math.isfinite(found.p_value)
+    tests = [t for t in (found.scores.test, found.race.fresh) if t is not None]
+    score = -math.log10(found.p_value) if known else math.nan
+    return Answer(
+        score=score + sum(_beyond_floor(test) for test in tests),
+        trait=found.trait,
+        kind=None if found.kind == "unknown" else found.kind,
+        layer=found.layer,
+        p_value=found.p_value if known else None,
+        verdict=found.verdict,
+        details={f"p {arm.name}": arm.p_value for arm in found.arms},
+    )
 
 
 def _beyond_floor(test: MaxT) -> float:

@@ -33,8 +33,9 @@ def audit(
     auditor: Annotated[
         list[str] | None,
         typer.Option(
-            help="undertow, cosine, lls, projection, or package.module:maker of your "
-            "own; repeatable. Not given: the first four."
+            help="undertow, cosine, lls, projection, whole (undertow with its check of "
+            "formats), or package.module:maker of your own; repeatable. Not given: "
+            "the first four."
         ),
     ] = None,
     other: Annotated[
@@ -81,11 +82,11 @@ def _auditors(names: list[str] | None) -> "dict[str, MakeAuditor]":
     Raises:
         ConfigError: There is no such auditor.
     """
-    from undertow.audit.benchmark import AUDITORS
+    from undertow.audit.benchmark import AUDITORS, USUAL
 
     return {
         name: AUDITORS[name] if name in AUDITORS else _plugged(name)
-        for name in (AUDITORS if names is None else names)
+        for name in names or USUAL
     }
 
 
