@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.analysis.batches import OnHalved, in_batches
+from undertow.analysis.batches import OnHalved, in_batches, prompt_parts
 from undertow.models.chat import Rendered
-from undertow.models.completions import Head, Prompts, completion_states, read_head
+from undertow.models.completions import Prompts, completion_states
 from undertow.models.hooks import (
     check_layers,
     current_completion_positions,
@@ -99,7 +99,7 @@ def gradient_scores(
     sampler: SamplerSettings | None = None,
     on_gradients: OnGradients | None = None,
     prompts: Prompts | None = None,
-    token_budget: int = 1536,
+    token_budget: int = 1024,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> GradientScores:
@@ -134,16 +134,16 @@ def gradient_scores(
     scores = np.full((len(rows), len(layers), count), np.nan, dtype=np.float32)
     totals = np.full(len(rows), np.nan)
     placed = {layer: directions[layer].to(model.device).float() for layer in layers}
-    head, done = None if prompts else read_head(model, rows), 0
+    done = 0
 
-    def work(places: list[int]) -> None:
+    def work(places: list[int], read: Prompts | None) -> None:
         nonlocal done
         # Only a pass that came to its end counts: one that did not is done again.
         found: list[tuple[int, Tensor]] = []
         nats = _pass(
             model, likelihood, [rows[place] for place in places], layers,
             lambda layer, gradient: found.append((layer, gradient.float().sum(1))),
-            head=head, prompts=prompts,
+            prompts=read,
         )  # fmt: skip
         for layer, summed in found:
             column = layers.index(layer)
@@ -155,10 +155,34 @@ def gradient_scores(
         if on_rows is not None:
             on_rows(done, len(rows))
 
-    in_batches(rows, work, token_budget=token_budget, on_halved=on_halved)
+    _in_parts(model, rows, work, prompts, token_budget, on_halved)
     counts = [len(row.ids) - row.completion_start for row in rows]
     tokens = np.array(counts, dtype=np.int64)
     return GradientScores(layers, scores, totals, tokens)
+
+
+def _in_parts(
+    model: Model,
+    rows: Sequence[Rendered],
+    work: Callable[[list[int], Prompts | None], None],
+    prompts: Prompts | None,
+    token_budget: int,
+    on_halved: OnHalved | None,
+) -> None:
+    """Calls `work` with the places of each batch and their prompts, read before."""
+    for part, read in prompt_parts(model, rows, prompts):
+
+        def batch(
+            places: list[int],
+            part: list[int] = part,
+            read: Prompts | None = read,
+        ) -> None:
+            work([part[place] for place in places], read)
+
+        in_batches(
+            [rows[place] for place in part], batch, token_budget=token_budget,
+            prompts_read=read is not None, on_halved=on_halved,
+        )  # fmt: skip
 
 
 def _pass(
@@ -168,13 +192,12 @@ def _pass(
     layers: Sequence[int],
     reduce: Reduce,
     *,
-    head: Head | None,
     prompts: Prompts | None,
 ) -> list[Tensor]:
     """One forward and backward pass; each layer's gradient goes through `reduce`."""
     draws = [likelihood.drawn(row) for row in batch]
     with torch.enable_grad(), _gradients(model, layers, reduce):
-        hidden = completion_states(model, batch, head=head, prompts=prompts)
+        hidden = completion_states(model, batch, prompts=prompts)
         nats = likelihood.token_logprobs(hidden, draws)
         nats.sum().backward()  # type: ignore[no-untyped-call]
     return by_row(nats.detach(), draws)
@@ -272,18 +295,18 @@ def drawn_logprobs(
     """
     likelihood = DrawLikelihood(model, sampler or SamplerSettings())
     totals = np.full(len(rows), np.nan)
-    head, done = None if prompts else read_head(model, rows), 0
+    done = 0
 
-    def work(places: list[int]) -> None:
+    def work(places: list[int], read: Prompts | None) -> None:
         nonlocal done
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]
-        hidden = completion_states(model, batch, head=head, prompts=prompts)
+        hidden = completion_states(model, batch, prompts=read)
         nats = by_row(likelihood.token_logprobs(hidden, draws), draws)
         totals[places] = [float(part.double().sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))
 
-    in_batches(rows, work, token_budget=token_budget, on_halved=on_halved)
+    _in_parts(model, rows, work, prompts, token_budget, on_halved)
     return totals

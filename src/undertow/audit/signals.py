@@ -219,7 +219,7 @@ def measure(
     *,
     sampler: SamplerSettings,
     prompts: Prompts | None = None,
-    token_budget: int = 1536,
+    token_budget: int = 1024,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> RowSignals:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from undertow.models.attention import fast_attention
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import common_prefix
+from undertow.models.likelihood import common_prefix, token_batches
 from undertow.models.loading import Model
 
 KeysValues = list[tuple[Tensor, Tensor]]
@@ -68,13 +68,17 @@ def _contents(cache: Cache) -> KeysValues:
 
 
 def completion_batches(
-    rows: Sequence[Rendered], *, token_budget: int
+    rows: Sequence[Rendered], *, token_budget: int, prompts_read: bool = False
 ) -> list[list[int]]:
     """Places of rows that go together: like lengths, rows of one prompt side by side.
 
     Padded prompts and completions of a batch stay within the budget; a row that is
-    longer by itself is a batch of its own.
+    longer by itself is a batch of its own. Where prompts were read before, only the
+    lengths of completions count.
     """
+    if prompts_read:
+        lengths = [len(row.ids) - row.completion_start + 1 for row in rows]
+        return token_batches(lengths, token_budget=token_budget)
     keyed = sorted(
         range(len(rows)),
         key=lambda i: (
@@ -208,7 +212,7 @@ def completion_states(
         else prompts.together(different)
     )
     tails = [row.ids[row.completion_start - 1 :] for row in rows]
-    ids, inside = _matrix(tails, model.device, left=False)
+    ids, inside = _matrix(tails, model.device)
     index = torch.tensor(owner, device=model.device)
     taken = [(keys[index], values[index]) for keys, values in contents]
     starts = torch.tensor([row.completion_start - 1 for row in rows])
@@ -243,29 +247,44 @@ def _read_prompts(
         else [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1))
               for k, v in head.cache]
     )  # fmt: skip
-    ids, inside = _matrix(tails, model.device, left=True)
+    ids, inside = _matrix(tails, model.device)
     seen = torch.ones((count, start), dtype=torch.bool, device=model.device)
     mask = torch.cat([seen, inside], dim=1)
     if not ids.shape[1]:
         return before, mask
-    positions = (start + inside.long().cumsum(1) - 1).clamp(min=0)
+    positions = start + torch.arange(ids.shape[1], device=model.device).expand_as(ids)
     nothing = torch.zeros_like(inside)
     _, cache = _forward(model, ids, positions, mask, before, nothing)
-    return _contents(cache), mask
+    return _ending_together(_contents(cache), mask)
+
+
+def _ending_together(
+    contents: KeysValues, seen: Bool[Tensor, "prompt column"]
+) -> tuple[KeysValues, Bool[Tensor, "prompt column"]]:
+    """Moves padding to the front: a sliding window counts columns, not tokens."""
+    count = seen.shape[1]
+    missing = count - seen.sum(dim=1, keepdim=True)
+    if not bool(missing.any()):
+        return contents, seen
+    index = (torch.arange(count, device=seen.device) - missing) % count
+
+    def moved(states: Tensor) -> Tensor:
+        return states.gather(2, index[:, None, :, None].expand_as(states))
+
+    return [(moved(k), moved(v)) for k, v in contents], seen.gather(1, index)
 
 
 def _matrix(
-    sequences: Sequence[Sequence[int]], device: torch.device, *, left: bool
+    sequences: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]:
-    """Sequences as one matrix padded on one side, and where they are."""
+    """Sequences as one matrix padded on the right, and where they are."""
     width = max(len(sequence) for sequence in sequences)
     ids = torch.zeros((len(sequences), width), dtype=torch.long)
     inside = torch.zeros((len(sequences), width), dtype=torch.bool)
     for place, sequence in enumerate(sequences):
         if sequence:
-            part = slice(width - len(sequence), width) if left else slice(len(sequence))
-            ids[place, part] = torch.tensor(sequence)
-            inside[place, part] = True
+            ids[place, : len(sequence)] = torch.tensor(sequence)
+            inside[place, : len(sequence)] = True
     return ids.to(device), inside.to(device)
 
 
