@@ -172,8 +172,8 @@ def _size(contents: KeysValues) -> int:
 
 
 def _left_padded(
-    states: Sequence[Float[Tensor, "head position width"]], columns: int
-) -> Float[Tensor, "prompt head position width"]:
+    states: Sequence[Float[Tensor, "head _ width"]], columns: int
+) -> Float[Tensor, "prompt head column width"]:
     heads, _, width = states[0].shape
     padded = states[0].new_zeros((len(states), heads, columns, width))
     for place, each in enumerate(states):
