@@ -59,8 +59,11 @@ def score_test(
     Paired rows are flipped, others relabelled within length buckets.
     """
     shape = audited.scores.shape[1:]
-    mine = audited.scores.reshape(len(audited.scores), -1).astype(np.float64)
-    theirs = reference.scores.reshape(len(reference.scores), -1).astype(np.float64)
+    columns = math.prod(shape)  # not −1: there may be no reference rows
+    mine, theirs = (
+        side.scores.reshape(len(side.scores), columns).astype(np.float64)
+        for side in (audited, reference)
+    )
     if pairs:
         test = paired_max_t(
             mine[list(pairs)] - theirs, permutations=permutations, seed=seed
