@@ -208,9 +208,13 @@ def _divide(
         sources, keep=lambda row: row.row_id not in away, clean=out / "clean.jsonl",
         quarantine=out / "quarantine.jsonl", columns=columns, split=split,
     )  # fmt: skip
+    unusable = f", {done.unusable} of them unusable" if done.unusable else ""
     say(
-        f"divided    {done.clean} kept, {done.quarantined} put away (triage, no verdict)"
+        f"divided    {done.clean} records kept, {done.quarantined} put away{unusable} "
+        "(triage, no verdict)"
     )
+    if audited.origin.subsample:
+        say("           rows outside the subsample were not judged and are kept")
 
 
 def _say(findings: "Findings", out: Path) -> None:
