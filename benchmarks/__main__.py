@@ -32,7 +32,7 @@ VARIANTS = {
     ("training", "ours"): (("8",), ("16",), ("32",)),
     ("training", "peer"): (("8",), ("8", "autocast"), ("16", "autocast"),
                            ("32", "autocast")),
-    ("audit", "ours"): (("1536",), ("3072",)),
+    ("audit", "ours"): (("768",), ("1536",)),
     ("audit", "peer"): (("512", "eager"), ("1024", "eager"), ("2048", "eager"),
                         ("2048",)),
 }  # fmt: skip
