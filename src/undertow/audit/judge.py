@@ -179,6 +179,21 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def combined_p(arms: Sequence[Arm]) -> float:
+    """Cauchy combination of the arms that have a p-value; NaN if none has.
+
+    The exact arm's p is 1 wherever its bets lose, which is nearly always without a
+    bias, and as such would drown the others. Counted as 0.5 at most it adds nothing
+    then, and what it adds when it is small is as before; so the error rate holds.
+    """
+    p_values = [
+        min(arm.p_value, 0.5) if arm.name == "exact" else arm.p_value
+        for arm in arms
+        if arm.p_value is not None
+    ]
+    return cauchy_combination(p_values) if p_values else math.nan
+
+
 def _verdict(
     mine: RowSignals,
     theirs: RowSignals,
@@ -187,8 +202,7 @@ def _verdict(
     arms: tuple[Arm, ...],
     settings: AuditSettings,
 ) -> Judgement:
-    p_values = [math.nan if arm.p_value is None else arm.p_value for arm in arms]
-    p_value = cauchy_combination(p_values)
+    p_value = combined_p(arms)
     nothing = Judgement(
         "none", None, None, None, None, p_value, arms, scores, race,
         (f"no arm refutes that the base wrote the rows (p = {p_value:.2g})",),
