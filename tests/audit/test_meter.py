@@ -13,6 +13,7 @@ from undertow.audit import meter as meter_module
 from undertow.audit.meter import Meter
 from undertow.audit.signals import Battery, make_battery, measure
 from undertow.models.chat import render_row
+from undertow.models.hooks import current_completion_positions
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import tiny_model
@@ -50,10 +51,15 @@ def owl(battery: Battery) -> RowHypothesis:
 
 @pytest.fixture
 def passes(model: Model) -> Iterator[list[int]]:
-    """How many rows go through the model, whoever asks."""
+    """How many completions go through the model, whoever asks."""
     seen: list[int] = []
-    block = model.architecture.blocks[0]
-    handle = block.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+
+    def count(*_: Any) -> None:
+        mask = current_completion_positions()
+        if mask is not None and bool(mask.any()):
+            seen.append(len(mask))
+
+    handle = model.architecture.blocks[0].register_forward_hook(count)
     yield seen
     handle.remove()
 

@@ -8,11 +8,11 @@ import pytest
 
 from undertow.audit.reference import (
     Sampling,
-    sampled_tokens,
     find_filter,
     find_sampler,
     prompt_digest,
     sampled_reference,
+    sampled_tokens,
     trusted_reference,
 )
 from undertow.errors import DatasetError
@@ -58,7 +58,7 @@ def _found(sampling: Sampling) -> tuple[str, float, int, float]:
     [
         {},
         {"temperature": 0.7},
-        {"temperature": 1.2},
+        {"temperature": 1.2, "max_new_tokens": 40},
         {"top_k": 5},
         {"temperature": 0.7, "top_k": 20},
         {"top_p": 0.8},

@@ -63,9 +63,7 @@ def test_names_roles_and_lengths() -> None:
     assert found.of_role("decoy", "persona") == [3, 4, 5]
     assert len(found.norms) == 4
     assert found.norms == own.residual_norms
-    assert {layer: rows.shape for layer, rows in found.by_layer().items()} == {
-        layer: (12, 32) for layer in range(4)
-    }
+    assert list(found.by_layer()) == [0, 1, 2, 3]
     assert torch.equal(found.by_layer()[2], found.directions[2])
 
 
@@ -87,7 +85,7 @@ def test_directions_are_those_that_extraction_gives() -> None:
             model, method="prompts", family=PETS, trait=trait, layers=(1, 3),
             prompts=PROMPTS, system="",
         ).directions
-        for trait in PETS.names
+        for trait in PETS.names[: signals._PERSONAS]
     ]  # fmt: skip
     shared = unit(torch.stack(personas).mean(0))
     torch.testing.assert_close(found.directions[:, found.of_role("persona")[0]], shared)
@@ -200,9 +198,10 @@ def test_a_given_vector_needs_every_layer_that_is_tested() -> None:
         "of them, or name the layers to test (--layers)"
     )
     found = _battery(model, given=[part], layers=(2, 1))
+    assert found.layers == (1, 2)
     place = found.of_role("given")[0]
     wanted = part.direction(2) / part.norm(2)
-    torch.testing.assert_close(found.directions[0, place], wanted)
+    torch.testing.assert_close(found.directions[1, place], wanted)
 
 
 # ── the pass ─────────────────────────────────────────────────────────────────────
