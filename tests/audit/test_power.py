@@ -142,7 +142,8 @@ def test_the_bound_is_what_the_best_test_reaches() -> None:
 
     def statistic(values: np.ndarray) -> np.ndarray:
         ratios = shift * values - shift**2 / 2
-        return np.log(1 - share + share * np.exp(ratios)).sum(1)
+        found: np.ndarray = np.log(1 - share + share * np.exp(ratios)).sum(1)
+        return found
 
     critical = np.quantile(statistic(clean), 0.99)
     reached = float((statistic(mixed) >= critical).mean())

@@ -146,7 +146,11 @@ def test_the_filter_is_seen_in_the_rows() -> None:
 
 
 def _reference(model: Model, rows: Sequence[Row], **options: Any) -> Any:
-    settings = {"sampler": NUMBERS, "filter": "numbers", "seed": 1} | options
+    settings: dict[str, Any] = {
+        "sampler": NUMBERS,
+        "filter": "numbers",
+        "seed": 1,
+    } | options
     return sampled_reference(model, rows, **settings)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit import signals
@@ -72,7 +72,7 @@ def test_directions_are_those_that_extraction_gives() -> None:
     found = _battery(model, layers=(1, 3), system="", prompts=PROMPTS)
 
     def unit(vector: Tensor) -> Tensor:
-        return vector / vector.norm(dim=-1, keepdim=True)
+        return nn.functional.normalize(vector, dim=-1)
 
     for place, trait in enumerate(PETS.names):
         own = extract_vector(

@@ -188,8 +188,8 @@ def test_a_prefix_longer_than_the_sliding_window_changes_nothing() -> None:
     model = tiny_model("gemma3", layers=2)
     model.module.config.sliding_window = 16
     layers = model.module.base_model.layers
-    for layer in layers:  # type: ignore[union-attr]
-        layer.self_attn.sliding_window = 16  # type: ignore[union-attr]
+    for layer in layers:
+        layer.self_attn.sliding_window = 16
     assert "sliding_attention" in model.module.config.layer_types
     rows = _with_head([3 + (7 * i) % 190 for i in range(40)])
     prefix = read_prefix(model, rows)
