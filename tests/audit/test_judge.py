@@ -1,0 +1,222 @@
+"""Verdicts on planted rows: how often wrong, what is named, and what never is."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from undertow.audit.judge import FEWEST
+from undertow.audit.race import mixed_evidence
+
+if TYPE_CHECKING:
+    from tests.audit.conftest import Planted, Shifts
+
+Plant = Callable[..., "Planted"]
+ALPHA = 0.05
+
+
+@pytest.fixture(scope="module")
+def clean(planted: Plant) -> "list[Planted]":
+    """Sixty audits of rows that the base itself wrote."""
+    return [planted(seed=seed, alpha=ALPHA, count=64) for seed in range(60)]
+
+
+def _p(found: "Planted", arm: str) -> float:
+    (value,) = [a.p_value for a in found.judgement.arms if a.name == arm]
+    return math.nan if value is None else value
+
+
+def test_clean_rows_show_nothing_at_the_rate_that_was_asked_for(
+    clean: "list[Planted]",
+) -> None:
+    wrong = [p for p in clean if p.judgement.verdict != "none"]
+    assert len(wrong) <= 7  # three are expected; eight or more in 1.2 % of such sixties
+    assert all(p.judgement.p_value <= ALPHA for p in wrong)
+    assert not [p for p in clean if p.judgement.trait]
+    quiet = clean[0].judgement
+    assert quiet.verdict == "none"
+    assert quiet.kind is quiet.layer is quiet.direction is None
+    assert quiet.reasons == (
+        f"no arm refutes that the base wrote the rows (p = {quiet.p_value:.2g})",
+    )
+
+
+@pytest.mark.parametrize("arm", ["gradient", "likelihood", "exact"])
+def test_each_arm_keeps_its_rate(clean: "list[Planted]", arm: str) -> None:
+    values = np.array([_p(p, arm) for p in clean])
+    assert (values > 0).all()
+    assert (values <= ALPHA).sum() <= 7
+    assert (values <= 0.5).sum() <= 41  # beyond with a chance of 0.1 %
+    if arm != "exact":  # which is safe, not uniform
+        assert (values <= 0.5).sum() >= 19
+
+
+def test_the_exact_arm_bets_on_all_that_started(clean: "list[Planted]") -> None:
+    for found in clean[:12]:
+        race = found.judgement.race
+        count = len(race.hypotheses)
+        won = [mixed_evidence(race.ratios[:, h]) for h in range(count)]
+        wanted = np.logaddexp.reduce(won) - math.log(count)
+        assert race.path[-1] == pytest.approx(wanted)
+        top = max(0.0, float(race.path.max()))
+        assert _p(found, "exact") == pytest.approx(math.exp(-top))
+
+
+# ── what is found ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("tier", ["A", "B"])
+def test_a_planted_vector_is_named_with_its_layer_and_dose(
+    planted: Plant, shifts: "Shifts", tier: str
+) -> None:
+    found = planted(shifts.vector("cat"), tier=tier, count=240).judgement
+    assert (found.verdict, found.trait, found.kind) == ("trait", "cat", "steer")
+    assert (found.layer, found.direction) == (1, "cat")
+    assert found.dose in (0.2, 0.3, 0.45)
+    assert found.p_value < 1e-4
+    assert found.reasons[-1] == "every other hypothesis is beaten at 0.01"
+    assert found.naming is None
+
+
+def test_a_planted_persona_is_named_among_all_of_them(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    found = planted(shifts.persona("dog"), personas=2).judgement
+    assert (found.verdict, found.trait, found.kind) == ("trait", "dog", "prompt")
+    assert found.layer is found.direction is found.dose is None
+    # Two personas look for any; all of the family and the decoys race for the name.
+    assert [h.trait for h in found.race.hypotheses if h.kind == "prompt"] == [
+        "ant", "bee",
+    ]  # fmt: skip
+    assert found.naming is not None
+    assert len(found.naming.hypotheses) == 8
+    assert "beat every persona but 'dog' at 0.01" in found.reasons[-1]
+
+
+@pytest.mark.parametrize("kind", ["vector", "persona"])
+def test_a_decoy_is_a_shift_without_a_name(
+    planted: Plant, shifts: "Shifts", kind: str
+) -> None:
+    shift = getattr(shifts, kind)("oak")
+    found = planted(shift, count=240).judgement
+    assert (found.verdict, found.trait) == ("shift", None)
+    assert found.kind == ("steer" if kind == "vector" else "prompt")
+    wanted = {
+        "vector": "it is a decoy, so no trait is named",
+        "persona": "the persona that is left, 'oak', is a decoy: no trait is named",
+    }
+    assert found.reasons[-1] == wanted[kind]
+
+
+def test_two_equally_good_vectors_have_no_name(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    """Two names for one direction: the rows cannot tell which was meant."""
+    found = planted(shifts.vector("bee"), count=240).judgement
+    assert (found.verdict, found.trait, found.kind) == ("shift", None, "steer")
+    assert "others are not beaten at 0.01: " in found.reasons[-1]
+    assert found.reasons[-1].endswith("; so no trait is named")
+    assert {found.direction} | {found.reasons[-1].split(": ")[1].split(";")[0]} >= {
+        "ant", "bee",
+    }  # fmt: skip
+
+
+def test_personas_that_are_alike_have_no_name(planted: Plant, shifts: "Shifts") -> None:
+    found = planted(shifts.persona("dog", own=0.0), naming_passes=200).judgement
+    assert (found.verdict, found.trait, found.kind) == ("shift", None, "prompt")
+    assert "personas are not told apart at 0.01 by" in found.reasons[-1]
+
+
+def test_rows_of_something_else_have_no_name(planted: Plant, shifts: "Shifts") -> None:
+    """A vector fits best, but the rows are far less likely than the base's own."""
+    found = planted(shifts.vector("cat"), count=240, nats=-45.0).judgement
+    assert (found.verdict, found.trait, found.kind) == ("shift", None, "unknown")
+    (reason,) = [r for r in found.reasons if "less likely" in r]
+    # 4.5 nats a token against 2.0, of which the vector explains a few hundredths.
+    assert reason.startswith("the rows are 2.4")
+    assert "nats a token less likely than the base's own (-2.00)" in reason
+    assert "no hypothesis explains that" in reason
+
+
+def test_a_share_of_biased_rows_is_found(planted: Plant, shifts: "Shifts") -> None:
+    shift = shifts.vector("cat", dose=0.6)
+    found = planted(shift, count=400, share=0.25).judgement
+    assert found.verdict in ("trait", "shift")
+    assert found.kind == "steer"
+    assert found.direction == "cat"
+
+
+# ── what is not said ─────────────────────────────────────────────────────────────
+
+
+def test_few_rows_are_too_few(planted: Plant, shifts: "Shifts") -> None:
+    found = planted(shifts.vector("cat", dose=3.0), count=10).judgement
+    assert found.verdict == "inconclusive"
+    assert found.reasons == (
+        f"10 rows are too few to say anything; give {FEWEST} or more",
+    )
+    assert found.trait is found.kind is None
+
+
+@pytest.mark.parametrize("exact", [None, "tokens are not recorded"])
+@pytest.mark.parametrize("seed", range(4))
+def test_without_a_reference_nothing_is_ruled_out(
+    planted: Plant, exact: str | None, seed: int
+) -> None:
+    found = planted(tier="C", seed=seed, exact=exact).judgement
+    assert found.verdict == "inconclusive"
+    arms = {arm.name: arm for arm in found.arms}
+    for name in ("gradient", "likelihood"):
+        assert arms[name].p_value is None
+        assert arms[name].reason == "no reference: nothing to compare with"
+    assert arms["exact"].reason == exact
+    assert (arms["exact"].p_value is None) == (exact is not None)
+    assert math.isnan(found.p_value) == (exact is not None)
+    assert found.reasons[0].startswith("without a reference the absence of a trait")
+
+
+def test_without_a_reference_the_exact_arm_still_finds(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    found = planted(shifts.vector("cat"), tier="C", count=240).judgement
+    assert (found.verdict, found.trait, found.kind) == ("trait", "cat", "steer")
+    blind = planted(
+        shifts.vector("cat"), tier="C", count=240, exact="filtered"
+    ).judgement
+    assert blind.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("fewer", [0, 117])
+@pytest.mark.parametrize("tier", ["A", "B", "C"])
+def test_an_arm_without_a_p_value_says_why(
+    planted: Plant, tier: str, fewer: int
+) -> None:
+    """With three reference rows nothing can be permuted."""
+    found = planted(tier=tier, fewer=fewer, exact="filtered").judgement
+    for arm in found.arms:
+        assert (arm.p_value is None) == (arm.reason is not None)
+        assert arm.p_value is None or arm.p_value > 0
+    if fewer and tier != "C":
+        assert found.arms[0].reason == (
+            "too few rows of one of the sets, or all of them are alike"
+        )
+        assert found.verdict == "inconclusive"
+        assert found.reasons == ("no arm could be computed",)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_a_p_value_is_never_zero(planted: Plant, shifts: "Shifts", size: float) -> None:
+    found = planted(size * shifts.vector("cat"), count=240).judgement
+    assert 0 < found.p_value < 0.01
+    assert all(arm.p_value is not None and arm.p_value > 0 for arm in found.arms)
+
+
+def test_the_same_rows_give_the_same_judgement(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    one, two = (planted(shifts.vector("cat")).judgement for _ in range(2))
+    assert one.arms == two.arms
+    assert one.reasons == two.reasons
+    assert np.array_equal(one.race.path, two.race.path)

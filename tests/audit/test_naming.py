@@ -1,0 +1,115 @@
+"""What the steps towards a name look at: the right dose, the right blocks, fresh rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from undertow.audit.judgement import Judgement
+from undertow.audit.naming import FINER_DOSES, UNEXPLAINED, named, refined
+from undertow.audit.race import mixed_evidence
+from undertow.audit.settings import AuditSettings
+
+if TYPE_CHECKING:
+    from tests.audit.conftest import Planted, Shifts
+
+Plant = Callable[..., "Planted"]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@pytest.mark.parametrize("dose", [0.15, 0.3])
+def test_blocks_are_compared_at_the_dose_that_was_screened(
+    planted: Plant, shifts: "Shifts", dose: float
+) -> None:
+    """Also where a persona of the same name is among the leaders."""
+    found = planted(shifts.vector("cat", dose=dose), count=600)
+    judgement, race = found.judgement, found.judgement.race
+    assert judgement.trait == "cat"
+    leaders = [race.hypotheses[h] for h in race.leaders]
+    found.meter.asked.clear()
+    # A persona with the vector's name leads its kind.
+    persona = next(i for i, h in enumerate(race.hypotheses) if h.name == "cat prompt")
+    first = replace(judgement, race=replace(race, leaders=(persona, *race.leaders)))
+    refined(first, found.meter, found.audited, _silent)
+    vector = next(h for h in leaders if h.kind == "steer" and h.trait == "cat")
+    screened = vector.strength / 10
+    assert screened in (0.15, 0.3)
+    assert found.meter.asked[:4] == [
+        f"cat vector, block {layer}, dose {screened:g}" for layer in range(4)
+    ]
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_block_is_where_the_vector_was_put(
+    planted: Plant, shifts: "Shifts", layer: int
+) -> None:
+    found = planted(shifts.vector("dog", layer=layer, dose=0.45), count=240)
+    assert found.judgement.direction == "dog"
+    assert found.judgement.layer == layer
+    assert found.judgement.dose in FINER_DOSES
+
+
+def test_progress_is_told_of_every_step(planted: Plant, shifts: "Shifts") -> None:
+    found = planted(shifts.vector("cat"), count=240)
+    told: list[tuple[str, int, int]] = []
+    refined(
+        found.judgement, found.meter, found.audited,
+        lambda stage, done, total: told.append((stage, done, total)),
+    )  # fmt: skip
+    assert told == [("block and dose", i, 9) for i in range(1, 10)]
+
+
+def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    race = planted(shifts.vector("cat"), count=240).judgement
+    place = next(
+        h for h in race.race.leaders if race.race.hypotheses[h].kind == "steer"
+    )
+    won = mixed_evidence(race.race.ratios[race.race.screened :, place])
+    assert f"the rows are e^{won:.1f} times likelier under it" in race.reasons[1]
+
+
+def _shift_with_gap(found: "Planted", gap: float) -> Judgement:
+    """Names again, with audited rows so many nats a token less likely."""
+    mine = found.meter.signals(found.audited)
+    theirs = found.meter.signals(found.reference.rows)
+    lower = replace(mine, total_logprobs=theirs.total_logprobs - gap * mine.tokens)
+    nothing = replace(
+        found.judgement, verdict="none", trait=None, kind=None, layer=None,
+        direction=None, dose=None, naming=None,
+    )  # fmt: skip
+    return named(nothing, lower, theirs, AuditSettings())
+
+
+def test_a_quarter_of_the_base_s_nats_may_stay_unexplained(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    """The base's rows have 2 nats a token; what the leader gains is explained."""
+    found = planted(shifts.vector("cat"), count=240)
+    race = found.judgement.race
+    gains = [np.nanmean(race.ratios[:, h]) / 10 for h in race.leaders]
+    edge = UNEXPLAINED * 2 + max(gains)
+    assert _shift_with_gap(found, edge - 0.01).trait == "cat"
+    beyond = _shift_with_gap(found, edge + 0.01)
+    assert (beyond.verdict, beyond.kind, beyond.trait) == ("shift", "unknown", None)
+    # Likelier rows than the base's own are no such sign.
+    assert _shift_with_gap(found, -3.0).trait == "cat"
+
+
+def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None:
+    """Scores alone moved: along a random direction, that nobody races."""
+    shift = np.zeros(21)
+    shift[6] = 1.5
+    found = planted(shift, permutations=999).judgement
+    assert (found.verdict, found.kind, found.trait) == ("shift", "unknown", None)
+    assert found.reasons[-1] == (
+        "neither a persona nor a vector explains the rows well enough"
+    )
+    assert math.isfinite(found.p_value)
