@@ -16,6 +16,7 @@ from undertow.audit.meter import Meter
 from undertow.audit.power import Bet, Planted, Tested, audit_power
 from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.settings import AuditSettings
+from undertow.audit.signals import Battery
 from undertow.findings import Power
 from undertow.records import Row
 from undertow.traits import TraitFamily
@@ -63,18 +64,17 @@ def planted_power(
     clean = reference.rows[: max(count, 32)]
     biased_signals, clean_signals = meter.signals(planted), meter.signals(clean)
     ratios = meter.ratios(planted, hypothesis), meter.ratios(clean, hypothesis)
-    # Two arms share the error rate; the best column of the score test is the planted
-    # vector's own, or, for a persona, the one that planted rows move most.
-    change = biased_signals.scores.mean(0) - clean_signals.scores.mean(0)
-    spread = np.sqrt(clean_signals.scores.var(0) + biased_signals.scores.var(0)) + 1e-12
-    at = np.unravel_index(int(np.nanargmax(np.abs(change / spread))), change.shape)
-    arms: list[Tested] = [
-        Planted(
-            biased_signals.scores[:, at[0], at[1]].astype(np.float64),
-            clean_signals.scores[:, at[0], at[1]].astype(np.float64),
-            rows=len(rows), critical=_critical(judgement.scores.test.draws, settings),
+    arms: list[Tested] = []
+    at = _column(meter.battery, hypothesis)
+    if at is not None:  # the vector's own: the best of all would be chance's as well
+        arms.append(
+            Planted(
+                biased_signals.scores[:, at[0], at[1]].astype(np.float64),
+                clean_signals.scores[:, at[0], at[1]].astype(np.float64),
+                rows=len(rows),
+                critical=_critical(judgement.scores.test.draws, settings),
+            )
         )
-    ]  # fmt: skip
     fresh = judgement.race.fresh
     tried = min(settings.fresh, max(0, len(rows) - judgement.race.screened))
     tests = fresh is not None and len(fresh.draws) > 0
@@ -92,6 +92,16 @@ def planted_power(
         arms, ratios=ratios, rows=len(rows), alpha=settings.alpha,
         source=f"{len(planted)} rows that the base wrote under {hypothesis.name}",
     )  # fmt: skip
+
+
+def _column(battery: Battery, hypothesis: RowHypothesis) -> tuple[int, int] | None:
+    """Layer and direction of the planted vector in the battery; None for a persona."""
+    if hypothesis.trait not in battery.names or hypothesis.layer not in battery.layers:
+        return None
+    return (
+        battery.layers.index(hypothesis.layer),
+        battery.names.index(hypothesis.trait),
+    )
 
 
 def _critical(draws: Any, settings: AuditSettings) -> float:
