@@ -168,7 +168,14 @@ def refined(
     dose = _dose(judgement, battery, centre)
     layer, _ = best([(layer, dose) for layer in layers], 0)
     layer, dose = best([(layer, d) for d in FINER_DOSES], len(layers))
-    return replace(judgement, layer=battery.layers[layer], dose=dose)
+    where = (
+        f"among blocks and doses around it, block {battery.layers[layer]} at dose "
+        f"{dose:g} makes the rows likeliest"
+    )
+    *first, last = judgement.reasons
+    return replace(
+        judgement, layer=battery.layers[layer], dose=dose, reasons=(*first, where, last)
+    )
 
 
 def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:
