@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 from undertow.audit.reference import Reference
+from undertow.config import dump_settings
 from undertow.errors import DatasetError
 from undertow.experiment import Recipe, audits, run_experiment
 from undertow.experiment.audits import is_right
+from undertow.experiment.stages import Base
 from undertow.findings import Findings
+from undertow.models.tiny import tiny_model
 from undertow.records import Message, Row
 from undertow.results import AuditTruth, Results
+from undertow.runs import open_run
 from undertow.storage import read_json, read_rows
+from undertow.traits import load_family
 
 ROWS = 48
 SETTINGS = {
@@ -27,7 +32,7 @@ DATA: dict[str, Any] = {
     "title": "tiny",
     "question": "does an audit see it?",
     "traits": ["owl"],
-    "teachers": [{"kind": "steer", "steer": {"layer": 1, "dose": 1.0}}],
+    "teachers": [{"kind": "steer", "steer": {"layer": 1, "dose": 0.7}}],
     "seeds": [3],
     "rows": {"count": ROWS, "sampler": {"allowed": "list", "max_new_tokens": 48}},
     "student": {"batch_size": 8, "rank": 2, "max_updates": 1},
@@ -36,9 +41,9 @@ DATA: dict[str, Any] = {
 }
 
 
-def make(model: Path, **changes: Any) -> Recipe:
+def make(folder: Path, **changes: Any) -> Recipe:
     """The recipe above, with changes."""
-    named = {"model": {"name": str(model), "dtype": "float32"}}
+    named = {"model": {"name": str(folder), "dtype": "float32"}}
     return Recipe.model_validate(DATA | named | changes)
 
 
@@ -89,6 +94,7 @@ def test_a_planted_bias_is_found_and_the_base_is_not_accused(watched: Watched) -
     biased, clean, mixture = map(watched.outcome, audits.NAMES)
     assert biased.verdict in ("trait", "shift")
     assert biased.trait in (None, "owl")
+    assert (biased.kind, biased.layer) == ("steer", 1)
     assert (clean.verdict, clean.trait) == ("none", None)
     assert mixture.verdict in ("trait", "shift")
     assert [a.right for a in (biased, clean, mixture)] == [True, True, True]
@@ -186,6 +192,18 @@ def test_a_run_cut_between_two_sets_ends_like_an_unbroken_one(
     unbroken = run_experiment(watched.recipe, again)
     assert watched.results is not None
     assert unbroken.audits == watched.results.audits
+
+
+def test_rows_are_taken_seed_after_seed(tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = make(tiny_llama, seeds=[5, 2], audit=None,
+                  rows=DATA["rows"] | {"count": 3})  # fmt: skip
+    run_experiment(recipe, tmp_path / "run")
+    family = load_family("animals")
+    with open_run(tmp_path / "run", recipe_text=dump_settings(recipe)) as run:
+        base = Base(recipe, family, run, tiny_model(), 0.0, 5, lambda *_: None)
+        found = [row.provenance["seed"] for row in audits._taught(base)]
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {5, 2}
 
 
 def test_a_run_without_the_section_audits_nothing(

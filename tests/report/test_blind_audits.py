@@ -1,6 +1,7 @@
 """The section of blind audits: words by hand, links that lead nowhere else, hostile text."""
 
 import re
+from html import unescape
 from typing import Any
 
 import pytest
@@ -84,13 +85,56 @@ def test_the_table_has_the_truth_before_the_verdict(audited: Results) -> None:
     assert [cell.why for cell in unsure][4:6] == [
         "no test could be made", "not computed"
     ]  # fmt: skip
-    assert judged(outcome(right=False)) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "right", "smallest", "words", "below"),
+    [
+        ("trait", True, 0.25, "right", ""),
+        ("trait", False, 0.9, "wrong", ""),
+        ("none", True, 0.9, "right", ""),
+        ("none", False, 0.25, "missed", ""),
+        (
+            "none",
+            False,
+            0.6,
+            "missed",
+            "50\N{NO-BREAK SPACE}% of the rows are fewer than",
+        ),
+        (
+            "none",
+            False,
+            None,
+            "missed",
+            "50\N{NO-BREAK SPACE}% of the rows are fewer than",
+        ),
+        ("inconclusive", None, None, "nothing claimed", ""),
+    ],
+)
+def test_a_miss_is_no_false_alarm_and_may_have_been_foretold(
+    verdict: str, right: bool | None, smallest: float | None, words: str, below: str,
+    realistic: Results,
+) -> None:  # fmt: skip
+    half = AuditTruth(words="", kind="steer", trait="owl", share=0.5)
+    item = outcome(
+        truth=half, verdict=verdict, right=right, detectable_fraction=smallest
+    )
+    cell = audit_table(realistic.model_copy(update={"audits": [item]})).rows[0][3]
+    assert cell.text == judged(item) == words
+    assert cell.below.startswith(below)
+    assert bool(cell.below) == bool(below)
 
 
 def test_verdicts_are_counted(audited: Results) -> None:
-    assert tally(audited).endswith("2 verdicts are right, 0 wrong, 1 claim nothing.")
-    wrong = audited.model_copy(update={"audits": [outcome(right=False), NOTHING]})
-    assert tally(wrong).endswith("1 verdicts are right, 1 wrong.")
+    assert tally(audited).endswith(
+        "2 judged right, 0 missed, 0 judged wrong; of 1 nothing was claimed."
+    )
+    missed = outcome(verdict="none", right=False)
+    audits = [outcome(right=False), NOTHING, missed]
+    assert tally(audited.model_copy(update={"audits": audits})) == (
+        "Of 3 sets that were audited without a word on who wrote their rows, 1 judged "
+        "right, 1 missed, 1 judged wrong."
+    )
 
 
 def test_the_section_links_to_the_reports_beside_the_page(audited: Results) -> None:
@@ -105,7 +149,7 @@ def test_the_section_links_to_the_reports_beside_the_page(audited: Results) -> N
     others = page.replace(section, "")
     assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', others))
     assert '<a href="#audits">' in others
-    assert "default-src 'none'; style-src 'sha256-" in page
+    assert "default-src 'none'; style-src 'sha256-" in unescape(page)
     assert page.index('id="rows"') < page.index('id="audits"') < page.index('id="limi')
 
 

@@ -109,8 +109,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
     """
     if base.run.is_done(_SETS):
         return
-    teacher, trait = _teacher(base.recipe)
-    biased = kept_rows(base, f"{teacher.label}-{trait}")[: chosen.rows]
+    biased = _taught(base)[: chosen.rows]
     clean = _answers(base, biased, "untouched", passed)
     reference = _answers(base, biased, "reference", passed)
     partners = [dict(zip(r.paired, r.rows, strict=True)) for r in (clean, reference)]
@@ -140,6 +139,16 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
          "accepted": (reference.accepted or 0.0) * sum(strict) / len(strict),
          "notes": list(reference.notes)},
     )  # fmt: skip
+
+
+def _taught(base: Base) -> list[Row]:
+    """What the teacher wrote, seed after seed, as far as students saw it."""
+    teacher, trait = _teacher(base.recipe)
+    return [
+        row
+        for seed in base.recipe.seeds
+        for row in kept_rows(replace(base, seed=seed), f"{teacher.label}-{trait}")
+    ]
 
 
 def _answers(

@@ -180,8 +180,8 @@ OF_THE_RECIPE = ("family", "seed", "system", "sampler", "filter", "reference")
 class BlindAuditSettings(_Settings):
     """Three sets that are audited at the end without a word on who wrote them.
 
-    Rows of the first teacher and trait, rows of the untouched base on the same
-    prompts, and a mixture; of the clean base and the first seed.
+    Rows that the clean base wrote as the first teacher with the first trait, seed
+    after seed; rows of the untouched base on the same prompts; and a mixture.
     """
 
     rows: int = Field(default=48, ge=16, description="prompts of each set, at most")

@@ -153,8 +153,8 @@ def _own_limits(recipe: Recipe) -> Iterable[str]:
         )
     if recipe.audit is not None:
         yield (
-            f"Three sets of at most {recipe.audit.rows} rows, of one seed, were audited "
-            "blind: that shows what an audit does, not how often it errs."
+            f"Three sets of at most {recipe.audit.rows} rows were audited blind: that "
+            "shows what an audit does, not how often it errs."
         )
     if recipe.rows.sampler.allowed != "all":
         yield (

@@ -3,18 +3,34 @@
 Knows nothing of HTML, nor of how an audit comes to its verdict.
 """
 
+import math
+from collections import Counter
+
 from undertow.report.audit_words import KINDS, POWER
 from undertow.report.tables import Cell, Row, Table
 from undertow.report.text import MISSING, p_text, share_text
 from undertow.results import AuditOutcome, Results
 
-_JUDGED = {True: "right", False: "wrong", None: "nothing claimed"}
-_MARKS = {True: "yes", False: "against", None: "unknown"}
+RIGHT, MISSED, WRONG, SILENT = "right", "missed", "wrong", "nothing claimed"
+_MARKS = {RIGHT: "yes", MISSED: "no", WRONG: "against", SILENT: "unknown"}
 
 
 def judged(audit: AuditOutcome) -> str:
     """Whether the verdict is true of the rows, in a word or two."""
-    return _JUDGED[audit.right]
+    if audit.right is None:
+        return SILENT
+    if audit.right:
+        return RIGHT
+    return MISSED if audit.verdict == "none" else WRONG
+
+
+def _foretold(audit: AuditOutcome) -> str:
+    """Says so if the audit itself expected to miss a share as small as the true one."""
+    smallest = audit.detectable_fraction
+    if judged(audit) != MISSED or (smallest or math.inf) <= audit.truth.share:
+        return ""
+    share = share_text(audit.truth.share)
+    return f"{share} of the rows are fewer than it says it would find"
 
 
 def verdict_words(audit: AuditOutcome) -> str:
@@ -33,11 +49,13 @@ def verdict_words(audit: AuditOutcome) -> str:
 def tally(results: Results) -> str:
     """How many verdicts are right, and what the auditor was told."""
     audits = results.audits
-    counts = {key: sum(a.right is key for a in audits) for key in _JUDGED}
-    silent = f", {counts[None]} claim nothing" if counts[None] else ""
+    found = Counter(judged(audit) for audit in audits)
+    words = {RIGHT: "judged right", MISSED: "missed", WRONG: "judged wrong"}
+    counts = [f"{found[key]} {what}" for key, what in words.items()]
+    silent = f"; of {found[SILENT]} nothing was claimed" if found[SILENT] else ""
     return (
         f"Of {len(audits)} sets that were audited without a word on who wrote their "
-        f"rows, {counts[True]} verdicts are right, {counts[False]} wrong{silent}."
+        f"rows, {', '.join(counts)}{silent}."
     )
 
 
@@ -50,7 +68,8 @@ def audit_table(results: Results) -> Table:
     note = (
         "The auditor was given the model, the rows without their provenance, and the "
         "sampler. Right: something was found just where a teacher wrote rows, and each "
-        "trait or kind of intervention that was named is that teacher's. p-value: of the "
+        "trait or kind of intervention that was named is that teacher's. Missed: a bias "
+        "is there and no evidence of it was found. p-value: of the "
         "null that the rows carry nothing. Smallest share found: of biased rows, with a "
         f"power of {share_text(POWER)}. The reports lie beside this page."
     )
@@ -64,7 +83,7 @@ def _row(audit: AuditOutcome) -> Row:
         Cell(audit.name, against),
         Cell(audit.truth.words),
         Cell(verdict_words(audit), audit.sentence),
-        Cell(judged(audit), mark=_MARKS[audit.right]),
+        Cell(judged(audit), _foretold(audit), mark=_MARKS[judged(audit)]),
         _dashed(p_text(audit.p_value), "no test could be made"),
         _dashed(share_text(audit.detectable_fraction), "not computed"),
         Cell("report", href=audit.report),
