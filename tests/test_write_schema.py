@@ -1,4 +1,4 @@
-"""The page of the results schema names every field, and notices when it is old."""
+"""The pages of both schemas name every field, and notice when they are old."""
 
 import importlib.util
 import sys
@@ -6,7 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel
 
+from undertow.findings import Findings
 from undertow.results import Results
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "write_schema.py"
@@ -14,20 +16,25 @@ SCRIPT = Path(__file__).parents[1] / "docs" / "write_schema.py"
 
 @pytest.fixture
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module that writes beside the test."""
+    """The script as a module that writes into the test's own folder."""
     spec = importlib.util.spec_from_file_location("write_schema", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "PAGE", tmp_path / "results-schema.md")
+    monkeypatch.setattr(module, "AUDIT_PAGE", tmp_path / "audit-schema.md")
     return module
 
 
-def test_the_page_names_every_field_of_every_object(writer: ModuleType) -> None:
-    text = writer.page()
-    schema = Results.model_json_schema()
-    for name, part in [("Results", schema), *schema["$defs"].items()]:
+@pytest.mark.parametrize("root", [Results, Findings])
+def test_a_page_names_every_field_of_every_object(
+    writer: ModuleType, root: type[BaseModel]
+) -> None:
+    text = writer.page("# Head\n", root)
+    assert text.startswith("# Head\n\n## " + root.__name__ + "\n")
+    schema = root.model_json_schema()
+    for name, part in [(root.__name__, schema), *schema["$defs"].items()]:
         rows = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
         for field, value in part["properties"].items():
             (line,) = [r for r in rows.splitlines() if r.startswith(f"| `{field}` |")]
@@ -49,21 +56,36 @@ def test_types_are_told_in_words(writer: ModuleType) -> None:
     assert writer.shown_type({}) == "any"
 
 
-def test_check_notices_an_old_page(
+def test_there_is_a_page_for_each_file(writer: ModuleType) -> None:
+    found = {path.name: text for path, text in writer.pages().items()}
+    assert list(found) == ["results-schema.md", "audit-schema.md"]
+    assert found["results-schema.md"].startswith("# The schema of `results.json`\n")
+    assert found["audit-schema.md"].startswith("# The schema of `audit.json`\n")
+    assert "| `detectable_fraction` |" in found["audit-schema.md"]
+    for text in found.values():
+        assert "Version 1." in text
+        assert text.endswith("|\n")
+
+
+def test_check_notices_old_pages(
     writer: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["write_schema.py", "--check"])
-    assert writer.main() == 1
-    assert capsys.readouterr().err == (
-        "results-schema.md is out of date; run: python docs/write_schema.py\n"
-    )
+    def run(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["write_schema.py", *options])
+        return writer.main(), capsys.readouterr().err
+
+    advice = "out of date; run: python docs/write_schema.py\n"
+    assert run("--check") == (1, f"results-schema.md, audit-schema.md: {advice}")
     assert not writer.PAGE.exists()
-    monkeypatch.setattr(sys, "argv", ["write_schema.py"])
-    assert writer.main() == 0
-    assert writer.PAGE.read_text(encoding="utf-8") == writer.page()
-    monkeypatch.setattr(sys, "argv", ["write_schema.py", "--check"])
-    assert writer.main() == 0
-    writer.PAGE.write_text(writer.page() + "\n")
-    assert writer.main() == 1
+    assert not writer.AUDIT_PAGE.exists()
+    assert run() == (0, "")
+    for path, text in writer.pages().items():
+        assert path.read_text(encoding="utf-8") == text
+    assert run("--check") == (0, "")
+    for path in writer.pages():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text + "\n", encoding="utf-8")
+        assert run("--check") == (1, f"{path.name}: {advice}")
+        path.write_text(text, encoding="utf-8")

@@ -271,12 +271,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     vector = extract_vector(
         model, method="tell_me", family=family, trait="owl", layers=(1,)
     )
-    owl = steered_teacher(vector, strength=vector.strength_of_dose(1.2, 1))
+    owl = steered_teacher(vector, strength=vector.strength_of_dose(0.8, 1))
     return Place(
         model,
         AuditSettings(
             family=str(folder / "pets.yaml"), decoys=str(folder / "plants.yaml"),
-            permutations=199, personas=2, screening=8, naming_passes=80, fresh=32,
+            permutations=199, personas=2, screening=8, naming_passes=400, fresh=32,
             planted=16, forecast=8, triage=5,
         ),
         {"none": Teacher(kind="none"), "owl": owl},
@@ -286,7 +286,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="session")
 def steered(place: Place) -> tuple[Findings, Audited]:
     """The audit of a strongly steered teacher's rows, tier A."""
-    return place.audit(place.rows("owl"))
+    return place.audit(place.rows("owl", 96))
 
 
 @pytest.fixture(scope="session")

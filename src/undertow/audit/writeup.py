@@ -25,7 +25,6 @@ from undertow.findings import (
     ReferenceFacts,
     TriageRow,
 )
-from undertow.records import Row
 from undertow.runs import provenance
 from undertow.stats import benjamini_hochberg, conformal_p_values, mean_interval
 from undertow.stats.evalues import FRACTIONS
@@ -204,7 +203,7 @@ def _raced(race: Race) -> list[Hypothesis]:
             Hypothesis(
                 name=_short(h), kind=h.kind, trait=h.trait, role=h.role, layer=h.layer,
                 strength=h.strength if h.kind == "steer" else None,
-                rows=len(scored), nats_per_row=float(scored.mean()),
+                rows=len(scored), nats_per_row=_known(float(scored.mean())),
                 reference_nats_per_row=_mean(race.reference[:, place]),
                 behind=None if leader is None or leader == place else _behind(
                     race.ratios[:, leader], own
@@ -233,14 +232,16 @@ def _likeliest(race: Race, kind: str) -> int | None:
 
 def _mean(values: Any) -> Number:
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    return _known(float(known.mean())) if len(known) else None
 
 
 def _behind(leader: Any, own: Any) -> Bounds | None:
     both = ~np.isnan(leader) & ~np.isnan(own)
-    if both.sum() < 2:
+    with np.errstate(invalid="ignore"):
+        behind = leader[both] - own[both]
+    if len(behind) < 2 or not np.isfinite(behind).all():
         return None
-    interval = mean_interval(leader[both] - own[both])
+    interval = mean_interval(behind)
     return Bounds(
         mean=interval.mean, low=_known(interval.low), high=_known(interval.high)
     )
@@ -361,15 +362,11 @@ def _triage(audit: Audited) -> list[TriageRow]:
                 count=columns["count"][place],
                 p_value=_known(float(columns["p_value"][place])),
                 score=_known(float(columns["score"][place])),
-                prompt=_last_turn(row)[:_CUT],
+                prompt=row.messages[-1].content[:_CUT],
                 completion=row.completion[:_CUT],
             )
         )
     return found
-
-
-def _last_turn(row: Row) -> str:
-    return row.messages[-1].content if row.messages else ""
 
 
 def _not_tested(audit: Audited) -> list[str]:

@@ -153,9 +153,14 @@ def render_prompt(
             of the first user message where the template has no system turn.
 
     Raises:
-        DatasetError: There is no user message to carry system text, or the template
-            refuses the turns.
+        DatasetError: There is no message, or no user message to carry system text, or
+            the template refuses the turns.
     """
+    if not messages:
+        raise DatasetError(
+            "a conversation without a single message is no prompt; give it an empty "
+            "user turn"
+        )
     template = model.template
     turns = _with_system(template, messages, system, trait_prompt)
     try:

@@ -1,0 +1,89 @@
+"""What an audit will cost: sizes without weights, and a price that rises with the work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from undertow.audit.cost import (
+    Cost,
+    Size,
+    expected_cost,
+    model_size,
+    timed_flops,
+)
+from undertow.audit.settings import AuditSettings
+from undertow.errors import ModelError
+from undertow.models.tiny import FAMILIES, Family, save_tiny, tiny_model
+from undertow.records import Message, Row
+
+SIZE = Size(parameters=135_000_000, embedding=28_000_000, hidden=576,
+            vocabulary=49_152, layers=30)  # fmt: skip
+
+
+def _rows(count: int, *, length: int = 25) -> list[Row]:
+    return [Row((Message("user", f"ask {i:04}"),), "x" * length) for i in range(count)]
+
+
+def _cost(
+    count: int, *, reference: int | None = None, length: int = 25, **settings: Any
+) -> Cost:
+    return expected_cost(
+        _rows(count, length=length), size=SIZE, settings=AuditSettings(**settings),
+        reference=reference, flops=1e12,
+    )  # fmt: skip
+
+
+def test_more_of_anything_costs_more() -> None:
+    base = _cost(200)
+    assert base.rows == 200
+    assert base.tokens == 200 * 11  # 2.5 characters a token, and an end token
+    assert _cost(400).seconds > base.seconds
+    assert _cost(400).memory_mib > base.memory_mib
+    assert _cost(200, length=250).seconds > base.seconds
+    assert _cost(200, naming_passes=8000).seconds > base.seconds
+    assert _cost(200, forecast=400).seconds > base.seconds
+    assert _cost(200, screening=100).seconds > base.seconds
+    half = expected_cost(
+        _rows(200), size=SIZE, settings=AuditSettings(), reference=None, flops=5e11
+    )
+    assert half.seconds - 10 == pytest.approx(2 * (base.seconds - 10))
+
+
+def test_tiers_and_their_price() -> None:
+    sampled, given = _cost(200), _cost(200, reference=200)
+    none = expected_cost(
+        _rows(200), size=SIZE, settings=AuditSettings(reference="none"),
+        reference=None, flops=1e12,
+    )  # fmt: skip
+    assert (sampled.tier, given.tier, none.tier) == ("A", "B", "C")
+    assert none.seconds < given.seconds < sampled.seconds
+
+
+def test_no_rows_cost_little_and_break_nothing() -> None:
+    found = _cost(0)
+    assert found.rows == found.tokens == 0
+    assert found.seconds >= 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_those_of_the_weights(family: Family, tmp_path: Path) -> None:
+    """Read from the configuration alone: the weights may be missing."""
+    folder = save_tiny(family, tmp_path / family, layers=2, hidden=16)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    found = model_size(str(folder))
+    module = tiny_model(family, layers=2, hidden=16).module
+    assert found.parameters == sum(p.numel() for p in module.parameters())
+    assert found.embedding == module.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    assert (found.hidden, found.layers) == (16, 2)
+
+
+def test_an_unknown_model_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(ModelError, match="its size is not known: "):
+        model_size(str(tmp_path))
+
+
+def test_products_are_timed() -> None:
+    assert timed_flops(dtype="float32", device="cpu", seconds=0.01) > 1e6

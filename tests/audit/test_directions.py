@@ -1,0 +1,91 @@
+"""A shift's direction: found on one half of the rows, confirmed on the other."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from undertow.audit.audited import Audited
+from undertow.audit.directions import discover
+from undertow.audit.judgement import Judgement
+from undertow.audit.reference import Reference
+from undertow.findings import Discovery, Findings
+
+if TYPE_CHECKING:
+    from tests.audit.conftest import Place
+
+Case = tuple[Findings, Audited]
+
+
+def _discover(
+    audited: Audited, judgement: Judgement | None = None, *, rows: int | None = None,
+    reference: Reference | None = None,
+) -> Discovery | None:  # fmt: skip
+    return discover(
+        audited.meter, audited.rows[:rows], reference or audited.reference,
+        judgement or audited.judgement, family=audited.family,
+        settings=audited.settings,
+    )  # fmt: skip
+
+
+def test_a_strong_shift_is_confirmed_and_described(steered: Case) -> None:
+    found, audited = steered
+    shift = found.discovery
+    assert shift is not None
+    z = audited.judgement.scores.z
+    largest = np.unravel_index(int(np.nanargmax(np.abs(z))), z.shape)[0]
+    assert shift.layer == audited.battery.layers[largest]
+    assert shift.p_value is not None
+    assert 0 < shift.p_value <= 0.05
+    assert shift.cosine is not None
+    assert shift.cosine > 0
+    assert set(shift.battery) == {"owl", "cat", "dog"}
+    assert shift.raised
+    assert shift.behaviour
+
+
+def test_nothing_found_nothing_described(steered: Case, clean: Case) -> None:
+    assert clean[0].discovery is None
+    audited = steered[1]
+    for verdict in ("none", "inconclusive"):
+        judgement = replace(audited.judgement, verdict=verdict)  # type: ignore[arg-type]
+        assert _discover(audited, judgement) is None
+
+
+def test_few_rows_have_no_halves(steered: Case) -> None:
+    audited = steered[1]
+    assert _discover(audited, rows=15) is None
+    assert _discover(audited, reference=Reference(tier="C")) is None
+    few = replace(audited.reference, rows=audited.reference.rows[:15])
+    assert _discover(audited, reference=few) is None
+    off = audited.settings.model_copy(update={"discover": False})
+    assert _discover(replace(audited, settings=off)) is None
+
+
+def test_scores_that_say_nothing_have_no_place(steered: Case) -> None:
+    audited = steered[1]
+    scores = audited.judgement.scores
+    unknown = replace(scores, z=np.full_like(scores.z, np.nan))
+    judgement = replace(audited.judgement, scores=unknown)
+    assert _discover(audited, judgement) is None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_on_rows_of_the_base_nothing_is_confirmed(place: "Place", seed: int) -> None:
+    """Whatever direction the first half has, the second does not share it."""
+    rows = place.rows(count=40, seed=20 + seed)
+    quiet = {
+        "planted": 0,
+        "forecast": 0,
+        "naming_passes": 0,
+        "screening": 4,
+        "fresh": 8,
+    }
+    _, audited = place.audit(rows, settings=quiet)
+    found = _discover(audited, replace(audited.judgement, verdict="shift"))
+    assert found is not None
+    assert found.p_value is not None
+    assert found.p_value > 0.02
+    assert all(torch.isfinite(torch.tensor(v)) for v in found.battery.values())

@@ -1,0 +1,88 @@
+"""What is planted to measure power: the bias that was found, on the audited prompts."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from undertow.audit.audited import Audited
+from undertow.audit.planting import planted_power
+from undertow.audit.reference import Reference
+from undertow.findings import Findings, Power
+
+if TYPE_CHECKING:
+    from tests.audit.conftest import Place
+
+Case = tuple[Findings, Audited]
+
+
+def _power(audited: Audited, **changes: object) -> Power | None:
+    audited = replace(audited, **changes)  # type: ignore[arg-type]
+    return planted_power(
+        audited.meter, audited.rows, audited.reference, audited.judgement,
+        family=audited.family, passed=audited.filter, settings=audited.settings,
+    )  # fmt: skip
+
+
+def test_what_was_found_is_planted(steered: Case) -> None:
+    found, audited = steered
+    assert found.power is not None
+    assert found.power.source.startswith("16 rows that the base wrote under owl vector")
+    power = [point.power for point in found.power.points]
+    assert None not in power
+    assert power == sorted(power, key=lambda p: p or 0)
+    assert found.power.divergence_per_row is not None
+    assert found.power.divergence_per_row > 0
+    assert found.detectable_fraction == found.power.detectable_fraction
+    assert _power(audited) == found.power  # nothing is drawn anew
+
+
+def test_on_clean_rows_a_persona_is_planted(clean: Case) -> None:
+    found, audited = clean
+    assert found.power is not None
+    assert found.power.source == "16 rows that the base wrote under owl prompt"
+    for point in found.power.points:
+        assert point.bound is None or point.power is None or point.bound >= point.power
+    assert not any(b._forward_hooks for b in audited.model.architecture.blocks)
+
+
+@pytest.mark.parametrize("change", ["none asked", "no reference", "few", "no test"])
+def test_what_cannot_be_measured_is_none(clean: Case, change: str) -> None:
+    audited = clean[1]
+    few = replace(
+        audited.reference, rows=audited.reference.rows[:7], paired=tuple(range(7))
+    )
+    no_test = audited.judgement.scores.test._replace(p_value=np.nan)
+    scores = replace(audited.judgement.scores, test=no_test)
+    changes: dict[str, object] = {
+        "none asked": {"settings": audited.settings.model_copy(update={"planted": 0})},
+        "no reference": {"reference": Reference(tier="C")},
+        "few": {"reference": few},
+        "no test": {"judgement": replace(audited.judgement, scores=scores)},
+    }[change]  # type: ignore[assignment]
+    assert _power(audited, **changes) is None
+
+
+def test_without_fresh_rows_the_other_arms_count(clean: Case) -> None:
+    """Partners all among the screened rows leave a test without draws."""
+    audited = clean[1]
+    fresh = audited.judgement.race.fresh
+    assert fresh is not None
+    race = replace(audited.judgement.race, fresh=fresh._replace(draws=np.empty(0)))
+    found = _power(audited, judgement=replace(audited.judgement, race=race))
+    assert found is not None
+    assert found.points[-1].power is not None
+
+
+def test_planted_rows_are_no_rows_of_the_reference(clean: Case, place: "Place") -> None:
+    """They have draws of their own: the same seed, another purpose."""
+    from undertow.audit.reference import sampled_reference
+
+    audited = clean[1]
+    planted = sampled_reference(
+        place.model, audited.rows[:16], sampler=audited.sampling.sampler,
+        filter=audited.filter, seed=0, purpose="planted",
+    ).rows  # fmt: skip
+    same = {r.row_id for r in planted} & {r.row_id for r in audited.reference.rows}
+    assert len(same) < 4  # by chance alone

@@ -1,0 +1,52 @@
+"""Settings of an audit: refused where they make no sense, and never changed."""
+
+import pytest
+from pydantic import ValidationError
+
+from undertow.audit.settings import AuditSettings
+from undertow.config import check_settings, dump_settings
+from undertow.errors import ConfigError
+
+
+def test_overrides_reach_the_sampler() -> None:
+    found = check_settings(
+        AuditSettings, {}, where="audit",
+        overrides=["alpha=0.05", "layers=[3, 1]", "sampler.temperature=0.7"],
+    )  # fmt: skip
+    assert found.alpha == 0.05
+    assert found.layers == (3, 1)
+    assert found.sampler is not None
+    assert found.sampler.temperature == 0.7
+    assert found.sampler.allowed == "all"
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as found:
+        check_settings(
+            AuditSettings, {}, where="audit",
+            overrides=["alpha=1.5", "permutation=99", "reference=some", "screening=1"],
+        )  # fmt: skip
+    assert len(found.value.faults) == 4
+    text = str(found.value)
+    for part in ("alpha", "permutation", "reference", "screening"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alpha", 0), ("alpha", 1), ("permutations", 98), ("max_rows", 0),
+        ("personas", 0), ("planted", -1), ("filter", "some"), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        AuditSettings.model_validate({name: value})
+
+
+def test_settings_come_back_from_yaml() -> None:
+    import yaml
+
+    settings = AuditSettings(layers=(1, 2), alpha=0.02)
+    text = dump_settings(settings)
+    assert AuditSettings.model_validate(yaml.safe_load(text)) == settings
