@@ -7,6 +7,7 @@ null: what could not be computed. Knows nothing of models.
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -165,10 +166,11 @@ class BenchmarkResult(_Value):
     clean: list[Clean]
     bounds: list[Bound]
     naming: list[Naming]
-    rows_measured: int = Field(description="different rows that any set used")
+    rows_measured: int = Field(description="different rows audited in any set")
+    likelihood_passes: int = Field(description="rows × hypotheses scored by this call")
     notes: list[str]
     command: str = ""
-    seconds: dict[str, float]
+    seconds: dict[str, float] = Field(description="by carrier and stage, of this call")
     provenance: dict[str, Any]
 
 
@@ -341,12 +343,12 @@ def detection_bound(
             for side in (biased, clean)
         )
     divergence = float(fraction * mixed.mean() + (1 - fraction) * null.mean())
-    # Rows of the mixture: as many of either kind as it holds.
-    kept = max(1, round(len(null) * (1 - fraction))) if fraction < 1 else 0
-    repeats = (
-        max(1, round(kept * fraction / (1 - fraction) / len(mixed))) if kept else 1
+    # Rows of the mixture: both kinds, repeated as often as the share says.
+    share, fewer = Fraction(fraction).limit_denominator(200), min(len(mixed), len(null))
+    parts, whole = share.numerator, share.denominator
+    made = np.concatenate(
+        [np.tile(mixed[:fewer], parts), np.tile(null[:fewer], whole - parts)]
     )
-    made = np.concatenate([np.tile(mixed, repeats), null[:kept]])
     return {
         "divergence": _known(divergence),
         "chernoff": _known(chernoff_information(made, null)),

@@ -107,7 +107,6 @@ def run_benchmark(
         RunError: The directory belongs to another model or seed.
         VectorMismatchError: A block that the model has not.
     """
-    began = time.monotonic()
     auditors = auditors or {name: AUDITORS[name] for name in USUAL}
     with open_run(directory, recipe_text=_recipe_text(model, settings)) as run:
         log = run.path("audits.jsonl")
@@ -130,7 +129,8 @@ def run_benchmark(
             rows_measured=len({n for r in bench.records for n in r.row_ids}),
             notes=bench.notes,
             command=command,
-            seconds={"all": round(time.monotonic() - began, 1)},
+            likelihood_passes=bench.passes,
+            seconds=bench.seconds,
             provenance=provenance(
                 model_fingerprint=model.fingerprint,
                 device=str(model.device),
@@ -153,11 +153,13 @@ def _recipe_text(model: Model, settings: BenchmarkSettings) -> str:
         "seed": settings.seed,
         "family": settings.audit.family,
         "decoys": settings.audit.decoys,
-        "layers": settings.audit.layers,
+        "layers": None
+        if settings.audit.layers is None
+        else list(settings.audit.layers),
         "system": settings.audit.system,
         "battery seed": settings.audit.seed,
     }
-    return yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False)
+    return yaml.safe_dump(facts, sort_keys=False)
 
 
 def _digest(*facts: object) -> str:
@@ -180,20 +182,25 @@ class _Bench:
         self.run, self.tell = run, tell
         self.family = load_family(settings.audit.family)
         self.decoys = load_family(settings.audit.decoys)
+        for trait in settings.traits:
+            self.family.trait(trait)
         self.records: list[Record] = []
         self.bounds: list[Bound] = []
         self.naming: list[Naming] = []
         self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.passes = 0
 
     def audit_carrier(
         self, carrier: CarrierSettings, auditors: Mapping[str, MakeAuditor], log: Path
     ) -> None:
         """Pools, measurements, audits and bounds of one carrier."""
-        system = self.settings.audit.system
+        began, system = time.monotonic(), self.settings.audit.system
         place = f"{carrier.name}-{_digest(carrier.drawn_by.model_dump())[:6]}"
         prompts = carrier_prompts(carrier, seed=self.settings.seed)
         vectors = family_vectors(self.model, self.family, system=system)
         pools = self._pools(carrier, prompts, vectors, place)
+        began = self._spent(f"{carrier.name}: pools", began)
         meter = Meter(
             self.model, self._battery(carrier, pools.base[0], prompts),
             carrier.drawn_by, system=system,
@@ -203,9 +210,18 @@ class _Bench:
             meter, self.family, self.decoys, carrier, pools.accepted, self.settings
         )
         self._audit(bench, self._sets(pools), auditors, log)
+        began = self._spent(f"{carrier.name}: audits", began)
         if self.settings.bound_rows:
             self.bounds += teacher_bounds(bench, pools, vectors, tell=self.tell)
             self.naming += persona_naming(bench, pools)
+        self._spent(f"{carrier.name}: bounds", began)
+        self.passes += meter.passes
+
+    def _spent(self, stage: str, since: float) -> float:
+        """Notes the seconds of a stage; the time now."""
+        now = time.monotonic()
+        self.seconds[stage] = round(now - since, 1)
+        return now
 
     def _pools(
         self,

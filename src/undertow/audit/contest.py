@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Answer:
     details: Values = field(default_factory=lambda: MappingProxyType({}))
 
 
+@runtime_checkable
 class Auditor(Protocol):
     """Anything that judges rows beside reference rows."""
 

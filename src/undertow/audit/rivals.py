@@ -15,6 +15,7 @@ from torch import Tensor
 from undertow.analysis.gradients import gradient_scores
 from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit.contest import Answer, Workbench
+from undertow.errors import ConfigError
 from undertow.models.chat import render_row
 from undertow.models.completions import completion_batches
 from undertow.models.hooks import recording_residuals
@@ -66,6 +67,21 @@ def _folder(bench: Workbench, name: str) -> Path | None:
     return None if own is None else own.with_name(f"{own.name}-{name}")
 
 
+def _watched(bench: Workbench) -> tuple[int, ...]:
+    """The blocks that a rival looks at.
+
+    Raises:
+        ConfigError: The audit's battery lacks one.
+    """
+    known = bench.meter.battery.layers
+    depth = len(bench.meter.model.architecture.blocks)
+    layers = tuple(sorted(bench.settings.watched_layers(depth)))
+    if missing := [layer for layer in layers if layer not in known]:
+        fault = f"got {missing}, the audit's layers are {list(known)}"
+        raise ConfigError("rival_layers", [fault])
+    return layers
+
+
 def _trait_vectors(bench: Workbench, layers: Sequence[int]) -> Table:
     """[layer, trait, hidden], each of length 1."""
     battery = bench.meter.battery
@@ -99,9 +115,7 @@ class CosineAuditor:
     name = "cosine"
 
     def __init__(self, bench: Workbench) -> None:
-        depth = len(bench.meter.model.architecture.blocks)
-        self.bench = bench
-        self.layers = tuple(sorted(bench.settings.watched_layers(depth)))
+        self.bench, self.layers = bench, _watched(bench)
         self.vectors = _trait_vectors(bench, self.layers)
         self.gradients = RowTables(_folder(bench, "gradients"))
 
@@ -176,9 +190,7 @@ class ProjectionAuditor:
     name = "projection"
 
     def __init__(self, bench: Workbench) -> None:
-        depth = len(bench.meter.model.architecture.blocks)
-        self.bench = bench
-        self.layers = tuple(sorted(bench.settings.watched_layers(depth)))
+        self.bench, self.layers = bench, _watched(bench)
         battery = bench.meter.battery
         norms = [battery.norms[battery.layers.index(layer)] for layer in self.layers]
         units = np.array(norms, dtype=np.float32)[:, None, None]

@@ -107,15 +107,16 @@ def _plugged(name: str) -> "MakeAuditor":
 
 def result_table(result: "BenchmarkResult") -> Iterator[str]:
     """The result as lines of a plain table."""
+    wide = max(11, *(len(name) + 2 for name in result.auditors))
     yield (
-        f"{'auditor':<11}{'carrier':<9}{'rows by':<15}{'dose':>5}{'n':>6}{'share':>7}"
+        f"{'auditor':<{wide}}{'carrier':<9}{'rows by':<15}{'dose':>5}{'n':>6}{'share':>7}"
         f"{'audits':>7}  {'AUROC':<17}{'TPR':>5}{'found':>6}{'right':>6}{'wrong':>6}"
         f"{'kind':>6}{'layer':>6}{'need':>6}{'bound':>7}{'eff':>6}"
     )
     for c in result.cells:
         dose = "" if c.dose is None else f"{c.dose:g}"
         yield (
-            f"{c.auditor:<11}{c.carrier:<9}{c.intervention:<15}{dose:>5}{c.rows:>6}"
+            f"{c.auditor:<{wide}}{c.carrier:<9}{c.intervention:<15}{dose:>5}{c.rows:>6}"
             f"{c.fraction:>7.0%}{c.audits:>7}  {_area(c.auroc):<17}"
             f"{_rate(c.tpr_at_1_fpr):>5}{_rate(c.found):>6}{_rate(c.right):>6}"
             f"{_rate(c.wrong):>6}{_rate(c.kind_right):>6}{_rate(c.layer_near):>6}"
@@ -123,13 +124,13 @@ def result_table(result: "BenchmarkResult") -> Iterator[str]:
         )
     yield ""
     yield (
-        f"{'clean':<11}{'carrier':<9}{'n':>6}{'audits':>7}  "
+        f"{'clean':<{wide}}{'carrier':<9}{'n':>6}{'audits':>7}  "
         f"{'false positives':<26}{'named':>6}{'KS p':>7}"
     )
     for e in result.clean:
         size = "" if e.rows is None else str(e.rows)
         yield (
-            f"{e.auditor:<11}{e.carrier:<9}{size:>6}{e.audits:>7}  "
+            f"{e.auditor:<{wide}}{e.carrier:<9}{size:>6}{e.audits:>7}  "
             f"{_interval(e.false_positives):<26}{_rate(e.named):>6}{_ratio(e.ks_p):>7}"
         )
     for n in result.naming:
