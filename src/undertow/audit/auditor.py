@@ -288,6 +288,8 @@ def usable_rows(
 def _reason(message: str) -> str:
     if "empty completion" in message:
         return "empty completion"
+    if "without a single message" in message:
+        return "no prompt"
     if "context" in message:
         return "longer than the context"
     return "cannot be rendered"
@@ -372,10 +374,7 @@ def audit_battery(
 ) -> Battery:
     """The directions that these rows are tested along."""
     pilot = (reference.rows or tuple(rows))[:_PILOT]
-    prompts = [
-        row.messages[-1].content if row.messages else ""
-        for row in rows[:_PERSONA_PROMPTS]
-    ]
+    prompts = [row.messages[-1].content for row in rows[:_PERSONA_PROMPTS]]
     return make_battery(
         model, family, decoys=load_family(settings.decoys),
         pilot=[render_row(model, row, system=settings.system) for row in pilot],

@@ -209,8 +209,9 @@ def _divide(
         quarantine=out / "quarantine.jsonl", columns=columns, split=split,
     )  # fmt: skip
     unusable = f", {done.unusable} of them unusable" if done.unusable else ""
+    put_away = done.quarantined + done.unusable
     say(
-        f"divided    {done.clean} records kept, {done.quarantined} put away{unusable} "
+        f"divided    {done.clean} records kept, {put_away} put away{unusable} "
         "(triage, no verdict)"
     )
     if audited.origin.subsample:
