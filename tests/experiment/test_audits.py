@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from undertow.audit.auditor import run_audit
 from undertow.audit.reference import Reference
 from undertow.config import dump_settings
 from undertow.errors import DatasetError
@@ -23,9 +24,9 @@ from undertow.runs import open_run
 from undertow.storage import read_json, read_rows
 from undertow.traits import load_family
 
-ROWS = 48
+ROWS, PLANTED = 48, 8
 SETTINGS = {
-    "screening": 8, "fresh": 16, "planted": 8, "naming_passes": 200, "personas": 2,
+    "screening": 8, "fresh": 16, "planted": PLANTED, "naming_passes": 200, "personas": 2,
     "permutations": 999, "discover": False, "forecast": 0,
 }  # fmt: skip
 DATA: dict[str, Any] = {
@@ -74,11 +75,10 @@ def cut(stage: str, *_: object) -> None:
 @pytest.fixture(scope="module")
 def watched(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     found = Watched(tmp_path_factory.mktemp("audited") / "run", make(tiny_llama))
-    real = audits.run_audit
 
     def spy(model: Any, rows: Any, **rest: Any) -> Any:
         found.calls.append({"rows": rows, **rest})
-        return real(model, rows, **rest)
+        return run_audit(model, rows, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audits, "run_audit", spy)
@@ -176,7 +176,7 @@ def test_rows_that_stand_in_several_sets_are_measured_once(watched: Watched) -> 
     own = {r.row_id for name in ("biased", "clean") for r in watched.rows(name)}
     assert own <= set(ids)
     # The reference, and at most eight planted rows a set.
-    assert len(ids) <= len(own) + ROWS + 3 * SETTINGS["planted"]  # type: ignore[operator]
+    assert len(ids) <= len(own) + ROWS + 3 * PLANTED
 
 
 @pytest.mark.slow
