@@ -17,7 +17,7 @@ from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.reference import Reference
 from undertow.audit.settings import AuditSettings
-from undertow.audit.signals import Battery, RowSignals
+from undertow.audit.signals import Battery, Role, RowSignals
 from undertow.findings import Findings
 from undertow.interventions.extraction import extract_vector
 from undertow.models.loading import Model
@@ -41,7 +41,7 @@ TREES = TraitFamily(
 )  # fmt: skip
 LAYERS = (0, 1, 2, 3)
 _NAMES = (*PETS.names, "oak", "elm", "random 1", "random 2")
-_ROLES = ("trait",) * 4 + ("decoy",) * 2 + ("random",) * 2
+_ROLES: tuple[Role, ...] = ("trait",) * 4 + ("decoy",) * 2 + ("random",) * 2
 _NORM = 10.0
 _SIZE = 0.3  # of a shift, for each unit of strength
 # How much of a direction at a layer is its own; the rest is the layer's.

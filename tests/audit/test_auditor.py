@@ -141,7 +141,8 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Which rows are measured and which likelihoods are computed, by whomever."""
     scored: list[str] = []
     likely: list[str] = []
-    real, other = meter_module.measure, meter_module.hypothesis_logprobs
+    module: Any = meter_module
+    real, other = module.measure, module.hypothesis_logprobs
 
     def measure(model: Any, rows: Any, ids: Sequence[str], *a: Any, **k: Any) -> Any:
         scored.extend(ids)

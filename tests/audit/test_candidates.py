@@ -90,8 +90,9 @@ def test_the_moved_column_is_found_where_it_is(is_paired: bool) -> None:
     mine, theirs = _drawn("a", 60, 1.5), _drawn("b", 60)
     pairs = range(60) if is_paired else ()
     found = score_test(mine, theirs, pairs=pairs, permutations=199, seed=0)
-    assert found.z.shape == found.adjusted.shape == (3, 4)
-    assert np.unravel_index(found.z.argmax(), found.z.shape) == (1, 2)
+    assert found.z.shape == (3, 4)
+    assert found.adjusted.shape == (3, 4)
+    assert found.z.argmax() == 6  # block 1, direction 2
     assert found.test.p_value == found.adjusted[1, 2] == 1 / 200
     assert (np.delete(found.adjusted.ravel(), 6) > 0.01).all()
 

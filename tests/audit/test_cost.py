@@ -75,7 +75,7 @@ def test_sizes_are_those_of_the_weights(family: Family, tmp_path: Path) -> None:
     found = model_size(str(folder))
     module = tiny_model(family, layers=2, hidden=16).module
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    assert found.embedding == module.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    assert found.embedding == module.get_input_embeddings().weight.numel()
     assert (found.hidden, found.layers) == (16, 2)
 
 

@@ -50,7 +50,7 @@ def test_nothing_found_nothing_described(steered: Case, clean: Case) -> None:
     assert clean[0].discovery is None
     audited = steered[1]
     for verdict in ("none", "inconclusive"):
-        judgement = replace(audited.judgement, verdict=verdict)  # type: ignore[arg-type]
+        judgement = replace(audited.judgement, verdict=verdict)
         assert _discover(audited, judgement) is None
 
 

@@ -37,7 +37,9 @@ def test_clean_rows_show_nothing_at_the_rate_that_was_asked_for(
     assert not [p for p in clean if p.judgement.trait]
     quiet = clean[0].judgement
     assert quiet.verdict == "none"
-    assert quiet.kind is quiet.layer is quiet.direction is None
+    assert quiet.kind is None
+    assert quiet.layer is None
+    assert quiet.direction is None
     assert quiet.reasons == (
         f"no arm refutes that the base wrote the rows (p = {quiet.p_value:.2g})",
     )
@@ -85,7 +87,9 @@ def test_a_planted_persona_is_named_among_all_of_them(
 ) -> None:
     found = planted(shifts.persona("dog"), personas=2).judgement
     assert (found.verdict, found.trait, found.kind) == ("trait", "dog", "prompt")
-    assert found.layer is found.direction is found.dose is None
+    assert found.layer is None
+    assert found.direction is None
+    assert found.dose is None
     # Two personas look for any; all of the family and the decoys race for the name.
     assert [h.trait for h in found.race.hypotheses if h.kind == "prompt"] == [
         "ant", "bee",

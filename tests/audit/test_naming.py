@@ -94,8 +94,8 @@ def test_a_quarter_of_the_base_s_nats_may_stay_unexplained(
     """The base's rows have 2 nats a token; what the leader gains is explained."""
     found = planted(shifts.vector("cat"), count=240)
     race = found.judgement.race
-    gains = [np.nanmean(race.ratios[:, h]) / 10 for h in race.leaders]
-    edge = UNEXPLAINED * 2 + max(gains)
+    gains = [float(np.nanmean(race.ratios[:, h])) / 10 for h in race.leaders]
+    edge = float(UNEXPLAINED * 2 + max(gains))
     assert _shift_with_gap(found, edge - 0.01).trait == "cat"
     beyond = _shift_with_gap(found, edge + 0.01)
     assert (beyond.verdict, beyond.kind, beyond.trait) == ("shift", "unknown", None)

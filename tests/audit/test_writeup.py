@@ -94,6 +94,7 @@ def test_strength_is_the_one_step_estimate(steered: Case) -> None:
     assert found.strength == pytest.approx(alpha / length, rel=1e-4)
     interval = found.strength_interval
     assert interval is not None
+    assert found.strength is not None
     assert interval.low is not None
     assert interval.high is not None
     assert interval.mean == found.strength
@@ -110,9 +111,10 @@ def test_strength_is_the_one_step_estimate(steered: Case) -> None:
 def test_without_steering_there_is_no_strength(steered: Case) -> None:
     audited = steered[1]
     for changes in ({"kind": "prompt"}, {"direction": None}, {"layer": 99}):
-        judgement = replace(audited.judgement, **changes)  # type: ignore[arg-type]
+        judgement = replace(audited.judgement, **changes)
         found = findings_of(replace(audited, judgement=judgement))
-        assert found.strength is found.strength_interval is None
+        assert found.strength is None
+        assert found.strength_interval is None
 
 
 def test_one_reference_row_has_no_information(steered: Case) -> None:

@@ -27,12 +27,11 @@ from undertow.errors import DatasetError
 from undertow.models.cache import SlotCache
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
-from undertow.models.likelihood import completion_logprobs
+from undertow.models.likelihood import common_prefix, completion_logprobs
 from undertow.models.loading import Model, wrap
 from undertow.models.sampling import (
     Sampled,
     SamplerSettings,
-    common_prefix,
     sample,
     truncated_logprobs,
 )
