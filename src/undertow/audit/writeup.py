@@ -108,7 +108,7 @@ def sentence(judgement: Judgement, *, alpha: float, detectable: float | None) ->
             "is cannot be told."
         )
     if judgement.verdict == "inconclusive":
-        return f"This audit cannot tell: {judgement.reasons[0]}."
+        return f"This audit cannot tell: {judgement.reasons[0].rstrip('.')}."
     if detectable is None:
         return (
             f"No evidence of a bias at an error rate of {alpha:g}; how small a share of "
