@@ -29,7 +29,7 @@ from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import RowSignals
 from undertow.findings import Arm
 from undertow.records import Row
-from undertow.stats import MaxT, cauchy_combination, evalue_p
+from undertow.stats import MaxT, cauchy_combination, evalue_p, log_evalue_path
 from undertow.traits import TraitFamily
 
 FEWEST = 16
@@ -154,13 +154,27 @@ def _arms(
             name="exact",
             question="How much would one have won by betting on the hypotheses?",
             statistic=_known(float(np.max(race.path, initial=0.0))),
-            p_value=_known(evalue_p(race.path)) if exact is None else None,
+            p_value=_known(exact_p(race)) if exact is None else None,
             rows=rows,
             assumes="tokens as sampled by the base with the named sampler; holds at any "
             "time of stopping",
             reason=exact,
         ),
     )
+
+
+def exact_p(race: Race) -> float:
+    """The exact arm's p-value: by the better of vectors and personas, doubled.
+
+    Vectors were chosen on the rows that personas bet on last, so the two are no
+    martingale together; each is one by itself, and two of them cost a factor of two.
+    """
+    found = []
+    for kind in ("prompt", "steer"):
+        own = [h for h, each in enumerate(race.hypotheses) if each.kind == kind]
+        if own:
+            found.append(evalue_p(log_evalue_path(np.nan_to_num(race.ratios[:, own]))))
+    return min(1.0, len(found) * min(found)) if found else math.nan
 
 
 def _too_few(test: MaxT) -> str | None:
