@@ -341,7 +341,7 @@ def test_other_rows_in_the_same_folder_are_refused(
 
 
 def test_columns_are_pairs() -> None:
-    assert stage._columns([]) is None
-    assert stage._columns(["prompt=a=b", "completion=c"]) == {
+    assert stage.Comparison(column=[]).columns() is None
+    assert stage.Comparison(column=["prompt=a=b", "completion=c"]).columns() == {
         "prompt": "a=b", "completion": "c",
     }  # fmt: skip

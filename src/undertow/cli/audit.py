@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,8 +16,58 @@ if TYPE_CHECKING:
     from undertow.audit.audited import Audited, Origin
     from undertow.audit.settings import AuditSettings
     from undertow.findings import Findings
-    from undertow.interventions.steering import SteeringVector
     from undertow.storage import RowSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Where rows stand in their files, and what they are compared with."""
+
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows that you trust, to compare with; else the base answers the same "
+            "prompts. May be repeated."
+        ),
+    ] = None
+    no_reference: Annotated[
+        bool, typer.Option(help="Compare with nothing; then nothing is ever ruled out.")
+    ] = False
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the rows stand: prompt=NAME completion=NAME, or messages=NAME; "
+            "repeatable."
+        ),
+    ] = None
+    split: Annotated[
+        str | None, typer.Option(help="Split of a dataset folder or hub dataset.")
+    ] = None
+
+    def check(self, divide: float | None) -> None:
+        """Refuses options that do not fit together.
+
+        Raises:
+            ConfigError: No reference, and one given or needed.
+        """
+        if self.no_reference and self.reference:
+            fault = "give --reference or --no-reference, not both"
+            raise ConfigError("audit", [fault])
+        if self.no_reference and divide is not None:
+            fault = "--divide needs a reference: without one no row has a p-value"
+            raise ConfigError("audit", [fault])
+
+    def columns(self) -> dict[str, str] | None:
+        """prompt=NAME completion=NAME as a mapping; None if nothing was given."""
+        found = {}
+        for text in self.column or []:
+            key, equals, name = text.partition("=")
+            if not equals or not name:
+                raise ConfigError(
+                    "--column", [f"got {text!r}, expected prompt=NAME or messages=NAME"]
+                )
+            found[key] = name
+        return found or None
 
 
 @expanded
@@ -29,29 +80,10 @@ def audit(
     ],
     *,
     loading: Loading,
+    comparison: Comparison,
     out: Annotated[Path, typer.Option(help="Folder for the findings.")],
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Rows that you trust, to compare with; else the base answers the same "
-            "prompts. May be repeated."
-        ),
-    ] = None,
-    no_reference: Annotated[
-        bool, typer.Option(help="Compare with nothing; then nothing is ever ruled out.")
-    ] = False,
     vector: Annotated[
         list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where the rows stand: prompt=NAME completion=NAME, or messages=NAME; "
-            "repeatable."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of a dataset folder or hub dataset.")
     ] = None,
     confirm: Annotated[
         int, typer.Option(min=0, help="Updates of canary students that measure it.")
@@ -78,22 +110,17 @@ def audit(
     from undertow.audit.files import write_findings
     from undertow.audit.settings import AuditSettings
     from undertow.config import check_settings
+    from undertow.interventions.steering import load_vector
     from undertow.storage import keep_stdin, take_rows
 
-    if no_reference and reference:
-        raise ConfigError("audit", ["give --reference or --no-reference, not both"])
-    if no_reference and divide is not None:
-        raise ConfigError(
-            "audit",
-            ["--divide needs a reference: without one no row has a p-value"],
-        )
+    comparison.check(divide)
     given: dict[str, Any] = {"canary_updates": confirm}
-    if no_reference:
+    if comparison.no_reference:
         given["reference"] = "none"
     settings = check_settings(
         AuditSettings, given, where="audit", overrides=overrides or []
     )
-    columns = _columns(column or [])
+    columns, split = comparison.columns(), comparison.split
     sources: list[str | Path] = [
         keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
         for name in rows
@@ -103,12 +130,15 @@ def audit(
         seed=settings.seed,
     )  # fmt: skip
     trusted = None
-    if reference:
+    if comparison.reference:
         trusted = take_rows(
-            reference, columns=columns, limit=settings.max_rows, seed=settings.seed
+            comparison.reference,
+            columns=columns,
+            limit=settings.max_rows,
+            seed=settings.seed,
         ).rows
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
-    vectors = [load_vector_file(path) for path in vector or []]
+    vectors = [load_vector(path) for path in vector or []]
     model = loading.load()
     with progress() as tell:
         findings, audited = run_audit(
@@ -121,26 +151,6 @@ def audit(
     _say(findings, out)
     if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
         raise typer.Exit(1)
-
-
-def load_vector_file(path: Path) -> "SteeringVector":
-    """A vector's file, read before the model is loaded."""
-    from undertow.interventions.steering import load_vector
-
-    return load_vector(path)
-
-
-def _columns(texts: list[str]) -> dict[str, str] | None:
-    """prompt=NAME completion=NAME as a mapping; None if nothing was given."""
-    found = {}
-    for text in texts:
-        key, equals, name = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(
-                "--column", [f"got {text!r}, expected prompt=NAME or messages=NAME"]
-            )
-        found[key] = name
-    return found or None
 
 
 def _origin(found: "RowSet") -> "Origin":
