@@ -81,10 +81,24 @@ def test_a_teacher_with_enough_rows_gets_a_bound_for_each_share(
     assert told == ["prompt owl", "prompt wolf"]
 
 
-def test_naming_needs_two_prompted_teachers(bench: Workbench) -> None:
-    owl = (Source("prompt", "owl"), Pool(_rows("4", range(12))))
-    wolf = (Source("prompt", "wolf"), Pool(_rows("5", range(12))))
-    assert persona_naming(bench, _pools(owl)) == []
-    (found,) = persona_naming(bench, _pools(owl, wolf))
-    assert (found.pairs, found.rows) == (1, 10)
-    assert found.nearest == found.mean
+def test_a_name_is_measured_against_the_whole_family(bench: Workbench) -> None:
+    pools = _pools(
+        (Source("prompt", "owl"), Pool(_rows("4", range(12)))),
+        (Source("prompt", "wolf"), Pool(_rows("5", range(7)))),
+        (Source("steer", "wolf", 1, 0.5), Pool(_rows("6", range(12)))),
+    )
+    told: list[str] = []
+    (found,) = persona_naming(
+        bench, pools, tell=lambda stage, done, total, note: told.append(note)
+    )
+    assert told == ["prompt owl", "prompt wolf"]
+    assert (found.trait, found.rows) == ("owl", 10)
+    assert found.rival != "owl"
+    assert found.rival in bench.family.names
+    assert found.nearest is not None
+    assert found.mean is not None
+    assert found.nearest <= found.mean
+    if found.nearest > 0:
+        kinds = len(bench.family.names)
+        wanted = math.log((kinds - 1) / bench.settings.audit.alpha) / found.nearest
+        assert found.rows_needed == pytest.approx(wanted)

@@ -139,7 +139,7 @@ def test_what_stands_out_races_at_its_layers_and_doses(
 ) -> None:
     z = _z(battery, ant=(1.0, 8.0, 10.0, 7.2), oak=(6.0, 0.0, 0.0, 0.0))
     found = candidate_hypotheses(four_layers, battery, z)
-    # 0.7 × 10 = 7: blocks 1 to 3 come into question, the lowest, middle and last.
+    # 0.7 × 10 = 7: blocks 1 to 3 come into question, the lowest, best and last.
     assert [(h.trait, h.layer) for h in found] == [
         ("ant", 1), ("ant", 1), ("ant", 2), ("ant", 2), ("ant", 3), ("ant", 3),
         ("oak", 0), ("oak", 0),
@@ -154,25 +154,29 @@ def test_what_stands_out_races_at_its_layers_and_doses(
     [
         ((9, 0, 0, 0), {0}),
         ((9, 7, 0, 0), {0, 1}),
-        ((9, 7, 7, 7), {0, 2, 3}),
+        ((9, 7, 7, 7), {0, 3}),
+        ((7, 7, 9, 7), {0, 2, 3}),
         ((7, 0, 0, 9), {0, 3}),
     ],
 )
-def test_lowest_middle_and_highest_layer(
+def test_lowest_best_and_highest_layer(
     four_layers: Model, battery: Battery, near: Sequence[float], layers: set[int]
 ) -> None:
     found = candidate_hypotheses(four_layers, battery, _z(battery, bee=near))
     assert {h.layer for h in found} == layers
 
 
-def test_what_does_not_stand_out_does_not_race(
+def test_only_the_first_races_where_nothing_stands_out(
     four_layers: Model, battery: Battery
 ) -> None:
-    edge = (STANDS_OUT, 0.0, 0.0, 0.0)
-    assert candidate_hypotheses(four_layers, battery, _z(battery, ant=edge)) == []
-    above = (STANDS_OUT + 0.01, 0.0, 0.0, 0.0)
-    assert candidate_hypotheses(four_layers, battery, _z(battery, ant=above))
-    low = _z(battery, ant=(-9.0,) * 4)  # away from a trait is no trait
+    edge = _z(battery, ant=(3.0, STANDS_OUT, 3.0, 3.0), bee=(3.9, 3.9, 3.9, 3.9))
+    found = candidate_hypotheses(four_layers, battery, edge)
+    assert [(h.trait, h.layer) for h in found] == [("ant", 1)] * len(DOSES)
+    above = _z(battery, ant=(3.0, STANDS_OUT + 0.01, 3.0, 3.0))
+    assert {h.layer for h in candidate_hypotheses(four_layers, battery, above)} == {
+        0, 1, 3,
+    }  # fmt: skip
+    low = np.full((4, len(battery.names)), -9.0)  # away from a trait is no trait
     assert candidate_hypotheses(four_layers, battery, low) == []
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from undertow.audit.judge import FEWEST
+from undertow.audit.judge import FEWEST, combined_p
 from undertow.audit.race import mixed_evidence
+from undertow.findings import Arm
 
 if TYPE_CHECKING:
     from tests.audit.conftest import Planted, Shifts
@@ -56,14 +57,53 @@ def test_each_arm_keeps_its_rate(clean: "list[Planted]", arm: str) -> None:
 
 
 def test_the_exact_arm_bets_on_all_that_started(clean: "list[Planted]") -> None:
+    """Vectors and personas apart; two chances to win cost a factor of two."""
+    both = 0
     for found in clean[:12]:
-        race = found.judgement.race
-        count = len(race.hypotheses)
-        won = [mixed_evidence(race.ratios[:, h]) for h in range(count)]
-        wanted = np.logaddexp.reduce(won) - math.log(count)
-        assert race.path[-1] == pytest.approx(wanted)
-        top = max(0.0, float(race.path.max()))
-        assert _p(found, "exact") == pytest.approx(math.exp(-top))
+        race, p_values = found.judgement.race, []
+        for kind in ("prompt", "steer"):
+            own = [h for h, each in enumerate(race.hypotheses) if each.kind == kind]
+            if not own:
+                assert not len(race.path(kind))
+                continue
+            won = [mixed_evidence(race.ratios[:, h]) for h in own]
+            path = race.path(kind)
+            assert path[-1] == pytest.approx(
+                np.logaddexp.reduce(won) - math.log(len(own))
+            )
+            p_values.append(math.exp(-max(0.0, float(path.max()))))
+        both += len(p_values) == 2
+        wanted = min(1.0, len(p_values) * min(p_values))
+        assert _p(found, "exact") == pytest.approx(wanted)
+    assert both
+
+
+def test_the_combination_by_hand() -> None:
+    """Weights 2 : 2 : 1; a bet that lost counts as 0.5, whose cotangent is 0."""
+
+    def arms(*p_values: float | None) -> list[Arm]:
+        names = ("gradient", "likelihood", "exact")
+        return [
+            Arm(name=n, question="?", statistic=None, p_value=p, rows=9, assumes="-",
+                reason=None)
+            for n, p in zip(names, p_values, strict=True)
+        ]  # fmt: skip
+
+    def cot(p: float) -> float:
+        return 1 / math.tan(math.pi * p)
+
+    def back(total: float) -> float:
+        return math.atan2(1, total) / math.pi
+
+    lost = combined_p(arms(0.02, 0.3, 1.0))
+    assert lost == pytest.approx(back(0.4 * cot(0.02) + 0.4 * cot(0.3)))
+    won = combined_p(arms(0.4, 0.3, 1e-9))
+    wanted = back(0.4 * cot(0.4) + 0.4 * cot(0.3) + 0.2 * cot(1e-9))
+    assert won == pytest.approx(wanted)
+    assert won == pytest.approx(5e-9, rel=1e-3)
+    alone = combined_p(arms(0.02, None, None))
+    assert alone == pytest.approx(0.02)
+    assert math.isnan(combined_p(arms(None, None, None)))
 
 
 # ── what is found ────────────────────────────────────────────────────────────────
@@ -223,4 +263,4 @@ def test_the_same_rows_give_the_same_judgement(
     one, two = (planted(shifts.vector("cat")).judgement for _ in range(2))
     assert one.arms == two.arms
     assert one.reasons == two.reasons
-    assert np.array_equal(one.race.path, two.race.path)
+    assert np.array_equal(one.race.path("prompt"), two.race.path("prompt"))

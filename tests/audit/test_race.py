@@ -104,7 +104,7 @@ def test_the_planted_persona_is_named(is_paired: bool) -> None:
     assert race.fresh.p_value == 1 / 200
     assert race.evidence(3) > 10
     assert race.evidence(3, since=race.screened) > 10
-    assert race.path[-1] > math.log(1 / ALPHA)
+    assert race.path("prompt")[-1] > math.log(1 / ALPHA)
     assert race.screened == 24
     # All on the screening rows; then fewer and fewer.
     scored = (~np.isnan(race.ratios)).sum(0)
@@ -127,7 +127,7 @@ def test_rows_of_the_base_show_nothing() -> None:
     assert race.fresh is not None
     assert race.fresh.p_value > 0.05
     assert max(race.evidence(h) for h in range(6)) < math.log(1 / ALPHA)
-    assert race.path.max() < math.log(1 / ALPHA)
+    assert race.path("prompt").max() < math.log(1 / ALPHA)
 
 
 def test_the_truth_is_beaten_no_more_often_than_said() -> None:
@@ -159,7 +159,7 @@ def test_the_exact_path_rarely_crosses_on_clean_rows() -> None:
             alpha=0.05,
         )
         assert race.fresh is not None
-        crossed += bool(race.path.max() >= math.log(1 / 0.05))
+        crossed += bool(race.path("prompt").max() >= math.log(1 / 0.05))
         fresh += bool(race.fresh.p_value <= 0.05)
     assert crossed <= 8  # expected at most 3.5; beyond 8 with a chance of 1 %
     assert fresh <= 8
@@ -184,7 +184,7 @@ def test_one_dose_of_each_vector_goes_on() -> None:
     assert scored[2] == scored[4] == 60
     kinds = [hypotheses[h].kind for h in race.leaders]
     assert kinds.count("prompt") == 2
-    assert kinds.count("steer") == 2
+    assert kinds.count("steer") == 1  # the other vector lost its bets
 
 
 def test_vectors_are_scored_only_on_rows_that_did_not_choose_them() -> None:
@@ -205,6 +205,18 @@ def test_only_rows_with_a_partner_are_tried_against_the_reference() -> None:
     unpaired, _ = _race(PERSONAS, effects, truth=1, reference=30, is_paired=False)
     assert unpaired.fresh is not None
     assert (~np.isnan(unpaired.reference[:, unpaired.leaders[0]])).all()
+
+
+def test_personas_that_were_not_chosen_are_tried_on_every_row() -> None:
+    """Two of two lead whatever the screening says, so its rows are fresh as well."""
+    race, _ = _race(PERSONAS[:2], _effects(2, shared=0.4, own=0.5), truth=1, count=60)
+    assert race.screened == 20
+    assert race.tried == tuple(range(60))
+    three, _ = _race(PERSONAS[:3], _effects(3, shared=0.4, own=0.5), truth=1, count=60)
+    assert three.tried == tuple(range(20, 60))
+    few = RaceSettings(fresh=12)
+    cut, _ = _race(PERSONAS[:2], np.zeros((2, 2)), truth=None, count=60, settings=few)
+    assert cut.tried == tuple(range(12))
 
 
 def test_without_a_reference_there_is_no_trial() -> None:

@@ -13,6 +13,7 @@ from undertow.seeding import generator
 from undertow.stats import (
     auroc,
     binomial_interval,
+    chernoff_from_one,
     chernoff_information,
     rows_to_identify,
     stein_rows,
@@ -196,6 +197,28 @@ def test_chernoff_is_symmetric_and_never_negative() -> None:
             chernoff_information(stream.normal(-2, 1, 9), stream.normal(2, 1, 9)) == 0
         )
     assert chernoff_information([0.0, 0.0], [0.0]) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.1, 0.5])
+def test_chernoff_from_one_side_of_gaussians(gap: float) -> None:
+    """C is gap²/8 = 5e-5 for 0.02, where the mean of L/2 alone is off by 5e-4."""
+    drawn = generator(7, "one side").normal(size=400)
+    found = chernoff_from_one((drawn + gap) * gap - gap**2 / 2)
+    assert found == pytest.approx(gap**2 / 8, rel=0.25)
+
+
+def test_chernoff_from_one_side_by_hand() -> None:
+    """L = ±a: cosh(a/2 …) at s = 1/2 by symmetry of the two rows."""
+    a, s = 0.4, 0.5
+    left = np.exp([-s * a, s * a]) - s * (np.exp([-a, a]) - 1)
+    found = chernoff_from_one([a, -a])
+    assert found >= -math.log(left.mean()) - 1e-9
+    grid = np.linspace(0, 1, 2001)[:, None]
+    table = np.exp(-grid * [a, -a]) - grid * (np.exp([-a, a]) - 1)
+    assert found == pytest.approx(-math.log(table.mean(1).min()), rel=1e-5)
+    assert chernoff_from_one([0.0, 0.0]) == pytest.approx(0, abs=1e-9)
+    assert math.isnan(chernoff_from_one([]))
+    assert math.isnan(chernoff_from_one([0.1, math.nan]))
 
 
 def test_chernoff_at_the_edges() -> None:

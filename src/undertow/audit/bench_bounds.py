@@ -5,7 +5,7 @@ and with it the rows that no test can do without. Knows nothing of auditors.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from undertow.audit.bench_scores import Bound, Naming, detection_bound
 from undertow.audit.bench_sets import CarrierPools, Pool, Source, Tell, teacher_of
 from undertow.audit.contest import Workbench
 from undertow.interventions.steering import SteeringVector
-from undertow.records import Row
-from undertow.stats import chernoff_information, rows_to_identify
+from undertow.stats import chernoff_from_one, rows_to_identify
 
 _FEWEST = 8  # rows that a bound is computed from
 
@@ -87,38 +86,44 @@ def _hypothesis(
     )  # fmt: skip
 
 
-def persona_naming(bench: Workbench, pools: CarrierPools) -> list[Naming]:
-    """Rows at which one persona of the family can be told from its nearest.
+def persona_naming(
+    bench: Workbench, pools: CarrierPools, *, tell: Tell
+) -> list[Naming]:
+    """Rows at which each prompted teacher's persona can be told from all of its family.
 
-    Computed from the pairs of the benchmark's own traits; the family has more, so the
-    nearest of all may be nearer. Empty with fewer than two prompted teachers.
+    Every persona of the family is scored on the teacher's own rows; the nearest one
+    rules how many rows a name takes, whoever looks.
     """
-    wrote: dict[str, Sequence[Row]] = {}
-    for source, own in pools.others.items():
-        places = _places(own, pools, bench.settings.bound_rows)
-        if source.intervention == "prompt" and len(places) >= _FEWEST:
-            wrote[str(source.trait)] = [own.rows[p] for p in places]
-    names = list(wrote)
-    if len(names) < 2:
-        return []
-    hypotheses = prompt_hypotheses(bench.family, names)
-    ratios = [[bench.meter.ratios(wrote[a], h) for h in hypotheses] for a in names]
-    pairs = [
-        chernoff_information(ratios[a][a] - ratios[a][b], ratios[b][a] - ratios[b][b])
-        for a in range(len(names))
-        for b in range(a)
-    ]
-    alpha, kinds = bench.settings.audit.alpha, len(bench.family.names)
-    return [
-        Naming(
-            carrier=bench.carrier.name,
-            rows=min(len(rows) for rows in wrote.values()),
-            pairs=len(pairs),
-            nearest=_known(min(pairs)),
-            mean=_known(float(np.mean(pairs))),
-            rows_needed=_known(rows_to_identify(pairs, kinds, alpha)),
+    settings, family = bench.settings, bench.family
+    teachers = [s for s in pools.others if s.intervention == "prompt"]
+    hypotheses = prompt_hypotheses(family, family.names)
+    found = []
+    for done, source in enumerate(teachers, 1):
+        tell(f"{bench.carrier.name}: naming", done, len(teachers), source.name)
+        own = pools.others[source]
+        rows = [own.rows[p] for p in _places(own, pools, settings.bound_rows)]
+        if len(rows) < _FEWEST:
+            continue
+        ratios = {h.trait: bench.meter.ratios(rows, h) for h in hypotheses}
+        truth = ratios[source.trait]
+        gaps = {
+            str(name): chernoff_from_one(truth - other)
+            for name, other in ratios.items()
+            if name != source.trait
+        }
+        nearest = min(gaps, key=lambda name: gaps[name])
+        needed = rows_to_identify(
+            list(gaps.values()), len(family.names), settings.audit.alpha
         )
-    ]
+        found.append(
+            Naming(
+                carrier=bench.carrier.name, trait=str(source.trait), rows=len(rows),
+                rival=nearest, nearest=_known(gaps[nearest]),
+                mean=_known(float(np.mean(list(gaps.values())))),
+                rows_needed=_known(needed),
+            )
+        )  # fmt: skip
+    return found
 
 
 def _known(value: float) -> float | None:

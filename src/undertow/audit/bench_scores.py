@@ -94,13 +94,14 @@ class Bound(_Value):
 
 
 class Naming(_Value):
-    """Rows at which the best test can name one persona of the family."""
+    """Rows at which the best test can tell one persona from all of its family."""
 
     carrier: str
-    rows: int = Field(description="rows of each teacher that it is computed from")
-    pairs: int
-    nearest: Number = Field(description="smallest Chernoff information of a pair")
-    mean: Number = Field(description="mean Chernoff information of the pairs")
+    trait: str = Field(description="the persona that wrote the rows")
+    rows: int = Field(description="rows that it is computed from")
+    rival: str = Field(description="the persona that is nearest to it")
+    nearest: Number = Field(description="Chernoff information of that pair, nats a row")
+    mean: Number = Field(description="mean Chernoff information over all others")
     rows_needed: Number = Field(description="ln((K − 1)/alpha)/C, K the family's size")
 
 

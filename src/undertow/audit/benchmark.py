@@ -213,7 +213,7 @@ class _Bench:
         began = self._spent(f"{carrier.name}: audits", began)
         if self.settings.bound_rows:
             self.bounds += teacher_bounds(bench, pools, vectors, tell=self.tell)
-            self.naming += persona_naming(bench, pools)
+            self.naming += persona_naming(bench, pools, tell=self.tell)
         self._spent(f"{carrier.name}: bounds", began)
         self.passes += meter.passes
 

@@ -24,8 +24,8 @@ Table = np.ndarray[Any, np.dtype[np.float64]]
 CANDIDATES = 4
 """Directions that become hypotheses."""
 STANDS_OUT = 4.0
-"""Standard deviations on the choosing half below which a direction does not race; about
-the largest of some fifty directions × thirty blocks where there is nothing."""
+"""Standard deviations on the choosing half below which only the first direction races, at
+one layer; about the largest of some fifty directions × thirty blocks of nothing."""
 DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
@@ -123,26 +123,30 @@ def _normal(t: Table, degrees: int) -> Table:
 def candidate_hypotheses(
     model: Model, battery: Battery, z: Table
 ) -> list[RowHypothesis]:
-    """The directions that stand out most, each at its best layer and several doses."""
+    """The directions that stand out, each at a few layers and several doses.
+
+    The first of them races even if it does not stand out, at its best layer only: among
+    rows of which many are innocent it does not, and may still win its bets.
+    """
     best = np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=0)
     named = battery.of_role("trait", "decoy", "given", "persona")
     chosen = sorted(named, key=lambda k: -best[k])[:CANDIDATES]
-    found = []
-    for k in chosen:
-        if not best[k] > STANDS_OUT:
-            continue
-        found += [
-            vector_hypothesis(model, battery, k, at, dose)
-            for at in _spread(z[:, k])
-            for dose in DOSES
-        ]
-    return found
+    standing = [k for k in chosen if best[k] > STANDS_OUT]
+    places = {k: _spread(z[:, k]) for k in standing}
+    if not standing and best[chosen[0]] > 0:
+        places[chosen[0]] = [int(np.nanargmax(z[:, chosen[0]]))]
+    return [
+        vector_hypothesis(model, battery, k, at, dose)
+        for k, layers in places.items()
+        for at in layers
+        for dose in DOSES
+    ]
 
 
 def _spread(z: Table) -> list[int]:
-    """The lowest, middle and highest of the layers where a direction stands out."""
+    """The lowest, best and highest of the layers where a direction stands out."""
     near = np.flatnonzero(z >= _NEAR * np.nanmax(z)).tolist()
-    return sorted({near[0], near[len(near) // 2], near[-1]})
+    return sorted({near[0], int(np.nanargmax(z)), near[-1]})
 
 
 def vector_hypothesis(

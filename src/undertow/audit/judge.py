@@ -29,11 +29,13 @@ from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import RowSignals
 from undertow.findings import Arm
 from undertow.records import Row
-from undertow.stats import MaxT, cauchy_combination, evalue_p, log_evalue_path
+from undertow.stats import MaxT, cauchy_combination, evalue_p
 from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
+EXACT_WEIGHT = 0.5
+"""Of the exact arm in the combination; the permutation arms have 1 each."""
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -145,15 +147,15 @@ def _arms(
             question="Are the rows likelier under a persona than the reference's are?",
             statistic=None if fresh is None else _known(_largest(fresh.statistics)),
             p_value=None if fresh is None else _known(fresh.p_value),
-            rows=int((~np.isnan(race.ratios[race.screened :])).any(1).sum()),
-            assumes="as above; personas were chosen on other rows",
+            rows=len(race.tried),
+            assumes="as above; what personas were chosen on is left out",
             reason=missing
             or ("no fresh rows were left" if fresh is None else _too_few(fresh)),
         ),
         Arm(
             name="exact",
             question="How much would one have won by betting on the hypotheses?",
-            statistic=_known(float(np.max(race.path, initial=0.0))),
+            statistic=_known(max(_won(race, kind) for kind in ("prompt", "steer"))),
             p_value=_known(exact_p(race)) if exact is None else None,
             rows=rows,
             assumes="tokens as sampled by the base with the named sampler; holds at any "
@@ -169,12 +171,14 @@ def exact_p(race: Race) -> float:
     Vectors were chosen on the rows that personas bet on last, so the two are no
     martingale together; each is one by itself, and two of them cost a factor of two.
     """
-    found = []
-    for kind in ("prompt", "steer"):
-        own = [h for h, each in enumerate(race.hypotheses) if each.kind == kind]
-        if own:
-            found.append(evalue_p(log_evalue_path(np.nan_to_num(race.ratios[:, own]))))
+    paths = [race.path(kind) for kind in ("prompt", "steer")]
+    found = [evalue_p(path) for path in paths if len(path)]
     return min(1.0, len(found) * min(found)) if found else math.nan
+
+
+def _won(race: Race, kind: str) -> float:
+    """The most that bets on a kind had won at any time, nats."""
+    return float(np.max(race.path(kind), initial=0.0))
 
 
 def _too_few(test: MaxT) -> str | None:
@@ -194,18 +198,20 @@ def _known(value: float) -> float | None:
 
 
 def combined_p(arms: Sequence[Arm]) -> float:
-    """Cauchy combination of the arms that have a p-value; NaN if none has.
+    """Weighted Cauchy combination of the arms that have a p-value; NaN if none has.
 
     The exact arm's p is 1 wherever its bets lose, which is nearly always without a
-    bias, and as such would drown the others. Counted as 0.5 at most it adds nothing
-    then, and what it adds when it is small is as before; so the error rate holds.
+    bias, and as such would drown the others: it counts as 0.5 at most. So it adds
+    nothing then, and what it adds when it is small is as before; the error rate holds.
+    It gets a small weight: it is tiny where it speaks, and the less it has where it is
+    silent, the closer the combination of the others is to uniform.
     """
-    p_values = [
-        min(arm.p_value, 0.5) if arm.name == "exact" else arm.p_value
-        for arm in arms
-        if arm.p_value is not None
-    ]
-    return cauchy_combination(p_values) if p_values else math.nan
+    weights = {"exact": EXACT_WEIGHT}
+    known = [(arm, arm.p_value) for arm in arms if arm.p_value is not None]
+    p_values = [min(p, 0.5) if arm.name == "exact" else p for arm, p in known]
+    return cauchy_combination(
+        p_values, [weights.get(arm.name, 1.0) for arm, _ in known]
+    ) if known else math.nan  # fmt: skip
 
 
 def _verdict(

@@ -76,7 +76,7 @@ def planted_power(
             )
         )
     fresh = judgement.race.fresh
-    tried = min(settings.fresh, max(0, len(rows) - judgement.race.screened))
+    tried = len(judgement.race.tried)
     tests = fresh is not None and len(fresh.draws) > 0
     if hypothesis.kind == "prompt" and fresh is not None and tests and tried >= _FEWEST:
         arms.append(Planted(ratios[0], ratios[1], rows=tried,

@@ -2,8 +2,10 @@
 
 All are scored on a few rows; whoever is beaten at the error rate leaves and the rest
 goes on. The leaders of that screening are fixed and then scored on fresh rows of both
-sets: there the labels are permuted. A share of the rows may be innocent, so evidence
-is that of a mixture over such shares. Knows nothing of gradients or of verdicts.
+sets: there the labels are permuted. Where there are no more personas than leaders the
+screening has chosen nothing among them, and its rows count as fresh. A share of the
+rows may be innocent, so evidence is that of a mixture over such shares. Knows nothing
+of gradients or of verdicts.
 """
 
 import math
@@ -52,9 +54,9 @@ class Race:
         reference: The same of the reference rows.
         leaders: Places of those tried on fresh rows, best first.
         screened: Audited rows of the screening, the first ones.
+        tried: Audited rows on which the leaders were tried, in order.
         beaten: Of each hypothesis, whether it was refuted.
         fresh: The permutation test on fresh rows; None without a reference.
-        path: Running log e-value over the audited rows.
     """
 
     hypotheses: tuple[RowHypothesis, ...]
@@ -62,13 +64,24 @@ class Race:
     reference: Table
     leaders: tuple[int, ...]
     screened: int
+    tried: tuple[int, ...]
     beaten: tuple[bool, ...]
     fresh: MaxT | None
-    path: Table
 
     def evidence(self, place: int, *, since: int = 0) -> float:
         """Log e-value of one hypothesis over rows from `since` on, nats."""
         return mixed_evidence(self.ratios[since:, place])
+
+    def path(self, kind: str) -> Table:
+        """Running log e-value of a kind over the audited rows, in the race's order.
+
+        All of the kind that started bet; whoever is no longer scored keeps what it has
+        won. Empty if none started.
+        """
+        own = [h for h, each in enumerate(self.hypotheses) if each.kind == kind]
+        if not own:
+            return np.zeros(0)
+        return log_evalue_path(np.nan_to_num(self.ratios[:, own]))
 
     def left(self, kind: str) -> list[int]:
         """Hypotheses of a kind that were not beaten by their like."""
@@ -132,7 +145,9 @@ def run_race(
     )
     first = min(budget.screening, max(1, len(audited) // 3))
     partnered = set(pairs) if pairs else set(range(len(audited)))
-    fresh = [i for i in range(first, len(audited)) if i in partnered][: budget.fresh]
+    personas = sum(h.kind == "prompt" for h in hypotheses)
+    since = first if personas > budget.leaders else 0
+    fresh = [i for i in range(since, len(audited)) if i in partnered][: budget.fresh]
     expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
 
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
@@ -152,22 +167,19 @@ def run_race(
     trial = None
     if reference and fresh and leaders:
         partners = _partners(fresh, pairs, len(reference))
-        for h in leaders:
-            if hypotheses[h].kind == "prompt":
-                against[partners, h] = meter.ratios(
-                    [reference[j] for j in partners], hypotheses[h]
-                )
-        personas = [h for h in leaders if hypotheses[h].kind == "prompt"]
+        asked = [h for h in leaders if hypotheses[h].kind == "prompt"]
+        for h in asked:
+            against[partners, h] = meter.ratios(
+                [reference[j] for j in partners], hypotheses[h]
+            )
         trial = _trial(
-            ratios[np.ix_(fresh, personas)], against[np.ix_(partners, personas)],
+            ratios[np.ix_(fresh, asked)], against[np.ix_(partners, asked)],
             is_paired=bool(pairs), permutations=permutations, seed=seed,
         )  # fmt: skip
-    # All that started bet; whoever is no longer scored keeps what it has won.
-    path = log_evalue_path(np.nan_to_num(ratios))
     return Race(
         hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
-        leaders=tuple(leaders), screened=first,
-        beaten=tuple(h in lost for h in range(shape[1])), fresh=trial, path=path,
+        leaders=tuple(leaders), screened=first, tried=tuple(fresh),
+        beaten=tuple(h in lost for h in range(shape[1])), fresh=trial,
     )  # fmt: skip
 
 
@@ -217,13 +229,15 @@ def _one_dose(hypotheses: Sequence[RowHypothesis], ratios: Table) -> list[int]:
 def _leaders(
     hypotheses: Sequence[RowHypothesis], ratios: Table, count: int
 ) -> list[int]:
-    """The best screened of each kind, one a trait."""
+    """The best screened of each kind, one a trait; of vectors those that won so far."""
     started = _one_dose(hypotheses, ratios)
+    won = {h: mixed_evidence(ratios[:, h]) for h in started}
     found: list[int] = []
     for kind in ("prompt", "steer"):
         own = [h for h in started if hypotheses[h].kind == kind]
-        own.sort(key=lambda h: -mixed_evidence(ratios[:, h]))
-        found += own[:count]
+        if kind == "steer":  # a bet that lost is not gone on with
+            own = [h for h in own if won[h] > 0]
+        found += sorted(own, key=lambda h: -won[h])[:count]
     return found
 
 

@@ -36,7 +36,7 @@ class AuditSettings(BaseModel):
         default="auto", description="'auto' samples the base if no rows are given"
     )
     personas: int = Field(
-        default=6, ge=1, description="personas that look for any; naming takes them all"
+        default=2, ge=1, description="personas that look for any; naming takes them all"
     )
     screening: int = Field(
         default=24, ge=4, description="rows on which every hypothesis is scored"

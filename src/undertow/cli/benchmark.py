@@ -42,6 +42,10 @@ def audit(
         str | None,
         typer.Option(help="Another base, whose rows must not be given a trait."),
     ] = None,
+    other_template: Annotated[
+        str | None,
+        typer.Option(help="Its named chat template, if its tokenizer has none."),
+    ] = None,
     again: Annotated[
         bool, typer.Option(help="Audit anew; rows and measurements are kept.")
     ] = False,
@@ -64,7 +68,9 @@ def audit(
     )  # fmt: skip
     auditors = _auditors(auditor)
     model = loading.load()
-    second = None if other is None else load_model(other, device=loading.device)
+    second = None if other is None else load_model(
+        other, device=loading.device, template=other_template
+    )  # fmt: skip
     with progress() as tell:
         result = run_benchmark(
             model, settings, auditors=auditors, other=second, directory=out,
@@ -135,8 +141,8 @@ def result_table(result: "BenchmarkResult") -> Iterator[str]:
         )
     for n in result.naming:
         yield (
-            f"naming     {n.carrier}: one persona of the family needs about "
-            f"{_count(n.rows_needed)} rows, whoever looks (nearest pair "
+            f"naming     {n.carrier}: to name {n.trait!r} among its family takes about "
+            f"{_count(n.rows_needed)} rows, whoever looks ({n.rival!r} is nearest, "
             f"{_ratio(n.nearest, 4)} nats a row)"
         )
     for note in result.notes:

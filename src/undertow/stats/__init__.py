@@ -9,6 +9,7 @@ and a p-value is never 0.
 from undertow.stats.detection import (
     auroc,
     binomial_interval,
+    chernoff_from_one,
     chernoff_information,
     rows_to_identify,
     stein_rows,
@@ -53,6 +54,7 @@ __all__ = [
     "benjamini_yekutieli",
     "binomial_interval",
     "cauchy_combination",
+    "chernoff_from_one",
     "chernoff_information",
     "clustered_interval",
     "conformal_p_values",
