@@ -129,7 +129,7 @@ def expected_cost(
     prompts = count + (0 if sampled else other)
     score = weights * (prompts * prompt + 2 * (count + other) * completion)
     passes = settings.screening * (_PERSONAS + 20) + settings.naming_passes
-    passes += 4 * min(settings.fresh, count) * 2
+    passes += 2 * settings.personas * min(settings.fresh, count) + settings.race_passes
     likelihood = weights * passes * (prompt * 0.6 + completion)
     drawing = weights * (other * (prompt + completion) if sampled else 0)
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)

@@ -120,7 +120,7 @@ def _race(
         permutations=settings.permutations,
         steer_rows=len(racer),
         settings=RaceSettings(
-            screening=settings.screening, passes=settings.naming_passes // 4,
+            screening=settings.screening, passes=settings.race_passes,
             fresh=settings.fresh, named=("steer",),
         ),
         on_passes=lambda d, n: tell("likelihoods", d, n),

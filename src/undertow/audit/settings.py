@@ -41,6 +41,11 @@ class AuditSettings(BaseModel):
     screening: int = Field(
         default=24, ge=4, description="rows on which every hypothesis is scored"
     )
+    race_passes: int = Field(
+        default=400,
+        ge=0,
+        description="row passes that telling vectors apart may take",
+    )
     naming_passes: int = Field(
         default=1600,
         ge=0,

@@ -104,7 +104,7 @@ def audit(
     """Says which trait rows carry, how it was put there, or how little would be found.
 
     Settings of --set: alpha, family, decoys, seed, max_rows, layers, system, sampler.*,
-    filter, screening, fresh, naming_passes, planted, forecast, triage.
+    filter, screening, fresh, race_passes, naming_passes, planted, forecast, triage.
     """
     from undertow.audit.auditor import run_audit
     from undertow.audit.files import write_findings
