@@ -59,8 +59,8 @@ class ReferenceFacts(_Value):
     )
     rows: int
     paired: bool = Field(description="whether rows share prompts one by one")
-    shared_dropped: int = Field(
-        default=0, description="reference rows that stood in the audited set too"
+    shared: int = Field(
+        default=0, description="reference rows that stand in the audited set too"
     )
     sampler: dict[str, float | int | str | bool | None] = Field(default_factory=dict)
     sampler_source: Literal["given", "recorded", "estimated", "unknown"]

@@ -279,14 +279,14 @@ def test_cut_rows_are_compared_with_cut_rows() -> None:
 # ── tier B ───────────────────────────────────────────────────────────────────────
 
 
-def test_rows_of_both_sets_are_dropped_from_a_trusted_reference() -> None:
+def test_rows_of_both_sets_stay_in_both() -> None:
     audited = [_row("1, 2"), _row("3, 4")]
     trusted = [_row("5, 6"), _row("3, 4"), _row("3, 4", prompt="another")]
     found = trusted_reference(audited, trusted)
     assert (found.tier, found.paired, found.accepted) == ("B", (), None)
-    assert found.rows == (trusted[0], trusted[2])
-    assert found.shared_dropped == 1
-    assert found.notes == ("1 reference rows stood in the audited set too: dropped",)
+    assert found.rows == tuple(trusted)
+    assert found.shared == 1
+    assert "1 reference rows stand in the audited set too" in found.notes[0]
     assert trusted_reference(audited, trusted[:1]).notes == ()
 
 

@@ -472,7 +472,7 @@ def audit_of_a_trait() -> Findings:
             subsample=None, digest="7d2f19c0a4",
         ),
         reference=ReferenceFacts(
-            tier="A", rows=1000, paired=True, shared_dropped=12,
+            tier="A", rows=1000, paired=True, shared=12,
             sampler={"temperature": 1.0, "top_k": 0, "allowed": "list", "seed": None},
             sampler_source="estimated", filter="numbers", accepted=0.873,
             notes=["The sampler was estimated from the rows: nothing was truncated."],

@@ -27,6 +27,7 @@ from undertow.audit.reference import (
     Sampling,
     find_filter,
     find_sampler,
+    prompt_digest,
     rows_digest,
     sampled_reference,
     sampled_tokens,
@@ -399,9 +400,10 @@ def inexact(
             "text, they are not what was sampled"
         )
     sampler = sampling.sampler
-    is_cut = sampler.temperature != 1 or sampler.top_k > 0 or sampler.top_p < 1
-    if sampling.source == "estimated" and is_cut:
-        return "temperature and truncation are estimated, not known"
+    if sampling.source == "estimated":
+        return "how the rows were sampled is estimated, not known"
+    if len({prompt_digest(row) for row in rows}) < len(rows):
+        return "several rows share a prompt, and copies among them are not kept"
     if sampler.temperature == 0:
         return "greedy rows hold no chance"
     if reference.accepted is None and passed != "none" and sampler.allowed != "list":
@@ -409,7 +411,7 @@ def inexact(
             f"rows may have had to pass the filter {passed!r}, and how many of the "
             "base's own would is not known"
         )
-    if reference.accepted is not None and reference.accepted < 0.98:
+    if reference.accepted is not None and reference.accepted < 1:
         return (
             f"a filter let {reference.accepted:.0%} of the base's rows pass, and under "
             "a hypothesis it may let another share pass"

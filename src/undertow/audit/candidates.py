@@ -121,20 +121,23 @@ def _normal(t: Table, degrees: int) -> Table:
 
 
 def candidate_hypotheses(
-    model: Model, battery: Battery, z: Table
+    model: Model, battery: Battery, z: Table, *, every: bool = False
 ) -> list[RowHypothesis]:
     """The directions that stand out, each at a few layers and several doses.
 
     The first of them races even if it does not stand out, at its best layer only: among
-    rows of which many are innocent it does not, and may still win its bets.
+    rows of which many are innocent it does not, and may still win its bets. With
+    `every`, so do the next ones: a name has to be won against somebody.
     """
     best = np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=0)
     named = battery.of_role("trait", "decoy", "given", "persona")
     chosen = sorted(named, key=lambda k: -best[k])[:CANDIDATES]
-    standing = [k for k in chosen if best[k] > STANDS_OUT]
-    places = {k: _spread(z[:, k]) for k in standing}
-    if not standing and best[chosen[0]] > 0:
-        places[chosen[0]] = [int(np.nanargmax(z[:, chosen[0]]))]
+    places = {}
+    for rank, k in enumerate(chosen):
+        if best[k] > STANDS_OUT:
+            places[k] = _spread(z[:, k])
+        elif best[k] > 0 and (every or rank == 0):
+            places[k] = [int(np.nanargmax(z[:, k]))]
     return [
         vector_hypothesis(model, battery, k, at, dose)
         for k, layers in places.items()

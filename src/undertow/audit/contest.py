@@ -169,8 +169,7 @@ def _answer(found: Judgement) -> Answer:
 
 def _beyond_floor(test: MaxT) -> float:
     """log₁₀ of how far a statistic lies beyond all permuted ones; 0 if it does not."""
-    observed, draws = np.abs(test.statistics), test.draws
-    if not np.isfinite(observed).any() or not len(draws):
+    if not len(test.draws) or not test.p_value <= 1 / (1 + len(test.draws)):
         return 0.0
-    largest, null = float(np.nanmax(observed)), float(draws.max())
+    largest, null = float(np.nanmax(np.abs(test.statistics))), float(test.draws.max())
     return math.log10(largest / null) if largest > null > 0 else 0.0

@@ -79,7 +79,7 @@ def with_formats(
     reason = f"on {said} the score test shows nothing (p = {p_value:.2g})"
     return replace(
         judgement, verdict="inconclusive", trait=None, kind=None, layer=None,
-        direction=None, warnings=warned, reasons=(differs, reason),
+        dose=None, direction=None, warnings=warned, reasons=(differs, reason),
     )  # fmt: skip
 
 

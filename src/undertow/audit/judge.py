@@ -1,9 +1,9 @@
 """From measurements to a verdict.
 
 Score tests say *that* there is something and *where*; candidates found on one half of
-the rows then race, with personas, on the other half by their likelihoods, which say
-*what*. All arms together decide at the error rate whether there is anything to name.
-Knows nothing of files.
+the rows bet, with personas, on the other half by their likelihoods. All arms together
+decide at the error rate whether there is anything. Only then do the candidates and
+personas that come into question race for *what* it is. Knows nothing of files.
 """
 
 import math
@@ -20,11 +20,11 @@ from undertow.audit.candidates import (
     half_z,
     score_test,
 )
-from undertow.audit.judgement import Judgement
+from undertow.audit.judgement import WEIGHTS, Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.naming import Tell, name_persona, named, refined
 from undertow.audit.race import Race, RaceSettings, run_race
-from undertow.audit.reference import Reference
+from undertow.audit.reference import Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import RowSignals
 from undertow.findings import Arm
@@ -34,8 +34,6 @@ from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
-EXACT_WEIGHT = 0.5
-"""Of the exact arm in the combination; the permutation arms have 1 each."""
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -61,7 +59,7 @@ def judge(
 
     Args:
         meter: Measures rows.
-        audited: Sorted by row id, so that their order says nothing.
+        audited: In any order.
         reference: What they are compared with.
         family: The traits.
         decoys: Traits that nobody put there.
@@ -69,7 +67,7 @@ def judge(
         exact: None if the exact arm's assumptions hold, else why they do not.
         tell: Told of (stage, done, in all).
     """
-    rows, pairs = list(audited), reference.paired
+    rows, pairs = _by_prompt(audited, reference.paired)
     mine = meter.signals(rows, on_rows=lambda d, n: tell("audited rows", d, n))
     theirs = meter.signals(
         reference.rows, on_rows=lambda d, n: tell("reference rows", d, n)
@@ -78,8 +76,15 @@ def judge(
         mine, theirs, pairs=pairs, permutations=settings.permutations,
         seed=settings.seed,
     )  # fmt: skip
-    race = _race(meter, rows, mine, theirs, reference, family, settings, tell)
+    if exact is None and not np.isfinite(mine.total_logprobs).all():
+        exact = "some rows lie outside what the sampler lets the base draw"
+    z = half_z(mine, theirs, pairs, range(len(rows) // 2))
+    race = _race(meter, rows, reference, pairs, z, family, settings, tell)
     arms = _arms(scores, race, len(rows), exact, has_reference=bool(reference.rows))
+    if combined_p(arms) <= settings.alpha:
+        last = _race(meter, rows, reference, pairs, z, family, settings, tell,
+                     every=True)  # fmt: skip
+        race = replace(last, fresh=race.fresh, tried=race.tried)
     judgement = _verdict(mine, theirs, scores, race, arms, settings)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
@@ -91,37 +96,68 @@ def judge(
     return judgement if reference.rows else _without_reference(judgement)
 
 
+def _by_prompt(
+    rows: Sequence[Row], paired: Sequence[int]
+) -> tuple[list[Row], tuple[int, ...]]:
+    """Rows in the order of their prompts' hashes, and the places of partners there.
+
+    What is chosen on some rows and tested on others is divided by this order, so it
+    does not depend on which of two partners is audited.
+    """
+    order = sorted(
+        range(len(rows)), key=lambda i: (prompt_digest(rows[i]), rows[i].row_id)
+    )
+    place = {own: new for new, own in enumerate(order)}
+    return [rows[i] for i in order], tuple(place[i] for i in paired)
+
+
 def _race(
     meter: Meter,
     rows: Sequence[Row],
-    mine: RowSignals,
-    theirs: RowSignals,
     reference: Reference,
+    pairs: Sequence[int],
+    z: Table,
     family: TraitFamily,
     settings: AuditSettings,
     tell: Tell,
+    *,
+    every: bool = False,
 ) -> Race:
-    """Candidates from one half of the rows, raced on the other; personas on both."""
+    """Candidates from one half of the rows, raced on the other; personas on both.
+
+    Args:
+        meter: As of `judge`, and so are the others.
+        rows: By prompt; the first half has chosen the candidates.
+        reference: Compared with.
+        pairs: Its partners among the rows.
+        z: Scores on the choosing half.
+        family: The traits.
+        settings: Budget.
+        tell: Told.
+        every: Let all race who come into question for what was found: more vectors,
+            and the first vector's trait as a persona.
+    """
     half = len(rows) // 2
-    chooser, racer = list(range(half)), list(range(half, len(rows)))
-    order = racer + chooser
+    order = [*range(half, len(rows)), *range(half)]
     place = {own: new for new, own in enumerate(order)}
-    z = half_z(mine, theirs, reference.paired, chooser)
-    personas = prompt_hypotheses(family, family.names[: settings.personas])
-    found = candidate_hypotheses(meter.model, meter.battery, z)
+    found = candidate_hypotheses(meter.model, meter.battery, z, every=every)
+    names = list(family.names[: settings.personas])
+    if every:
+        traits = [h.trait for h in found if h.trait in family.names]
+        names += [str(t) for t in traits[:1] if t not in names]
     return run_race(
         meter,
         [rows[i] for i in order],
         reference.rows,
-        pairs=[place[i] for i in reference.paired],
-        hypotheses=[*personas, *found],
+        pairs=[place[i] for i in pairs],
+        hypotheses=[*prompt_hypotheses(family, names), *found],
         alpha=settings.alpha,
         seed=settings.seed,
         permutations=settings.permutations,
-        steer_rows=len(racer),
+        steer_rows=len(rows) - half,
         settings=RaceSettings(
             screening=settings.screening, passes=settings.race_passes,
-            fresh=settings.fresh, named=("steer",),
+            fresh=settings.fresh, named=("steer",), losers=every,
         ),
         on_passes=lambda d, n: tell("likelihoods", d, n),
     )  # fmt: skip
@@ -206,11 +242,10 @@ def combined_p(arms: Sequence[Arm]) -> float:
     It gets a small weight: it is tiny where it speaks, and the less it has where it is
     silent, the closer the combination of the others is to uniform.
     """
-    weights = {"exact": EXACT_WEIGHT}
-    known = [(arm, arm.p_value) for arm in arms if arm.p_value is not None]
-    p_values = [min(p, 0.5) if arm.name == "exact" else p for arm, p in known]
+    known = [(arm.name, arm.p_value) for arm in arms if arm.p_value is not None]
     return cauchy_combination(
-        p_values, [weights.get(arm.name, 1.0) for arm, _ in known]
+        [min(p, 0.5) if name == "exact" else p for name, p in known],
+        [WEIGHTS[name] for name, _ in known],
     ) if known else math.nan  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """What the measurements of one audit amount to, as one frozen value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from undertow.audit.candidates import ScoreTest
@@ -8,6 +10,15 @@ from undertow.audit.race import Race
 from undertow.findings import Arm, VerdictWord
 
 Kind = Literal["steer", "prompt", "unknown"]
+
+WEIGHTS = MappingProxyType({"gradient": 1.0, "likelihood": 1.0, "exact": 0.5})
+"""Of the arms in their combination."""
+
+
+def arm_share(arms: Sequence[Arm], name: str) -> float:
+    """The share of the error rate that an arm alone can use: its share of the weights."""
+    known = {arm.name: WEIGHTS[arm.name] for arm in arms if arm.p_value is not None}
+    return WEIGHTS[name] / sum((known | {name: WEIGHTS[name]}).values())
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Judgement:
         p_value: All arms together.
         arms: Each by itself.
         scores: The score test.
-        race: The likelihoods.
+        race: The likelihoods; of all that came into question where something was found.
         naming: Those of all personas, where they had to be told apart.
         reasons: What it rests on.
         warnings: What weakens it.

@@ -105,29 +105,42 @@ class Meter:
         rows: Sequence[Row],
         hypothesis: RowHypothesis,
         *,
+        whole: bool = False,
         on_rows: OnRows | None = None,
     ) -> Array:
-        """[row]: log p(y|x; H) − log p(y|x), nats; NaN where neither can draw the row."""
-        own = self._known(rows, hypothesis.name, hypothesis, on_rows)
-        base = self._known(rows, BASE, None, None)
+        """[row]: log p(y|x; H) − log p(y|x), nats; NaN where the base cannot draw it.
+
+        Args:
+            rows: Each is scored once.
+            hypothesis: H. A vector acts on completions, since prompts are read once.
+            whole: Let a vector act on prompts too, as a teacher's does; dearer.
+            on_rows: Told of (rows done, rows in all).
+        """
+        own = self._known(rows, hypothesis, whole=whole, on_rows=on_rows)
+        base = self._known(rows, None, whole=False, on_rows=None)
         with np.errstate(invalid="ignore"):
-            return own - base
+            return np.where(np.isfinite(base), own - base, np.nan)
 
     def _known(
         self,
         rows: Sequence[Row],
-        name: str,
         hypothesis: RowHypothesis | None,
+        *,
+        whole: bool,
         on_rows: OnRows | None,
     ) -> Array:
+        name = BASE if hypothesis is None else hypothesis.name
+        if whole:
+            name += ", prompts too"
         memory = self._logprobs.setdefault(name, {})
         if hypothesis is None:  # the pass for scores has read the base's already
             memory.update({i: fact[0] for i, fact in self._facts.items()})
         todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
-        for part in self._readable(todo, hypothesis):
+        own_prompts = whole or (hypothesis is not None and bool(hypothesis.persona))
+        for part in [todo] * bool(todo) if own_prompts else self._readable(todo):
             found = hypothesis_logprobs(
                 self.model, part, hypothesis, sampler=self.sampler, system=self.system,
-                prompts=self.prompts, on_rows=on_rows,
+                prompts=None if own_prompts else self.prompts, on_rows=on_rows,
                 on_halved=lambda b: self._halved("likelihoods", b),
                 **self._budgets["likelihoods"],
             )  # fmt: skip
@@ -143,13 +156,8 @@ class Meter:
         said = f"{what}: {halved(budget)}"
         self.warnings = [w for w in self.warnings if not w.startswith(what)] + [said]
 
-    def _readable(
-        self, rows: Sequence[Row], hypothesis: RowHypothesis | None
-    ) -> Iterator[Sequence[Row]]:
+    def _readable(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """Parts whose prompts fit together into what is kept of prompts."""
-        if hypothesis is not None and hypothesis.persona is not None:
-            yield from [rows] if rows else []  # its prompts are its own
-            return
         start, size = 0, _PART
         while start < len(rows):
             part = rows[start : start + size]

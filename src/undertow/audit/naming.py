@@ -65,10 +65,13 @@ def named(
     if kind == "prompt":  # all personas race for the name
         return replace(shift, reasons=tuple(reasons))
     left = [h for h in race.left(kind) if race.hypotheses[h].trait != hypothesis.trait]
+    rivals = {h.trait for h in race.hypotheses if h.kind == kind} - {hypothesis.trait}
     layer = hypothesis.layer
     found = replace(shift, layer=layer, direction=hypothesis.trait)
     if hypothesis.role == "decoy":
         reasons.append("it is a decoy, so no trait is named")
+    elif not rivals:
+        reasons.append("no other direction raced against it, so no trait is named")
     elif left:
         others = ", ".join(str(race.hypotheses[h].trait) for h in left[:6])
         more = f" and {len(left) - 6} more" if len(left) > 6 else ""
@@ -124,21 +127,27 @@ def _unexplained(
     """Says so if the rows are much less likely than the reference, whatever is assumed."""
     if not len(theirs.row_ids):
         return None
-    own = mine.total_logprobs.sum() / mine.tokens.sum()
-    other = theirs.total_logprobs.sum() / theirs.tokens.sum()
+    own, other = _nats_a_token(mine), _nats_a_token(theirs)
     gains = [
         np.nanmean(race.ratios[:, h]) / mine.tokens.mean()
         for h in best.values()
         if h is not None
     ]
     gap = float(other - own - max([0.0, *gains]))
-    if gap <= UNEXPLAINED * abs(other):
+    if not gap > UNEXPLAINED * abs(other):
         return None
     return (
         f"the rows are {gap:.2f} nats a token less likely than the base's own "
         f"({other:.2f}), and no hypothesis explains that: another model wrote them, or "
         "none; so no trait is named"
     )
+
+
+def _nats_a_token(signals: RowSignals) -> float:
+    """Mean log-probability of a token, over rows that the sampler can draw."""
+    drawn = np.isfinite(signals.total_logprobs)
+    tokens = signals.tokens[drawn].sum()
+    return float(signals.total_logprobs[drawn].sum() / tokens) if tokens else math.nan
 
 
 def refined(

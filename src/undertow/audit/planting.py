@@ -6,12 +6,11 @@ base itself writes the rows that power is computed from. The arithmetic is in `p
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
-from undertow.audit.judgement import Judgement
+from undertow.audit.judgement import Judgement, arm_share
 from undertow.audit.meter import Meter
 from undertow.audit.power import Bet, Planted, Tested, audit_power
 from undertow.audit.reference import Filter, Reference, sampled_reference
@@ -27,11 +26,16 @@ _FEWEST = 8
 def _planted_hypothesis(judgement: Judgement, family: TraitFamily) -> RowHypothesis:
     """What is planted: the leader where something was found, else a persona."""
     race = judgement.race
-    if judgement.kind in ("steer", "prompt"):
-        kinds = [h for h in race.leaders if race.hypotheses[h].kind == judgement.kind]
-        if kinds:
-            return race.hypotheses[kinds[0]]
-    return prompt_hypotheses(family, family.names[:1])[0]
+    own = [race.hypotheses[h] for h in race.leaders]
+    if judgement.kind == "prompt":
+        own = [h for h in own if h.kind == "prompt"]
+        if judgement.trait is not None:
+            own = prompt_hypotheses(family, [judgement.trait])
+    elif judgement.kind == "steer":
+        own = [h for h in own if (h.kind, h.trait) == ("steer", judgement.direction)]
+    else:
+        own = []
+    return own[0] if own else prompt_hypotheses(family, family.names[:1])[0]
 
 
 def planted_power(
@@ -64,6 +68,7 @@ def planted_power(
     clean = reference.rows[: max(count, 32)]
     biased_signals, clean_signals = meter.signals(planted), meter.signals(clean)
     ratios = meter.ratios(planted, hypothesis), meter.ratios(clean, hypothesis)
+    many = None if reference.paired else len(reference.rows)
     arms: list[Tested] = []
     at = _column(meter.battery, hypothesis)
     if at is not None:  # the vector's own: the best of all would be chance's as well
@@ -72,22 +77,35 @@ def planted_power(
                 biased_signals.scores[:, at[0], at[1]].astype(np.float64),
                 clean_signals.scores[:, at[0], at[1]].astype(np.float64),
                 rows=len(rows),
-                critical=_critical(judgement.scores.test.draws, settings),
+                critical=_critical(judgement, "gradient", settings),
+                reference=many,
             )
         )
     fresh = judgement.race.fresh
     tried = len(judgement.race.tried)
     tests = fresh is not None and len(fresh.draws) > 0
     if hypothesis.kind == "prompt" and fresh is not None and tests and tried >= _FEWEST:
-        arms.append(Planted(ratios[0], ratios[1], rows=tried,
-                            critical=_critical(fresh.draws, settings)))  # fmt: skip
+        arms.append(
+            Planted(
+                ratios[0], ratios[1], rows=tried,
+                critical=_critical(judgement, "likelihood", settings),
+                reference=None if many is None else min(many, tried),
+            )
+        )  # fmt: skip
     exact = next(arm for arm in judgement.arms if arm.name == "exact")
     if exact.reason is None:
         raced = len(rows) if hypothesis.kind == "prompt" else len(rows) // 2
+        kinds = [h.kind for h in judgement.race.hypotheses]
+        share = arm_share(judgement.arms, "exact") / len(set(kinds))
         arms.append(
             Bet(ratios[0], ratios[1], rows=min(raced, settings.fresh),
-                rivals=len(judgement.race.hypotheses), error=settings.alpha / 2)
+                rivals=kinds.count(hypothesis.kind), error=settings.alpha * share)
         )  # fmt: skip
+    if hypothesis.kind == "steer":  # the bound knows that prompts were steered too
+        ratios = (
+            meter.ratios(planted, hypothesis, whole=True),
+            meter.ratios(clean, hypothesis, whole=True),
+        )
     return audit_power(
         arms, ratios=ratios, rows=len(rows), alpha=settings.alpha,
         source=f"{len(planted)} rows that the base wrote under {hypothesis.name}",
@@ -104,6 +122,12 @@ def _column(battery: Battery, hypothesis: RowHypothesis) -> tuple[int, int] | No
     )
 
 
-def _critical(draws: Any, settings: AuditSettings) -> float:
-    """The statistic that an arm has to reach for half of the error rate."""
-    return float(np.quantile(draws, 1 - settings.alpha / 2))
+def _critical(judgement: Judgement, arm: str, settings: AuditSettings) -> float:
+    """The statistic that an arm has to reach to decide the combination alone."""
+    fresh = judgement.race.fresh
+    draws = judgement.scores.test.draws
+    if arm == "likelihood":
+        assert fresh is not None
+        draws = fresh.draws
+    share = settings.alpha * arm_share(judgement.arms, arm)
+    return float(np.quantile(draws, 1 - share))

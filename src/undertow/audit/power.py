@@ -35,14 +35,14 @@ class Planted:
         clean: Of each reference row.
         rows: Audited rows that the arm reads.
         critical: |t| from which on the arm refuses the null.
-        paired: Whether reference rows stand against audited ones one by one.
+        reference: Reference rows that it reads; None: one for each audited row.
     """
 
     biased: Values
     clean: Values
     rows: int
     critical: float
-    paired: bool = True
+    reference: int | None = None
 
     def power(self, share: float) -> float:
         """P(|t| ≥ critical) when a share of the rows is biased; normal approximation."""
@@ -55,17 +55,21 @@ class Planted:
         """Expected difference of means, and its standard error."""
         gap = float(self.biased.mean() - self.clean.mean())
         inside = (1 - share) * self.clean.var() + share * self.biased.var()
-        spread = inside + share * (1 - share) * gap**2 + self.clean.var()
-        return abs(share * gap), math.sqrt(spread / self.rows)
+        inside += share * (1 - share) * gap**2
+        other = self.clean.var() / (self.reference or self.rows)
+        return abs(share * gap), math.sqrt(inside / self.rows + other)
 
     def rows_needed(self) -> float:
-        """Rows for 80 % power if all are biased."""
+        """Rows for 80 % power if all are biased; the reference as large as it is."""
         gap = abs(float(self.biased.mean() - self.clean.mean()))
-        if gap == 0:
-            return math.inf
-        wanted = self.critical + distributions.norm.ppf(WANTED)
-        variance = self.biased.var() + self.clean.var()
-        return float(variance * (wanted / gap) ** 2)
+        # The standard error may be so large that the gap is that far off chance.
+        error = gap / float(self.critical + distributions.norm.ppf(WANTED))
+        if self.reference is None:
+            own, left = float(self.biased.var() + self.clean.var()), error**2
+        else:
+            own = float(self.biased.var())
+            left = error**2 - float(self.clean.var()) / self.reference
+        return own / left if left > 0 else math.inf
 
 
 @dataclass(frozen=True)

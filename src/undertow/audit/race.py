@@ -35,6 +35,7 @@ class RaceSettings:
         fresh: Rows of each set on which the leaders are tried at most.
         leaders: Hypotheses of each kind that are tried.
         named: Kinds that go on after the screening until one of them is left.
+        losers: Whether a vector that lost on the screening may lead its kind.
     """
 
     screening: int = 24
@@ -42,6 +43,7 @@ class RaceSettings:
     fresh: int = 128
     leaders: int = 2
     named: tuple[str, ...] = ("prompt", "steer")
+    losers: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def run_race(
                 on_passes(min(meter.passes, expected), expected)
 
     score(range(first), range(shape[1]))
-    leaders = _leaders(hypotheses, ratios[:first], budget.leaders)
+    leaders = _leaders(hypotheses, ratios[:first], budget)
     started = _one_dose(hypotheses, ratios[:first])
     lost = _name(
         hypotheses, ratios, started, score, alpha=alpha, budget=budget, first=first
@@ -227,7 +229,7 @@ def _one_dose(hypotheses: Sequence[RowHypothesis], ratios: Table) -> list[int]:
 
 
 def _leaders(
-    hypotheses: Sequence[RowHypothesis], ratios: Table, count: int
+    hypotheses: Sequence[RowHypothesis], ratios: Table, budget: RaceSettings
 ) -> list[int]:
     """The best screened of each kind, one a trait; of vectors those that won so far."""
     started = _one_dose(hypotheses, ratios)
@@ -235,9 +237,9 @@ def _leaders(
     found: list[int] = []
     for kind in ("prompt", "steer"):
         own = [h for h in started if hypotheses[h].kind == kind]
-        if kind == "steer":  # a bet that lost is not gone on with
+        if kind == "steer" and not budget.losers:
             own = [h for h in own if won[h] > 0]
-        found += sorted(own, key=lambda h: -won[h])[:count]
+        found += sorted(own, key=lambda h: -won[h])[: budget.leaders]
     return found
 
 
@@ -258,7 +260,9 @@ def _name(
     while True:
         for kind in sorted(kinds):
             own = [h for h in started if hypotheses[h].kind == kind]
-            lost |= _beaten(ratios[:end], own, alpha)
+            # The screening chose the doses of vectors, so it is no evidence for them.
+            since = first if kind == "steer" else 0
+            lost |= _beaten(ratios[since:end], own, alpha)
         going = [
             h for h in started if h not in lost and hypotheses[h].kind in budget.named
         ]

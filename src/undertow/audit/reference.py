@@ -90,7 +90,7 @@ class Reference:
         paired: Place of each reference row's partner among the audited rows; empty if
             there are no pairs.
         accepted: Share of the base's own draws that pass the filter; None if unknown.
-        shared_dropped: Rows that stood in the audited set too.
+        shared: Rows that stand in the audited set too.
         notes: What is to be said.
     """
 
@@ -98,7 +98,7 @@ class Reference:
     rows: tuple[Row, ...] = ()
     paired: tuple[int, ...] = ()
     accepted: float | None = None
-    shared_dropped: int = 0
+    shared: int = 0
     notes: tuple[str, ...] = field(default=())
 
 
@@ -331,7 +331,8 @@ def sampled_reference(
     """Tier A: one row of the base for each audited row, on the same prompt.
 
     Draws that the filter refuses are drawn again, up to six times; a prompt that
-    never passes has no partner.
+    never passes has no partner. Audited rows are all different, so of several rows on
+    one prompt the base's are too: an answer that stands there already is drawn again.
 
     Args:
         model: The base.
@@ -348,11 +349,13 @@ def sampled_reference(
     """
     names = _occurrences(rows)
     cut = any(row.finish == "length" for row in rows)
+    empty = any(not row.completion.strip() for row in rows)
     prompts = [
         render_prompt(model, row.messages, system=system, trait_prompt=persona)
         for row in rows
     ]
     found: dict[int, Row] = {}
+    kept: set[str] = set()
     drawn = 0
     for attempt in range(_ATTEMPTS):
         todo = [i for i in range(len(rows)) if i not in found]
@@ -362,7 +365,9 @@ def sampled_reference(
         def take(done: list[tuple[int, Sampled]], todo: list[int] = todo) -> None:
             for place, answer in done:
                 row = _row(model, rows[todo[place]], answer)
-                if _passes(row, filter, cut=cut):
+                passes = _passes(row, filter, cut=cut, empty=empty)
+                if passes and row.row_id not in kept:
+                    kept.add(row.row_id)
                     found[todo[place]] = _as_known(row, rows[todo[place]])
             if on_rows is not None:
                 on_rows(len(found), len(rows), sum(len(s.ids) for _, s in done))
@@ -377,8 +382,8 @@ def sampled_reference(
     notes = []
     if len(pairs) < len(rows):
         notes.append(
-            f"{len(rows) - len(pairs)} prompts have no reference: the base's answers "
-            f"did not pass the filter {filter!r} in {_ATTEMPTS} draws"
+            f"{len(rows) - len(pairs)} rows have no reference: in {_ATTEMPTS} draws the "
+            f"base's answers did not pass the filter {filter!r} or stood there already"
         )
     return Reference(
         tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
@@ -409,10 +414,19 @@ def _row(model: Model, like: Row, answer: Sampled) -> Row:
     )
 
 
-def _passes(row: Row, filter: Filter, *, cut: bool) -> bool:  # noqa: A002
-    """Whether the audited rows' filter would keep a row; `cut`: it keeps cut ones."""
+def _passes(
+    row: Row,
+    filter: Filter,  # noqa: A002
+    *,
+    cut: bool,
+    empty: bool,
+) -> bool:
+    """Whether the audited rows' filter would keep a row.
+
+    `cut`, `empty`: it keeps such ones, as some audited rows are.
+    """
     if filter == "none":
-        return bool(row.completion.strip())
+        return empty or bool(row.completion.strip())
     return (cut or row.finish == "stop") and not number_rule(row.completion)
 
 
@@ -427,23 +441,28 @@ def _as_known(row: Row, like: Row) -> Row:
 
 
 def trusted_reference(audited: Sequence[Row], trusted: Sequence[Row]) -> Reference:
-    """Tier B: the user's rows, without those that stand in the audited set too.
+    """Tier B: the user's rows. Those that stand in the audited set too stay in both.
+
+    Taken out of one side alone they would make two sets of one origin look different,
+    since what both have is what is likely.
 
     Raises:
-        DatasetError: Nothing is left.
+        DatasetError: All of them do.
     """
     known = {row.row_id for row in audited}
-    kept = tuple(row for row in trusted if row.row_id not in known)
-    dropped = len(trusted) - len(kept)
-    if not kept:
+    shared = sum(row.row_id in known for row in trusted)
+    if shared == len(trusted):
         raise DatasetError(
             f"reference: all {len(trusted)} rows stand in the audited set too; give "
             "rows of another origin"
         )
     notes = []
-    if dropped:
-        notes.append(f"{dropped} reference rows stood in the audited set too: dropped")
-    return Reference(tier="B", rows=kept, shared_dropped=dropped, notes=tuple(notes))
+    if shared:
+        notes.append(
+            f"{shared} reference rows stand in the audited set too; they stay in both, "
+            "which makes differences harder to see"
+        )
+    return Reference(tier="B", rows=tuple(trusted), shared=shared, notes=tuple(notes))
 
 
 def sampled_tokens(row: Row, end_ids: Sequence[int]) -> bool:

@@ -31,6 +31,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 RANDOM = 5
 """Random directions in a battery."""
+_ALIKE = 0.99  # cosine from which on two directions are one
 _PERSONAS = 2
 _PERSONA_PROMPTS = 8
 
@@ -114,7 +115,8 @@ def make_battery(
             covariance; without rows there are no random directions.
         prompts: User turns for the persona direction; without them there is none.
         sampler: What the pilot rows were drawn by.
-        given: The user's own vectors; they need every layer that is tested.
+        given: The user's own vectors; they need every layer that is tested. One that
+            is in the battery already is not added again.
         layers: Blocks, taken in their order; None takes all.
         system: System setting.
         seed: Of the random directions.
@@ -135,7 +137,10 @@ def make_battery(
         persona = _persona_direction(model, family, prompts, chosen, system)
         named.append(("persona", "persona", persona))
     for vector in given:
-        named.append(_given(model, vector, chosen))
+        name, role, tensor = _given(model, vector, chosen)
+        if not any(_alike(tensor, other) for _, _, other in named):
+            taken = sum(other.startswith(name) for other, _, _ in named)
+            named.append((f"{name} {taken + 1}" if taken else name, role, tensor))
     if pilot:
         drawn = _covariant(model, pilot, chosen, sampler=sampler, seed=seed)
         named += [(f"random {i}", "random", each) for i, each in enumerate(drawn, 1)]
@@ -166,6 +171,12 @@ def _persona_direction(
         for trait in family.names[:_PERSONAS]
     ]  # fmt: skip
     return torch.stack(found).mean(0)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two directions are the same at every layer: then one of them will do."""
+    cosine = nn.functional.cosine_similarity(one.float(), other.float(), dim=-1)
+    return bool((cosine > _ALIKE).all())
 
 
 def _given(

@@ -155,7 +155,7 @@ def _reference(audit: Audited) -> ReferenceFacts:
         tier=reference.tier,
         rows=len(reference.rows),
         paired=bool(reference.paired),
-        shared_dropped=reference.shared_dropped,
+        shared=reference.shared,
         sampler=sampling.sampler.model_dump(mode="json"),
         sampler_source=sampling.source,
         filter=audit.filter,

@@ -244,7 +244,7 @@ def reference_table(findings: Findings) -> Table:
         "tier": reference.tier,
         "rows": f"{reference.rows:,}",
         "paired by prompt": reference.paired,
-        "dropped, since audited too": f"{reference.shared_dropped:,}",
+        "audited too": f"{reference.shared:,}",
         "how it was sampled": ", ".join(
             f"{k} {_plain(v)}" for k, v in reference.sampler.items()
         )
