@@ -86,9 +86,9 @@ def hypothesis_logprobs(
 ) -> LogProbs:
     """[row]: log-probability of each completion, nats; None means the base.
 
-    With `prompts`, kept as the untouched model reads them, a vector acts on completions
-    alone, and the base's prompts are not read again. A persona changes every prompt, so
-    it has no use for them.
+    With `prompts`, kept as the untouched model reads them, the base does not read them
+    again. A persona changes every prompt and a vector acts on it, as a teacher's does,
+    so hypotheses read their own.
 
     Raises:
         DatasetError: A row is longer than the context, or cannot be drawn.
@@ -101,6 +101,6 @@ def hypothesis_logprobs(
     context = nullcontext() if hypothesis is None else hypothesis.acting(model)
     with context:
         return drawn_logprobs(
-            model, rendered, sampler=sampler, prompts=None if persona else prompts,
+            model, rendered, sampler=sampler, prompts=None if hypothesis else prompts,
             token_budget=token_budget, on_rows=on_rows, on_halved=on_halved,
         )  # fmt: skip

@@ -39,8 +39,7 @@ def teacher_bounds(
             continue
         hypothesis, shift = _hypothesis(source, bench, vectors), _passing(own, pools)
         biased, clean = (
-            bench.meter.ratios([pool.rows[p] for p in places], hypothesis, whole=True)
-            - shift
+            bench.meter.ratios([pool.rows[p] for p in places], hypothesis) - shift
             for pool in (own, pools.base[0])
         )
         found += [

@@ -80,7 +80,10 @@ def judge(
         exact = "some rows lie outside what the sampler lets the base draw"
     z = half_z(mine, theirs, pairs, range(len(rows) // 2))
     race = _race(meter, rows, reference, pairs, z, family, settings, tell)
-    arms = _arms(scores, race, len(rows), exact, has_reference=bool(reference.rows))
+    arms = _arms(
+        scores, race, len(rows), exact, has_reference=bool(reference.rows),
+        slack=meter.rounding(rows[: settings.screening]) / 2,
+    )  # fmt: skip
     if combined_p(arms) <= settings.alpha:
         last = _race(meter, rows, reference, pairs, z, family, settings, tell,
                      every=True)  # fmt: skip
@@ -164,7 +167,13 @@ def _race(
 
 
 def _arms(
-    scores: ScoreTest, race: Race, rows: int, exact: str | None, *, has_reference: bool
+    scores: ScoreTest,
+    race: Race,
+    rows: int,
+    exact: str | None,
+    *,
+    has_reference: bool,
+    slack: float,
 ) -> tuple[Arm, ...]:
     missing = None if has_reference else "no reference: nothing to compare with"
     fresh = race.fresh
@@ -191,8 +200,10 @@ def _arms(
         Arm(
             name="exact",
             question="How much would one have won by betting on the hypotheses?",
-            statistic=_known(max(_won(race, kind) for kind in ("prompt", "steer"))),
-            p_value=_known(exact_p(race)) if exact is None else None,
+            statistic=_known(
+                max(_won(race, kind, slack) for kind in ("prompt", "steer"))
+            ),
+            p_value=_known(exact_p(race, slack=slack)) if exact is None else None,
             rows=rows,
             assumes="tokens as sampled by the base with the named sampler; holds at any "
             "time of stopping",
@@ -201,20 +212,21 @@ def _arms(
     )
 
 
-def exact_p(race: Race) -> float:
+def exact_p(race: Race, *, slack: float = 0.0) -> float:
     """The exact arm's p-value: by the better of vectors and personas, doubled.
 
     Vectors were chosen on the rows that personas bet on last, so the two are no
     martingale together; each is one by itself, and two of them cost a factor of two.
+    `slack`: nats a row that rounding may add (see `Race.path`).
     """
-    paths = [race.path(kind) for kind in ("prompt", "steer")]
+    paths = [race.path(kind, slack=slack) for kind in ("prompt", "steer")]
     found = [evalue_p(path) for path in paths if len(path)]
     return min(1.0, len(found) * min(found)) if found else math.nan
 
 
-def _won(race: Race, kind: str) -> float:
+def _won(race: Race, kind: str, slack: float) -> float:
     """The most that bets on a kind had won at any time, nats."""
-    return float(np.max(race.path(kind), initial=0.0))
+    return float(np.max(race.path(kind, slack=slack), initial=0.0))
 
 
 def _too_few(test: MaxT) -> str | None:

@@ -24,7 +24,7 @@ from undertow.storage import append_jsonl, read_jsonl, replacing
 Array = np.ndarray[Any, np.dtype[np.float64]]
 OnRows = Callable[[int, int], None]
 
-BASE = "base"
+BASE, AGAIN = "base", "base again"
 _PART = 256  # rows measured between two writes
 
 
@@ -105,42 +105,41 @@ class Meter:
         rows: Sequence[Row],
         hypothesis: RowHypothesis,
         *,
-        whole: bool = False,
         on_rows: OnRows | None = None,
     ) -> Array:
-        """[row]: log p(y|x; H) − log p(y|x), nats; NaN where the base cannot draw it.
-
-        Args:
-            rows: Each is scored once.
-            hypothesis: H. A vector acts on completions, since prompts are read once.
-            whole: Let a vector act on prompts too, as a teacher's does; dearer.
-            on_rows: Told of (rows done, rows in all).
-        """
-        own = self._known(rows, hypothesis, whole=whole, on_rows=on_rows)
-        base = self._known(rows, None, whole=False, on_rows=None)
+        """[row]: log p(y|x; H) − log p(y|x), nats; NaN where the base cannot draw it."""
+        own = self._known(rows, hypothesis.name, hypothesis, on_rows)
+        base = self._known(rows, BASE, None, None)
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
+
+    def rounding(self, rows: Sequence[Row]) -> float:
+        """Variance of what two kinds of pass differ by on the same rows, nats².
+
+        Ratios carry it on top of what they are: zero in float32 for all that matters.
+        NaN rows are left out; 0 without any.
+        """
+        twice = self._known(rows, AGAIN, None, None) - self._known(
+            rows, BASE, None, None
+        )
+        known = twice[np.isfinite(twice)]
+        return float((known**2).mean()) if len(known) else 0.0
 
     def _known(
         self,
         rows: Sequence[Row],
+        name: str,
         hypothesis: RowHypothesis | None,
-        *,
-        whole: bool,
         on_rows: OnRows | None,
     ) -> Array:
-        name = BASE if hypothesis is None else hypothesis.name
-        if whole:
-            name += ", prompts too"
         memory = self._logprobs.setdefault(name, {})
-        if hypothesis is None:  # the pass for scores has read the base's already
+        if name == BASE:  # the pass for scores has read the base's already
             memory.update({i: fact[0] for i, fact in self._facts.items()})
         todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
-        own_prompts = whole or (hypothesis is not None and bool(hypothesis.persona))
-        for part in [todo] * bool(todo) if own_prompts else self._readable(todo):
+        for part in self._readable(todo) if hypothesis is None else [todo] * bool(todo):
             found = hypothesis_logprobs(
                 self.model, part, hypothesis, sampler=self.sampler, system=self.system,
-                prompts=None if own_prompts else self.prompts, on_rows=on_rows,
+                prompts=self.prompts, on_rows=on_rows,
                 on_halved=lambda b: self._halved("likelihoods", b),
                 **self._budgets["likelihoods"],
             )  # fmt: skip

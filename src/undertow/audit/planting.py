@@ -101,11 +101,6 @@ def planted_power(
             Bet(ratios[0], ratios[1], rows=min(raced, settings.fresh),
                 rivals=kinds.count(hypothesis.kind), error=settings.alpha * share)
         )  # fmt: skip
-    if hypothesis.kind == "steer":  # the bound knows that prompts were steered too
-        ratios = (
-            meter.ratios(planted, hypothesis, whole=True),
-            meter.ratios(clean, hypothesis, whole=True),
-        )
     return audit_power(
         arms, ratios=ratios, rows=len(rows), alpha=settings.alpha,
         source=f"{len(planted)} rows that the base wrote under {hypothesis.name}",

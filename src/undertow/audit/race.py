@@ -74,16 +74,22 @@ class Race:
         """Log e-value of one hypothesis over rows from `since` on, nats."""
         return mixed_evidence(self.ratios[since:, place])
 
-    def path(self, kind: str) -> Table:
+    def path(self, kind: str, *, slack: float = 0.0) -> Table:
         """Running log e-value of a kind over the audited rows, in the race's order.
 
         All of the kind that started bet; whoever is no longer scored keeps what it has
         won. Empty if none started.
+
+        Args:
+            kind: "prompt" or "steer".
+            slack: Nats taken off every ratio, for rounding: noise of variance σ² makes
+                e^Λ larger by e^{σ²/2} on average.
         """
         own = [h for h, each in enumerate(self.hypotheses) if each.kind == kind]
         if not own:
             return np.zeros(0)
-        return log_evalue_path(np.nan_to_num(self.ratios[:, own]))
+        ratios = self.ratios[:, own]
+        return log_evalue_path(np.where(np.isnan(ratios), 0.0, ratios - slack))
 
     def left(self, kind: str) -> list[int]:
         """Hypotheses of a kind that were not beaten by their like."""
