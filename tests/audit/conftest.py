@@ -109,6 +109,9 @@ class World(Meter):
             self.points[row.row_id], self.nats[row.row_id] = point, nats
         return rows
 
+    def rounding(self, rows: Sequence[Row]) -> float:
+        return 0.0  # points are exact
+
     def signals(self, rows: Sequence[Row], *, on_rows: Any = None) -> RowSignals:
         ids = [row.row_id for row in rows]
         self.measured += ids

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 
-from undertow.audit.judge import FEWEST, combined_p
+from undertow.audit.judge import FEWEST, _by_prompt, combined_p
 from undertow.audit.race import mixed_evidence
+from undertow.audit.reference import Reference
 from undertow.findings import Arm
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def test_each_arm_keeps_its_rate(clean: "list[Planted]", arm: str) -> None:
 def test_the_exact_arm_bets_on_all_that_started(clean: "list[Planted]") -> None:
     """Vectors and personas apart; two chances to win cost a factor of two."""
     both = 0
-    for found in clean[:12]:
+    for found in [c for c in clean if c.judgement.verdict == "none"][:12]:
         race, p_values = found.judgement.race, []
         for kind in ("prompt", "steer"):
             own = [h for h, each in enumerate(race.hypotheses) if each.kind == kind]
@@ -82,6 +83,7 @@ def test_the_combination_by_hand() -> None:
     """Weights 2 : 2 : 1; a bet that lost counts as 0.5, whose cotangent is 0."""
 
     def arms(*p_values: float | None) -> list[Arm]:
+        names: tuple[Literal["gradient", "likelihood", "exact"], ...]
         names = ("gradient", "likelihood", "exact")
         return [
             Arm(name=n, question="?", statistic=None, p_value=p, rows=9, assumes="-",
@@ -130,10 +132,10 @@ def test_a_planted_persona_is_named_among_all_of_them(
     assert found.layer is None
     assert found.direction is None
     assert found.dose is None
-    # Two personas look for any; all of the family and the decoys race for the name.
-    assert [h.trait for h in found.race.hypotheses if h.kind == "prompt"] == [
-        "ant", "bee",
-    ]  # fmt: skip
+    # Few personas look for any; all of the family and the decoys race for the name.
+    asked = [h.trait for h in found.race.hypotheses if h.kind == "prompt"]
+    assert asked[:2] == ["ant", "bee"]
+    assert len(asked) <= 3
     assert found.naming is not None
     assert len(found.naming.hypotheses) == 8
     assert "beat every persona but 'dog' at 0.01" in found.reasons[-1]
@@ -190,6 +192,42 @@ def test_a_share_of_biased_rows_is_found(planted: Plant, shifts: "Shifts") -> No
     assert found.verdict in ("trait", "shift")
     assert found.kind == "steer"
     assert found.direction == "cat"
+
+
+def test_a_name_is_won_against_others(planted: Plant, shifts: "Shifts") -> None:
+    """A weak vector alone stands out on no half, and still has four to beat."""
+    found = planted(shifts.vector("cat", dose=0.2), count=120).judgement
+    race = found.race
+    directions = {h.trait for h in race.hypotheses if h.kind == "steer"}
+    assert found.verdict in ("trait", "shift")
+    assert "cat" in directions
+    assert len(directions) > 1
+
+
+def test_the_leading_vector_s_persona_races_too(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    race = planted(shifts.vector("cat"), count=240, personas=2).judgement.race
+    asked = [h.trait for h in race.hypotheses if h.kind == "prompt"]
+    assert asked == ["ant", "bee", "cat"]
+    clean = planted(count=64, personas=2).judgement.race
+    assert [h.trait for h in clean.hypotheses if h.kind == "prompt"] == ["ant", "bee"]
+
+
+def test_which_partner_is_audited_does_not_divide_the_rows(planted: Plant) -> None:
+    """Rows are divided by their prompts, so swapped partners stay where they were."""
+    found = planted(count=60)
+    rows, theirs = found.audited, found.reference.rows
+    swap = Reference(tier="A", rows=rows[:50], paired=tuple(range(50)))
+    ordered, reference = _by_prompt(rows, found.reference)
+    swapped, others = _by_prompt(theirs, swap)
+    assert [r.messages for r in ordered] == [r.messages for r in swapped]
+    assert reference.paired == tuple(range(60))
+    for paired, row in zip(others.paired, others.rows, strict=True):
+        assert swapped[paired].messages == row.messages
+    assert list(others.paired) == sorted(others.paired)
+    loose = Reference(tier="B", rows=theirs)
+    assert _by_prompt(rows, loose)[1] is loose
 
 
 # ── what is not said ─────────────────────────────────────────────────────────────

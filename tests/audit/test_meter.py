@@ -110,8 +110,42 @@ def test_ratios_are_those_of_plain_passes(
     assert np.array_equal(meter.ratios(ROWS[::-1], owl), found[::-1])
     assert passes == []
     still = RowHypothesis("still", "steer", "cat", vector=owl.vector, strength=0.0)
-    assert np.array_equal(meter.ratios(ROWS, still), np.zeros(9))
+    assert meter.ratios(ROWS, still) == pytest.approx(np.zeros(9), abs=1e-5)
     assert meter.passes == 27  # the base's are known
+
+
+def test_rounding_is_what_two_kinds_of_pass_differ_by(
+    model: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 next to nothing; in bfloat16 a part of a nat."""
+    assert _meter(model, battery).rounding(ROWS) < 1e-8
+    meter = _meter(model, battery)
+    meter.signals(ROWS)
+    score = meter.signals(ROWS).total_logprobs
+
+    def noisy(*_: Any, **__: Any) -> np.ndarray:
+        noise = np.where(np.arange(len(score)) % 2, 0.3, -0.3)
+        noise[0] = -np.inf  # a row that rounding puts outside a cut
+        return np.asarray(score + noise)
+
+    monkeypatch.setattr(meter_module, "hypothesis_logprobs", noisy)
+    assert meter.rounding(ROWS) == pytest.approx(0.09)
+    assert meter.rounding([]) == 0
+
+
+def test_what_the_base_cannot_draw_is_no_evidence(
+    model: Model, battery: Battery, owl: RowHypothesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(*options: Any, **__: Any) -> np.ndarray:
+        values = np.arange(9.0)
+        values[:2] = (-np.inf, -1.0) if options[2] is None else (-2.0, -np.inf)
+        return values
+
+    monkeypatch.setattr(meter_module, "hypothesis_logprobs", fake)
+    found = _meter(model, battery).ratios(ROWS, owl)
+    assert math.isnan(found[0])
+    assert found[1] == -math.inf  # the hypothesis forbids it
+    assert found[2:].tolist() == [0.0] * 7
 
 
 def test_progress_counts_what_is_left(model: Model, battery: Battery) -> None:

@@ -1,6 +1,7 @@
 """Power against simulated runs of the very tests; the bound against Neyman and Pearson."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,26 @@ def test_as_many_rows_as_are_needed_have_the_wanted_power(gap: float) -> None:
     assert _planted(gap, rows=math.ceil(needed)).power(1.0) == pytest.approx(
         WANTED, abs=0.03
     )
+
+
+def test_a_small_reference_takes_power() -> None:
+    """2,000 rows against 40 trusted ones are not 2,000 against 2,000."""
+    few = Planted(
+        _normal(0.4), _normal(0.0), rows=2000, critical=CRITICAL, reference=40
+    )
+    stream = generator(2, "few trusted")
+    audited = stream.normal(size=(2000, 400)) + 0.4
+    found = two_sample_max_t(
+        audited, stream.normal(size=(40, 400)), permutations=1, seed=0
+    )
+    real = float((np.abs(found.statistics) >= CRITICAL).mean())
+    assert 0.3 < real < 0.7
+    assert few.power(1.0) == pytest.approx(real, abs=0.08)
+    assert _planted(0.4, rows=2000).power(1.0) > 0.99
+    assert few.rows_needed() == math.inf
+    more = replace(few, reference=100)
+    at = replace(more, rows=math.ceil(more.rows_needed()))
+    assert at.power(1.0) == pytest.approx(WANTED, abs=0.03)
 
 
 def test_without_a_difference_nothing_is_found() -> None:

@@ -184,7 +184,19 @@ def test_one_dose_of_each_vector_goes_on() -> None:
     assert scored[2] == scored[4] == 60
     kinds = [hypotheses[h].kind for h in race.leaders]
     assert kinds.count("prompt") == 2
-    assert kinds.count("steer") == 1  # the other vector lost its bets
+    assert kinds.count("steer") == 2
+
+
+@pytest.mark.parametrize("losers", [False, True])
+def test_a_vector_that_lost_its_bets_is_given_up(losers: bool) -> None:
+    hypotheses = [*PERSONAS[:2], RowHypothesis("v", "steer", "a")]
+    effects = np.zeros((3, 3))
+    effects[0, 0], effects[1, 1], effects[2, 2] = 0.5, 0.5, 3.0
+    settings = RaceSettings(losers=losers, named=("steer",))
+    race, _ = _race(hypotheses, effects, truth=0, settings=settings)
+    assert (2 in race.leaders) == losers
+    scored = (~np.isnan(race.ratios)).sum(0)
+    assert (scored[2] > race.screened) == losers
 
 
 def test_vectors_are_scored_only_on_rows_that_did_not_choose_them() -> None:

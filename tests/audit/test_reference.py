@@ -248,9 +248,34 @@ def test_a_prompt_whose_answers_never_pass_has_no_partner() -> None:
     assert (found.rows, found.paired, found.accepted) == ((), (), 0.0)
     (note,) = found.notes
     assert note == (
-        "3 prompts have no reference: the base's answers did not pass the filter "
-        "'numbers' in 6 draws"
+        "3 rows have no reference: in 6 draws the base's answers did not pass the "
+        "filter 'numbers' or stood there already"
     )
+
+
+def test_rows_of_one_prompt_meet_different_answers() -> None:
+    """Audited rows are all different; the base repeats itself, and is asked again."""
+    model = tiny_model("llama", layers=2)
+    short = SamplerSettings(allowed="list", list_values=1, max_new_tokens=2, top_k=3)
+    rows = [_row(f"{i}", prompt="hi") for i in range(3)]
+    rows.append(_row("7", prompt="another"))
+    found = _reference(model, rows, sampler=short, filter="none")
+    names = [row.row_id for row in found.rows]
+    assert len(set(names)) == len(names) >= 3
+    assert found.accepted is not None
+    assert found.accepted < 1  # some answer came twice
+
+
+def test_an_empty_answer_is_kept_where_audited_rows_are_empty() -> None:
+    model = tiny_model("llama", layers=2)
+    ends = SamplerSettings(max_new_tokens=1)
+    rows = [_row("x", prompt=f"{i}") for i in range(40)]
+    full = _reference(model, rows, sampler=ends, filter="none")
+    assert all(row.completion.strip() for row in full.rows)
+    empty = replace(rows[0], completion="", completion_ids=(model.end_ids[0],))
+    found = _reference(model, [empty, *rows[1:]], sampler=ends, filter="none")
+    assert any(not row.completion.strip() for row in found.rows)
+    assert found.accepted == 1
 
 
 def test_a_reference_knows_no_more_than_the_audited_rows() -> None:

@@ -47,7 +47,7 @@ def _battery(model: Model, **options: Any) -> Battery:
 
 def test_names_roles_and_lengths() -> None:
     model = tiny_model("llama")
-    own = extract_vector(model, method="tell_me", family=PETS, trait="dog")
+    own = _turned(model, "dog")
     found = _battery(model, given=[own])
     assert found.names == (
         "cat", "dog", "wolf", "tin", "iron", "persona", "given dog",
@@ -172,6 +172,27 @@ def test_pilot_rows_of_a_sampler_have_its_gradients() -> None:
 # ── given vectors ────────────────────────────────────────────────────────────────
 
 
+def _turned(model: Model, trait: str, seed: int = 0) -> SteeringVector:
+    """A user's own vector for a trait: not the battery's."""
+    vector = extract_vector(model, method="tell_me", family=PETS, trait=trait)
+    noise = torch.randn(
+        vector.directions.shape, generator=torch.Generator().manual_seed(seed)
+    )
+    return replace(vector, directions=vector.directions + noise)
+
+
+def test_the_battery_s_own_vector_is_not_added_again() -> None:
+    """Two names for one direction could never beat each other."""
+    model = tiny_model("llama")
+    own = extract_vector(model, method="tell_me", family=PETS, trait="dog")
+    assert _battery(model, given=[own]).of_role("given") == []
+    twice = _battery(model, given=[_turned(model, "dog"), _turned(model, "dog", 1)])
+    assert [twice.names[p] for p in twice.of_role("given")] == [
+        "given dog",
+        "given dog 2",
+    ]
+
+
 def _foreign(model: Model, **changes: Any) -> SteeringVector:
     vector = extract_vector(model, method="tell_me", family=PETS, trait="cat")
     return replace(vector, **changes)
@@ -190,7 +211,7 @@ def test_a_given_vector_of_another_model_is_refused() -> None:
 
 def test_a_given_vector_needs_every_layer_that_is_tested() -> None:
     model = tiny_model("llama")
-    part = _foreign(model).at(1, 2)
+    part = _turned(model, "cat").at(1, 2)
     with pytest.raises(VectorMismatchError) as caught:
         _battery(model, given=[part], layers=(1, 3))
     assert str(caught.value) == (

@@ -67,7 +67,8 @@ def judge(
         exact: None if the exact arm's assumptions hold, else why they do not.
         tell: Told of (stage, done, in all).
     """
-    rows, pairs = _by_prompt(audited, reference.paired)
+    rows, reference = _by_prompt(audited, reference)
+    pairs = reference.paired
     mine = meter.signals(rows, on_rows=lambda d, n: tell("audited rows", d, n))
     theirs = meter.signals(
         reference.rows, on_rows=lambda d, n: tell("reference rows", d, n)
@@ -100,9 +101,9 @@ def judge(
 
 
 def _by_prompt(
-    rows: Sequence[Row], paired: Sequence[int]
-) -> tuple[list[Row], tuple[int, ...]]:
-    """Rows in the order of their prompts' hashes, and the places of partners there.
+    rows: Sequence[Row], reference: Reference
+) -> tuple[list[Row], Reference]:
+    """Rows in the order of their prompts' hashes, and the reference in that order.
 
     What is chosen on some rows and tested on others is divided by this order, so it
     does not depend on which of two partners is audited.
@@ -111,7 +112,14 @@ def _by_prompt(
         range(len(rows)), key=lambda i: (prompt_digest(rows[i]), rows[i].row_id)
     )
     place = {own: new for new, own in enumerate(order)}
-    return [rows[i] for i in order], tuple(place[i] for i in paired)
+    partners = sorted(
+        zip((place[own] for own in reference.paired), reference.rows, strict=False),
+        key=lambda partner: partner[0],
+    )
+    if partners:
+        places, others = zip(*partners, strict=True)
+        reference = replace(reference, rows=others, paired=places)
+    return [rows[i] for i in order], reference
 
 
 def _race(
