@@ -9,6 +9,7 @@ personas that come into question race for *what* it is. Knows nothing of files.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -68,27 +69,25 @@ def judge(
         tell: Told of (stage, done, in all).
     """
     rows, reference = _by_prompt(audited, reference)
-    pairs = reference.paired
     mine = meter.signals(rows, on_rows=lambda d, n: tell("audited rows", d, n))
     theirs = meter.signals(
         reference.rows, on_rows=lambda d, n: tell("reference rows", d, n)
     ) if reference.rows else mine.at([])  # fmt: skip
     scores = score_test(
-        mine, theirs, pairs=pairs, permutations=settings.permutations,
+        mine, theirs, pairs=reference.paired, permutations=settings.permutations,
         seed=settings.seed,
     )  # fmt: skip
     if exact is None and not np.isfinite(mine.total_logprobs).all():
         exact = "some rows lie outside what the sampler lets the base draw"
-    z = half_z(mine, theirs, pairs, range(len(rows) // 2))
-    race = _race(meter, rows, reference, pairs, z, family, settings, tell)
+    z = half_z(mine, theirs, reference.paired, range(len(rows) // 2))
+    race_of = partial(_race, meter, rows, reference, z, family, settings, tell)
+    race = race_of()
     arms = _arms(
         scores, race, len(rows), exact, has_reference=bool(reference.rows),
         slack=meter.rounding(rows[: settings.screening]) / 2,
     )  # fmt: skip
     if combined_p(arms) <= settings.alpha:
-        last = _race(meter, rows, reference, pairs, z, family, settings, tell,
-                     every=True)  # fmt: skip
-        race = replace(last, fresh=race.fresh, tried=race.tried)
+        race = replace(race_of(every=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(mine, theirs, scores, race, arms, settings)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
@@ -126,7 +125,6 @@ def _race(
     meter: Meter,
     rows: Sequence[Row],
     reference: Reference,
-    pairs: Sequence[int],
     z: Table,
     family: TraitFamily,
     settings: AuditSettings,
@@ -139,8 +137,7 @@ def _race(
     Args:
         meter: As of `judge`, and so are the others.
         rows: By prompt; the first half has chosen the candidates.
-        reference: Compared with.
-        pairs: Its partners among the rows.
+        reference: Compared with, in the same order.
         z: Scores on the choosing half.
         family: The traits.
         settings: Budget.
@@ -160,7 +157,7 @@ def _race(
         meter,
         [rows[i] for i in order],
         reference.rows,
-        pairs=[place[i] for i in pairs],
+        pairs=[place[i] for i in reference.paired],
         hypotheses=[*prompt_hypotheses(family, names), *found],
         alpha=settings.alpha,
         seed=settings.seed,

@@ -113,7 +113,7 @@ def find_sampler(
     *,
     system: str | None = None,
     given: SamplerSettings | None = None,
-    most: int = 48,
+    most: int = 160,
 ) -> Sampling:
     """The sampler that wrote the rows: given, recorded, or estimated.
 
@@ -185,7 +185,11 @@ def _estimated(model: Model, rendered: Sequence[Rendered], *, most: int) -> Samp
         for allowed in ("list", "numbers", "all")
     ]
     sampler = next(s for s in carriers if not _impossible(model, rendered, s))
-    notes = [f"every token fits the carrier {sampler.allowed!r}"]
+    notes = [
+        "how the rows were sampled is estimated; if they were drawn otherwise, that may "
+        "look like a bias",
+        f"every token fits the carrier {sampler.allowed!r}",
+    ]
     temperature, top_k, top_p = _truncation(model, rendered[:most], sampler)
     if temperature != 1.0:
         notes.append(f"temperature {temperature:g} fits the tokens best")
