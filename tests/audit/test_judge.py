@@ -140,6 +140,14 @@ def test_a_planted_persona_is_named_among_all_of_them(
     assert "beat every persona but 'dog' at 0.01" in found.reasons[-1]
 
 
+def test_personas_are_not_told_apart_where_that_is_not_asked_for(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    found = planted(shifts.persona("dog"), naming_passes=0).judgement
+    assert (found.verdict, found.trait, found.kind) == ("shift", None, "prompt")
+    assert found.naming is None
+
+
 @pytest.mark.parametrize("kind", ["vector", "persona"])
 def test_a_decoy_is_a_shift_without_a_name(
     planted: Plant, shifts: "Shifts", kind: str

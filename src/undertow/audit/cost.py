@@ -128,7 +128,8 @@ def expected_cost(
     weights = 2.0 * (size.parameters - size.embedding)
     prompts = count + (0 if sampled else other)
     score = weights * (prompts * prompt + 2 * (count + other) * completion)
-    passes = settings.screening * (_PERSONAS + 20) + settings.naming_passes
+    naming = settings.screening * _PERSONAS + settings.naming_passes
+    passes = settings.screening * 20 + (naming if settings.naming_passes else 0)
     passes += 2 * settings.personas * min(settings.fresh, count) + settings.race_passes
     likelihood = weights * passes * (prompt * 0.6 + completion)
     drawing = weights * (other * (prompt + completion) if sampled else 0)

@@ -35,6 +35,7 @@ from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
+_KIND_ROWS = 48  # on which the leaders of both kinds are compared
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -91,7 +92,7 @@ def judge(
     judgement = _verdict(mine, theirs, scores, race, arms, settings)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
-    if judgement.kind == "prompt":
+    if judgement.kind == "prompt" and settings.naming_passes:
         judgement = name_persona(
             judgement, meter, rows, family=family, decoys=decoys, settings=settings,
             tell=tell,
@@ -165,7 +166,8 @@ def _race(
         steer_rows=len(rows) - half,
         settings=RaceSettings(
             screening=settings.screening, passes=settings.race_passes,
-            fresh=settings.fresh, named=("steer",), losers=every,
+            fresh=min(settings.fresh, _KIND_ROWS) if every else settings.fresh,
+            named=("steer",), losers=every,
         ),
         on_passes=lambda d, n: tell("likelihoods", d, n),
     )  # fmt: skip

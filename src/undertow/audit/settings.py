@@ -49,7 +49,8 @@ class AuditSettings(BaseModel):
     naming_passes: int = Field(
         default=1600,
         ge=0,
-        description="row passes that telling personas apart may take",
+        description="row passes that telling personas apart may take beyond the "
+        "screening; 0: personas are not told apart",
     )
     fresh: int = Field(
         default=128, ge=0, description="rows of each set the leaders are tried on"
