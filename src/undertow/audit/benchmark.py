@@ -196,7 +196,8 @@ class _Bench:
     ) -> None:
         """Pools, measurements, audits and bounds of one carrier."""
         began, system = time.monotonic(), self.settings.audit.system
-        place = f"{carrier.name}-{_digest(carrier.drawn_by.model_dump())[:6]}"
+        parts = [carrier.name, _digest(carrier.drawn_by.model_dump())[:6]]
+        place = "-".join([*parts, carrier.filter] if carrier.filter else parts)
         prompts = carrier_prompts(carrier, seed=self.settings.seed)
         vectors = family_vectors(self.model, self.family, system=system)
         pools = self._pools(carrier, prompts, vectors, place)
