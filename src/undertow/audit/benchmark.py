@@ -248,7 +248,7 @@ class _Bench:
         for source in teacher_sources(self.settings, depth=depth):
             teacher = teacher_of(source, self.family, vectors)
             others[source] = pool(source, teacher, carrier.teacher_prompts)
-        if carrier.name != "answers":
+        if carrier.name == "list" or carrier.passed == "numbers":  # sure numbers
             first = base[0].of_first(carrier.teacher_prompts)
             for control in self.settings.controls:
                 others[Source(control)] = control_pool(

@@ -14,9 +14,12 @@ import numpy as np
 from scipy import stats as distributions
 
 from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit.meter import Meter
+from undertow.audit.race import mixed_evidence
 from undertow.audit.signals import Battery, RowSignals
 from undertow.interventions.steering import SteeringVector
 from undertow.models.loading import Model
+from undertow.records import Row
 from undertow.stats import MaxT, paired_max_t, two_sample_max_t
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
@@ -28,6 +31,10 @@ STANDS_OUT = 4.0
 one layer; about the largest of some fifty directions × thirty blocks of nothing."""
 DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
+NAMING_DOSES = (0.15, 0.3, 0.6)
+"""Those at which directions race for a name."""
+SUSPICIOUS = 6
+"""Rows on which every direction is tried before the race for a name."""
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
 
@@ -121,29 +128,71 @@ def _normal(t: Table, degrees: int) -> Table:
 
 
 def candidate_hypotheses(
-    model: Model, battery: Battery, z: Table, *, every: bool = False
+    model: Model, battery: Battery, z: Table
 ) -> list[RowHypothesis]:
-    """The directions that stand out, each at a few layers and several doses.
+    """The directions that stand out most, each at a few layers and several doses.
 
     The first of them races even if it does not stand out, at its best layer only: among
-    rows of which many are innocent it does not, and may still win its bets. With
-    `every`, so do the next ones: a name has to be won against somebody.
+    rows of which many are innocent it does not, and may still win its bets.
     """
-    best = np.nanmax(np.where(np.isnan(z), -np.inf, z), axis=0)
-    named = battery.of_role("trait", "decoy", "given", "persona")
-    chosen = sorted(named, key=lambda k: -best[k])[:CANDIDATES]
-    places = {}
-    for rank, k in enumerate(chosen):
-        if best[k] > STANDS_OUT:
-            places[k] = _spread(z[:, k])
-        elif best[k] > 0 and (every or rank == 0):
-            places[k] = [int(np.nanargmax(z[:, k]))]
+    best = _best(z)
+    chosen = _by_score(battery, z)[:CANDIDATES]
+    places = {k: _spread(z[:, k]) for k in chosen if best[k] > STANDS_OUT}
+    if not places and best[chosen[0]] > 0:
+        places = {chosen[0]: [int(np.nanargmax(z[:, chosen[0]]))]}
     return [
         vector_hypothesis(model, battery, k, at, dose)
         for k, layers in places.items()
         for at in layers
         for dose in DOSES
     ]
+
+
+def contending_hypotheses(
+    meter: Meter, rows: Sequence[Row], z: Table, scores: Table
+) -> list[RowHypothesis]:
+    """Directions that come into question for a name, each at its best layer.
+
+    The two of the largest scores, which may be wrong ones', and the three under which
+    a few suspicious rows of the choosing half are likeliest.
+
+    Args:
+        meter: Scores likelihoods.
+        rows: The choosing half.
+        z: [layer, direction], of that half.
+        scores: [row, layer, direction], of that half.
+    """
+    model, battery = meter.model, meter.battery
+    best = _best(z)
+    ranked = [k for k in _by_score(battery, z) if best[k] > 0]
+    if not ranked:
+        return []
+    place = {k: int(np.nanargmax(z[:, k])) for k in ranked}
+    leading = scores[:, place[ranked[0]], ranked[0]]
+    few = [rows[i] for i in np.argsort(-leading)[:SUSPICIOUS].tolist()]
+    won = {}
+    for k in ranked:
+        middle = vector_hypothesis(model, battery, k, place[k], DOSES[-1])
+        won[k] = mixed_evidence(meter.ratios(few, middle))
+    likely = sorted(ranked, key=lambda k: -won[k])
+    return [
+        vector_hypothesis(model, battery, k, place[k], dose)
+        for k in dict.fromkeys([*ranked[:2], *likely[:3]])
+        for dose in NAMING_DOSES
+    ]
+
+
+def _by_score(battery: Battery, z: Table) -> list[int]:
+    """The directions that have a name, the largest score at any layer first."""
+    best = _best(z)
+    named = battery.of_role("trait", "decoy", "given", "persona")
+    return sorted(named, key=lambda k: -best[k])
+
+
+def _best(z: Table) -> Table:
+    """[direction]: the largest score at any layer; −inf where none is known."""
+    found: Table = np.max(np.where(np.isnan(z), -np.inf, z), axis=0)
+    return found
 
 
 def _spread(z: Table) -> list[int]:

@@ -13,11 +13,12 @@ from functools import partial
 
 import numpy as np
 
-from undertow.analysis.hypotheses import prompt_hypotheses
+from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import (
     ScoreTest,
     Table,
     candidate_hypotheses,
+    contending_hypotheses,
     half_z,
     score_test,
 )
@@ -80,15 +81,19 @@ def judge(
     )  # fmt: skip
     if exact is None and not np.isfinite(mine.total_logprobs).all():
         exact = "some rows lie outside what the sampler lets the base draw"
-    z = half_z(mine, theirs, reference.paired, range(len(rows) // 2))
-    race_of = partial(_race, meter, rows, reference, z, family, settings, tell)
-    race = race_of()
+    half = len(rows) // 2
+    z = half_z(mine, theirs, reference.paired, range(half))
+    race_of = partial(_race, meter, rows, reference, family, settings, tell)
+    race = race_of(candidate_hypotheses(meter.model, meter.battery, z))
     arms = _arms(
         scores, race, len(rows), exact, has_reference=bool(reference.rows),
         slack=meter.rounding(rows[: settings.screening]) / 2,
     )  # fmt: skip
     if combined_p(arms) <= settings.alpha:
-        race = replace(race_of(every=True), fresh=race.fresh, tried=race.tried)
+        found = contending_hypotheses(
+            meter, rows[:half], z, mine.scores[:half].astype(np.float64)
+        )
+        race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(mine, theirs, scores, race, arms, settings)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
@@ -126,48 +131,47 @@ def _race(
     meter: Meter,
     rows: Sequence[Row],
     reference: Reference,
-    z: Table,
     family: TraitFamily,
     settings: AuditSettings,
     tell: Tell,
+    vectors: Sequence[RowHypothesis],
     *,
-    every: bool = False,
+    naming: bool = False,
 ) -> Race:
-    """Candidates from one half of the rows, raced on the other; personas on both.
+    """Vectors that one half of the rows chose, raced on the other; personas on both.
 
     Args:
         meter: As of `judge`, and so are the others.
-        rows: By prompt; the first half has chosen the candidates.
+        rows: By prompt; the first half has chosen the vectors.
         reference: Compared with, in the same order.
-        z: Scores on the choosing half.
         family: The traits.
         settings: Budget.
         tell: Told.
-        every: Let all race who come into question for what was found: more vectors,
-            and the first vector's trait as a persona.
+        vectors: Those that race.
+        naming: Something was found, and the race is for what it is: the first vector's
+            trait races as a persona too, and a vector that loses stays.
     """
     half = len(rows) // 2
     order = [*range(half, len(rows)), *range(half)]
     place = {own: new for new, own in enumerate(order)}
-    found = candidate_hypotheses(meter.model, meter.battery, z, every=every)
     names = list(family.names[: settings.personas])
-    if every:
-        traits = [h.trait for h in found if h.trait in family.names]
-        names += [str(t) for t in traits[:1] if t not in names]
+    if naming:
+        traits = [str(h.trait) for h in vectors if h.trait in family.names]
+        names += [trait for trait in traits[:1] if trait not in names]
     return run_race(
         meter,
         [rows[i] for i in order],
         reference.rows,
         pairs=[place[i] for i in reference.paired],
-        hypotheses=[*prompt_hypotheses(family, names), *found],
+        hypotheses=[*prompt_hypotheses(family, names), *vectors],
         alpha=settings.alpha,
         seed=settings.seed,
         permutations=settings.permutations,
         steer_rows=len(rows) - half,
         settings=RaceSettings(
             screening=settings.screening, passes=settings.race_passes,
-            fresh=min(settings.fresh, _KIND_ROWS) if every else settings.fresh,
-            named=("steer",), losers=every,
+            fresh=min(settings.fresh, _KIND_ROWS) if naming else settings.fresh,
+            named=("steer",), losers=naming,
         ),
         on_passes=lambda d, n: tell("likelihoods", d, n),
     )  # fmt: skip
