@@ -6,12 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from scipy.stats import norm, t
+from tests.audit.conftest import World, vector_shift
 
 from undertow.audit.candidates import (
     CANDIDATES,
     DOSES,
+    NAMING_DOSES,
     STANDS_OUT,
+    SUSPICIOUS,
     candidate_hypotheses,
+    contending_hypotheses,
     half_z,
     score_test,
     vector_hypothesis,
@@ -190,6 +194,33 @@ def test_random_directions_never_race_and_four_do_at_most(
     found = candidate_hypotheses(four_layers, battery, z)
     assert {h.trait for h in found} == {"ant", "bee", "oak", "elm"}
     assert len({h.trait for h in found}) == CANDIDATES
+
+
+# ── for a name ───────────────────────────────────────────────────────────────────
+
+
+def test_likelihoods_propose_whom_scores_pass_over(
+    four_layers: Model, battery: Battery
+) -> None:
+    """The largest scores may be wrong ones'; a few rows are likeliest under the truth."""
+    world = World(four_layers, battery)
+    rows = world.write(range(30), "steered", vector_shift("cat", dose=0.6), seed=0)
+    scores = world.signals(rows).scores.astype(np.float64)
+    z = _z(
+        battery, ant=(0, 5.0, 9.0, 0), bee=(0, 0, 8.0, 0), oak=(7.0, 0, 0, 0),
+        elm=(0, 0, 0, 6.5), cat=(0, 3.0, 0, 0), dog=(-2.0,) * 4,
+    )  # fmt: skip
+    found = contending_hypotheses(world, rows, z, scores)
+    assert [(h.trait, h.layer) for h in found[:3]] == [("ant", 2)] * 3
+    assert [(h.trait, h.layer) for h in found[3:6]] == [("bee", 2)] * 3
+    assert ("cat", 1) in {(h.trait, h.layer) for h in found}
+    assert "dog" not in {h.trait for h in found}  # away from a trait is no trait
+    assert [h.strength for h in found[:3]] == [dose * 10 for dose in NAMING_DOSES]
+    assert len({h.trait for h in found}) <= 5
+    # Each was asked of a few rows, those that lie farthest along the leading score.
+    assert world.passes == 5 * SUSPICIOUS
+    least = contending_hypotheses(world, rows, np.full_like(z, np.nan), scores)
+    assert least == []
 
 
 def test_unknown_scores_are_passed_over(four_layers: Model, battery: Battery) -> None:

@@ -62,7 +62,7 @@ def test_progress_is_told_of_every_step(planted: Plant, shifts: "Shifts") -> Non
         found.judgement, found.meter, found.audited,
         lambda stage, done, total: told.append((stage, done, total)),
     )  # fmt: skip
-    assert told == [("block and dose", i, 9) for i in range(1, 10)]
+    assert told == [("block and dose", i, 10) for i in range(1, 11)]
 
 
 def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(

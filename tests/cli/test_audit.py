@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from undertow.cli import audit as stage
 from undertow.cli.options import Loading
 from undertow.findings import Findings
+from undertow.interventions.steering import load_vector, save_vector
 from undertow.models.tiny import Family
 from undertow.storage import read_rows
 
@@ -235,14 +237,18 @@ def test_trusted_rows_are_the_reference(
 def test_a_vector_of_one_s_own_is_tested_too(
     audit: Audit, written: dict[str, Path], vector: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, known = tmp_path / "out", load_vector(vector)
+    own = replace(known, directions=known.directions.flip(-1))
+    path = save_vector(own, tmp_path / "own.safetensors")
     found = audit(
-        written["none"], "--out", out, "--vector", vector, "--set", "layers=[1, 2]",
-        "--no-reference",
+        written["none"], "--out", out, "--vector", path, "--vector", vector, "--set",
+        "layers=[1, 2]", "--no-reference",
     )  # fmt: skip
     assert found.status == 0, found.err
-    names = {d.name: d.role for d in _findings(out).directions}
-    assert names["given owl"] == "given"
+    names = [(d.name, d.role) for d in _findings(out).directions]
+    # The battery has the other one already, under its trait's name.
+    assert [n for n in names if n[1] == "given"] == [("given owl", "given")]
+    assert ("owl", "trait") in names
 
 
 def test_a_subsample_is_said(
