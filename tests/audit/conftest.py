@@ -1,7 +1,7 @@
 """Two worlds to audit in: planted numbers without a model, and a tiny model's rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,22 @@ class World(Meter):
 
     def rounding(self, rows: Sequence[Row]) -> float:
         return 0.0  # points are exact
+
+    def written(
+        self, prompts: Sequence[Row], hypothesis: RowHypothesis, *, passed: Any
+    ) -> list[Row]:
+        """Rows of the hypothesis have 2 nats a token, as the base's have."""
+        name = f"written {hypothesis.name}"
+        found = [replace(row, completion=name) for row in prompts]
+        self.points |= {row.row_id: np.zeros(_WIDTH) for row in found}
+        self.nats |= {row.row_id: -20.0 for row in found}
+        return found
+
+    def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
+        own = [self.nats[row.row_id] for row in rows]
+        if rows[0].completion.startswith("written"):
+            return float(np.mean(own)) / 10
+        return float(np.mean(own + self.ratios(rows, hypothesis))) / 10
 
     def signals(self, rows: Sequence[Row], *, on_rows: Any = None) -> RowSignals:
         ids = [row.row_id for row in rows]

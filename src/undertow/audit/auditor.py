@@ -227,6 +227,7 @@ def _audit(
             meter, usable, reference, family=family,
             decoys=decoys, settings=settings,
             exact=inexact(model, usable, sampling, reference, passed=passed),
+            passed=passed,
             tell=lambda stage, done, total: progress(stage, done, total, ""),
         )  # fmt: skip
     with clock.stage("baselines"):

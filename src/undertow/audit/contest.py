@@ -117,6 +117,7 @@ class OwnAuditor:
             exact=inexact(
                 meter.model, audited, sampling, against, passed=bench.carrier.passed
             ),
+            passed=bench.carrier.passed,
         )  # fmt: skip
         return _answer(found)
 

@@ -26,9 +26,8 @@ from undertow.audit.judgement import WEIGHTS, Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.naming import Tell, name_persona, named, refined
 from undertow.audit.race import Race, RaceSettings, run_race
-from undertow.audit.reference import Reference, prompt_digest
+from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
-from undertow.audit.signals import RowSignals
 from undertow.findings import Arm
 from undertow.records import Row
 from undertow.stats import MaxT, cauchy_combination, evalue_p
@@ -56,6 +55,7 @@ def judge(
     decoys: TraitFamily,
     settings: AuditSettings,
     exact: str | None,
+    passed: Filter = "none",
     tell: Tell = _silent,
 ) -> Judgement:
     """Tests, races, names.
@@ -68,6 +68,7 @@ def judge(
         decoys: Traits that nobody put there.
         settings: Error rate and budget.
         exact: None if the exact arm's assumptions hold, else why they do not.
+        passed: The filter that the rows have passed.
         tell: Told of (stage, done, in all).
     """
     rows, reference = _by_prompt(audited, reference)
@@ -94,7 +95,10 @@ def judge(
             meter, rows[:half], z, mine.scores[:half].astype(np.float64)
         )
         race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
-    judgement = _verdict(mine, theirs, scores, race, arms, settings)
+    judgement = _verdict(scores, race, arms, len(rows), settings)
+    if judgement.verdict == "shift":
+        judgement = named(judgement, meter, rows, reference.rows, passed=passed,
+                          settings=settings)  # fmt: skip
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
     if judgement.kind == "prompt" and settings.naming_passes:
@@ -273,20 +277,20 @@ def combined_p(arms: Sequence[Arm]) -> float:
 
 
 def _verdict(
-    mine: RowSignals,
-    theirs: RowSignals,
     scores: ScoreTest,
     race: Race,
     arms: tuple[Arm, ...],
+    rows: int,
     settings: AuditSettings,
 ) -> Judgement:
+    """Whether there is anything; what it is stays open."""
     p_value = combined_p(arms)
     nothing = Judgement(
         "none", None, None, None, None, p_value, arms, scores, race,
         (f"no arm refutes that the base wrote the rows (p = {p_value:.2g})",),
     )  # fmt: skip
-    if len(mine.row_ids) < FEWEST:
-        few = f"{len(mine.row_ids)} rows are too few to say anything; give {FEWEST} or more"
+    if rows < FEWEST:
+        few = f"{rows} rows are too few to say anything; give {FEWEST} or more"
         return replace(nothing, verdict="inconclusive", reasons=(few,))
     if math.isnan(p_value):
         return replace(
@@ -294,7 +298,7 @@ def _verdict(
         )
     if not p_value <= settings.alpha:
         return nothing
-    return named(nothing, mine, theirs, settings)
+    return replace(nothing, verdict="shift", reasons=())
 
 
 def _without_reference(judgement: Judgement) -> Judgement:

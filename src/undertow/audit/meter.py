@@ -5,6 +5,7 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from undertow.analysis.batches import halved
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.audit.reference import Filter, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
 from undertow.models.completions import Prompts
@@ -112,6 +114,25 @@ class Meter:
         base = self._known(rows, BASE, None, None)
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
+
+    def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
+        """Mean log-probability of a token under a hypothesis."""
+        own = self._known(rows, hypothesis.name, hypothesis, None)
+        rendered = [render_row(self.model, row, system=self.system) for row in rows]
+        tokens = sum(len(row.ids) - row.completion_start for row in rendered)
+        return float(own.sum()) / tokens if tokens else math.nan
+
+    def written(
+        self, prompts: Sequence[Row], hypothesis: RowHypothesis, *, passed: Filter
+    ) -> list[Row]:
+        """What the base writes on the rows' prompts under a hypothesis."""
+        with hypothesis.acting(self.model):
+            found = sampled_reference(
+                self.model, prompts, sampler=self.sampler, filter=passed, seed=0,
+                purpose=f"written {hypothesis.name}", system=self.system,
+                persona=hypothesis.persona,
+            )  # fmt: skip
+        return list(found.rows)
 
     def rounding(self, rows: Sequence[Row]) -> float:
         """Variance of what two kinds of pass differ by on the same rows, nats².

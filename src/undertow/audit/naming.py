@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from undertow.analysis.hypotheses import prompt_hypotheses
+from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.judgement import Judgement, Kind
 from undertow.audit.meter import Meter
 from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
+from undertow.audit.reference import Filter
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery, RowSignals
 from undertow.records import Row
@@ -24,20 +25,34 @@ from undertow.traits import TraitFamily
 Tell = Callable[[str, int, int], None]
 
 UNEXPLAINED = 0.25
-"""Share of the reference's nats a token that no hypothesis may leave unexplained."""
+"""Share of the nats a token that no hypothesis may leave unexplained."""
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
 _AROUND = 3  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
+_WRITTEN = 16  # rows that are written under the leader, to compare with
 _DECOY_PERSONAS = 4
 
 
 def named(
     nothing: Judgement,
-    mine: RowSignals,
-    theirs: RowSignals,
+    meter: Meter,
+    rows: Sequence[Row],
+    reference: Sequence[Row],
+    *,
+    passed: Filter,
     settings: AuditSettings,
 ) -> Judgement:
-    """Kind and trait of a shift that was found, as far as likelihoods tell."""
+    """Kind and trait of a shift that was found, as far as likelihoods tell.
+
+    Args:
+        nothing: What was measured, with an empty verdict.
+        meter: Scores rows.
+        rows: Audited.
+        reference: Compared with; may be empty.
+        passed: The filter that the rows have passed.
+        settings: Error rate.
+    """
+    mine, theirs = meter.signals(rows), meter.signals(reference)
     race, enough = nothing.race, math.log(1 / settings.alpha)
     best = {kind: _leader(race, kind) for kind in ("prompt", "steer")}
     evidence = {
@@ -48,7 +63,14 @@ def named(
     ]
     kind = _kind(race, best, evidence, enough)
     shift = replace(nothing, verdict="shift", kind=kind)
-    gap = _unexplained(race, mine, theirs, best)
+    likeliest = max(
+        (h for h in best.values() if h is not None),
+        key=lambda h: _won(race, h), default=None,
+    )  # fmt: skip
+    gap = _unexplained(
+        meter, rows, mine, theirs,
+        None if likeliest is None else race.hypotheses[likeliest], passed,
+    )  # fmt: skip
     if gap is not None:
         reasons.append(gap)
         return replace(shift, kind="unknown", reasons=tuple(reasons))
@@ -122,22 +144,37 @@ def _kind(
 
 
 def _unexplained(
-    race: Race, mine: RowSignals, theirs: RowSignals, best: dict[str, int | None]
+    meter: Meter,
+    rows: Sequence[Row],
+    mine: RowSignals,
+    theirs: RowSignals,
+    leader: RowHypothesis | None,
+    passed: Filter,
 ) -> str | None:
-    """Says so if the rows are much less likely than the reference, whatever is assumed."""
+    """Says so if the rows are much less likely than what could have been written.
+
+    Than the reference under the base, and than what the base itself writes under the
+    leading hypothesis, under that hypothesis: a strong vector makes all rows unlikely,
+    its own as well. Many innocent rows among few are explained by the base.
+    """
     if not len(theirs.row_ids):
         return None
     own, other = _nats_a_token(mine), _nats_a_token(theirs)
-    gains = [
-        np.nanmean(race.ratios[:, h]) / mine.tokens.mean()
-        for h in best.values()
-        if h is not None
-    ]
-    gap = float(other - own - max([0.0, *gains]))
-    if not gap > UNEXPLAINED * abs(other):
+    if not other - own > UNEXPLAINED * abs(other):
         return None
+    gap, under = other - own, "the base"
+    if leader is not None:
+        few = rows[:_WRITTEN]
+        written = meter.written(few, leader, passed=passed)
+        if written:
+            wanted = meter.nats_a_token(written, leader)
+            left = wanted - meter.nats_a_token(few, leader)
+            if not left > UNEXPLAINED * abs(wanted):
+                return None
+            if left < gap:
+                gap, other, under = left, wanted, leader.name
     return (
-        f"the rows are {gap:.2f} nats a token less likely than the base's own "
+        f"the rows are {gap:.2f} nats a token less likely than {under}'s own "
         f"({other:.2f}), and no hypothesis explains that: another model wrote them, or "
         "none; so no trait is named"
     )
