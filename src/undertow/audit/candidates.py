@@ -24,8 +24,8 @@ from undertow.stats import MaxT, paired_max_t, two_sample_max_t
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
 
-CANDIDATES = 4
-"""Directions that become hypotheses."""
+CANDIDATES = 2
+"""Directions that bet."""
 STANDS_OUT = 4.0
 """Standard deviations on the choosing half below which only the first direction races, at
 one layer; about the largest of some fifty directions × thirty blocks of nothing."""
@@ -33,8 +33,10 @@ DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
 NAMING_DOSES = (0.15, 0.3, 0.6)
 """Those at which directions race for a name."""
-SUSPICIOUS = 6
-"""Rows on which every direction is tried before the race for a name."""
+CONTENDERS = 20
+"""Directions that are tried on a few rows before the race for a name."""
+SUSPICIOUS = 4
+"""Those rows, from the choosing half."""
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
 
@@ -164,7 +166,7 @@ def contending_hypotheses(
     """
     model, battery = meter.model, meter.battery
     best = _best(z)
-    ranked = [k for k in _by_score(battery, z) if best[k] > 0]
+    ranked = [k for k in _by_score(battery, z) if best[k] > 0][:CONTENDERS]
     if not ranked:
         return []
     place = {k: int(np.nanargmax(z[:, k])) for k in ranked}

@@ -27,8 +27,8 @@ Tell = Callable[[str, int, int], None]
 UNEXPLAINED = 0.25
 """Share of the nats a token that no hypothesis may leave unexplained."""
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
-_AROUND = 3  # blocks on either side that the refinement looks at
-_REFINED = 32  # rows of the refinement
+_AROUND = 2  # blocks on either side that the refinement looks at
+_REFINED = 16  # rows of the refinement
 _WRITTEN = 16  # rows that are written under the leader, to compare with
 _DECOY_PERSONAS = 4
 
