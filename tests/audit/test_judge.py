@@ -80,7 +80,7 @@ def test_the_exact_arm_bets_on_all_that_started(clean: "list[Planted]") -> None:
 
 
 def test_the_combination_by_hand() -> None:
-    """Weights 2 : 2 : 1; a bet that lost counts as 0.5, whose cotangent is 0."""
+    """Weights 10 : 10 : 1; a bet that lost counts as 0.5, whose cotangent is 0."""
 
     def arms(*p_values: float | None) -> list[Arm]:
         names: list[Any] = ["gradient", "likelihood", "exact"]
@@ -97,11 +97,11 @@ def test_the_combination_by_hand() -> None:
         return math.atan2(1, total) / math.pi
 
     lost = combined_p(arms(0.02, 0.3, 1.0))
-    assert lost == pytest.approx(back(0.4 * cot(0.02) + 0.4 * cot(0.3)))
+    assert lost == pytest.approx(back((10 * cot(0.02) + 10 * cot(0.3)) / 21))
     won = combined_p(arms(0.4, 0.3, 1e-9))
-    wanted = back(0.4 * cot(0.4) + 0.4 * cot(0.3) + 0.2 * cot(1e-9))
+    wanted = back((10 * cot(0.4) + 10 * cot(0.3) + cot(1e-9)) / 21)
     assert won == pytest.approx(wanted)
-    assert won == pytest.approx(5e-9, rel=1e-3)
+    assert won == pytest.approx(21e-9, rel=1e-3)
     alone = combined_p(arms(0.02, None, None))
     assert alone == pytest.approx(0.02)
     assert math.isnan(combined_p(arms(None, None, None)))

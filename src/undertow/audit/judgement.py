@@ -11,7 +11,7 @@ from undertow.findings import Arm, VerdictWord
 
 Kind = Literal["steer", "prompt", "unknown"]
 
-WEIGHTS = MappingProxyType({"gradient": 1.0, "likelihood": 1.0, "exact": 0.5})
+WEIGHTS = MappingProxyType({"gradient": 1.0, "likelihood": 1.0, "exact": 0.1})
 """Of the arms in their combination."""
 
 
