@@ -189,7 +189,7 @@ def test_rows_of_something_else_have_no_name(planted: Plant, shifts: "Shifts") -
     (reason,) = [r for r in found.reasons if "less likely" in r]
     # 4.5 nats a token against 2.0, of which the vector explains a few hundredths.
     assert reason.startswith("the rows are 2.4")
-    assert "nats a token less likely than the base's own (-2.00)" in reason
+    assert "nats a token less likely than cat vector, block 1, dose 0.3's own" in reason
     assert "no hypothesis explains that" in reason
 
 
