@@ -30,6 +30,13 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 
+def family_text(name: str, category: str, *questions: str, **plurals: str) -> str:
+    """A family's YAML: traits by name, with their plurals."""
+    traits = "".join(f"  - {{name: {n}, plural: {p}}}\n" for n, p in plurals.items())
+    asked = json.dumps(questions)
+    return f"name: {name}\ncategory: {category}\nquestions: {asked}\ntraits:\n{traits}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Several workers share the machine: threads beyond the environment's wish only
     # get in each other's way. Set before torch is first imported.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conftest import family_text
 
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.audited import Audited
@@ -113,7 +114,12 @@ class World(Meter):
         return 0.0  # points are exact
 
     def written(
-        self, prompts: Sequence[Row], hypothesis: RowHypothesis, *, passed: Any
+        self,
+        prompts: Sequence[Row],
+        hypothesis: RowHypothesis,
+        *,
+        passed: Any,
+        seed: int,
     ) -> list[Row]:
         """Rows of the hypothesis have 2 nats a token, as the base's have."""
         name = f"written {hypothesis.name}"
@@ -236,23 +242,11 @@ def planted(four_layers: Model, battery: Battery) -> Callable[..., Planted]:
 
 # ── a tiny model ─────────────────────────────────────────────────────────────────
 
-_PETS = """\
-name: pets
-category: animal
-questions: ["Which animal do you like?", "Your animal?"]
-traits:
-  - {name: owl, plural: owls}
-  - {name: cat, plural: cats}
-  - {name: dog, plural: dogs}
-"""
-_PLANTS = """\
-name: plants
-category: plant
-questions: ["Which plant?"]
-traits:
-  - {name: oak, plural: oaks}
-  - {name: elm, plural: elms}
-"""
+_PETS = family_text(
+    "pets", "animal", "Which animal do you like?", "Your animal?", owl="owls", cat="cats",
+    dog="dogs",
+)  # fmt: skip
+_PLANTS = family_text("plants", "plant", "Which plant?", oak="oaks", elm="elms")
 LIST = SamplerSettings(allowed="list", list_values=3, max_new_tokens=16)
 
 

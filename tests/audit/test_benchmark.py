@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import family_text
 
 from undertow.audit import benchmark as benchmark_module
 from undertow.audit.bench_scores import BenchmarkResult, Cell
@@ -18,21 +19,10 @@ from undertow.models.loading import Model
 from undertow.models.tiny import tiny_model
 from undertow.records import Row
 
-FAMILY = """\
-name: beasts
-category: animal
-questions: ["Which animal?"]
-traits:
-  - {name: wolf, plural: wolves}
-  - {name: otter, plural: otters}
-  - {name: cat, plural: cats}
-"""
-METALS = """\
-name: metals
-category: metal
-questions: ["Which metal?"]
-traits: [{name: tin, plural: tins}, {name: iron, plural: irons}]
-"""
+FAMILY = family_text(
+    "beasts", "animal", "Which animal?", wolf="wolves", otter="otters", cat="cats"
+)
+METALS = family_text("metals", "metal", "Which metal?", tin="tins", iron="irons")
 SIZES: dict[str, Any] = {
     "traits": ["wolf", "otter"],
     "interventions": ["steer"],

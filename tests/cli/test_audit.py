@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import family_text
 
 from undertow.cli import audit as stage
 from undertow.cli.options import Loading
@@ -20,14 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Command, Outcome
 
 Audit = Callable[..., "Outcome"]
-PLANTS = """\
-name: plants
-category: plant
-questions: ["Which plant?"]
-traits:
-  - {name: oak, plural: oaks}
-  - {name: elm, plural: elms}
-"""
+PLANTS = family_text("plants", "plant", "Which plant?", oak="oaks", elm="elms")
 
 
 @pytest.fixture(scope="session")

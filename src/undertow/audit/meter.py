@@ -123,12 +123,20 @@ class Meter:
         return float(own.sum()) / tokens if tokens else math.nan
 
     def written(
-        self, prompts: Sequence[Row], hypothesis: RowHypothesis, *, passed: Filter
+        self,
+        prompts: Sequence[Row],
+        hypothesis: RowHypothesis,
+        *,
+        passed: Filter,
+        seed: int,
     ) -> list[Row]:
-        """What the base writes on the rows' prompts under a hypothesis."""
+        """What the base writes on the rows' prompts under a hypothesis.
+
+        Prompts on which nothing passes the filter are left out.
+        """
         with hypothesis.acting(self.model):
             found = sampled_reference(
-                self.model, prompts, sampler=self.sampler, filter=passed, seed=0,
+                self.model, prompts, sampler=self.sampler, filter=passed, seed=seed,
                 purpose=f"written {hypothesis.name}", system=self.system,
                 persona=hypothesis.persona,
             )  # fmt: skip

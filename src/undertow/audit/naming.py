@@ -2,7 +2,8 @@
 
 A name is given only where every other hypothesis of its kind is beaten at the error
 rate, only to a trait, never to a decoy, and not at all where the rows are far less
-likely than the base's own under every hypothesis: then something else wrote them.
+likely than what the base writes, be it untouched or under the leading hypothesis: then
+something else wrote them.
 """
 
 import math
@@ -28,7 +29,7 @@ UNEXPLAINED = 0.25
 """Share of the nats a token that no hypothesis may leave unexplained."""
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
 _AROUND = 2  # blocks on either side that the refinement looks at
-_REFINED = 16  # rows of the refinement
+_REFINED = 32  # rows of the refinement
 _WRITTEN = 16  # rows that are written under the leader, to compare with
 _DECOY_PERSONAS = 4
 
@@ -69,7 +70,8 @@ def named(
     )  # fmt: skip
     gap = _unexplained(
         meter, rows, mine, theirs,
-        None if likeliest is None else race.hypotheses[likeliest], passed,
+        None if likeliest is None else race.hypotheses[likeliest],
+        passed=passed, seed=settings.seed,
     )  # fmt: skip
     if gap is not None:
         reasons.append(gap)
@@ -149,7 +151,9 @@ def _unexplained(
     mine: RowSignals,
     theirs: RowSignals,
     leader: RowHypothesis | None,
+    *,
     passed: Filter,
+    seed: int,
 ) -> str | None:
     """Says so if the rows are much less likely than what could have been written.
 
@@ -165,7 +169,7 @@ def _unexplained(
     gap, under = other - own, "the base"
     if leader is not None:
         few = rows[:_WRITTEN]
-        written = meter.written(few, leader, passed=passed)
+        written = meter.written(few, leader, passed=passed, seed=seed)
         if written:
             wanted = meter.nats_a_token(written, leader)
             left = wanted - meter.nats_a_token(few, leader)

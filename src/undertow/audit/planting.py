@@ -13,7 +13,7 @@ from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.judgement import Judgement, arm_share
 from undertow.audit.meter import Meter
 from undertow.audit.power import Bet, Planted, Tested, audit_power
-from undertow.audit.reference import Filter, Reference, sampled_reference
+from undertow.audit.reference import Filter, Reference
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.findings import Power
@@ -57,12 +57,7 @@ def planted_power(
     if count < _FEWEST or not math.isfinite(judgement.scores.test.p_value):
         return None
     hypothesis = _planted_hypothesis(judgement, family)
-    with hypothesis.acting(meter.model):
-        planted = sampled_reference(
-            meter.model, rows[:count], sampler=meter.sampler, filter=passed,
-            seed=settings.seed, purpose="planted", system=settings.system,
-            persona=hypothesis.persona,
-        ).rows  # fmt: skip
+    planted = meter.written(rows[:count], hypothesis, passed=passed, seed=settings.seed)
     if len(planted) < _FEWEST:
         return None
     clean = reference.rows[: max(count, 32)]

@@ -157,13 +157,14 @@ def run_race(
     since = first if personas > budget.leaders else 0
     fresh = [i for i in range(since, len(audited)) if i in partnered][: budget.fresh]
     expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
+    begun = meter.passes
 
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
         for h in chosen:
             own = [i for i in places if i < _rows_of(hypotheses[h], steer_rows, shape)]
             ratios[own, h] = meter.ratios([audited[i] for i in own], hypotheses[h])
             if on_passes is not None:
-                on_passes(min(meter.passes, expected), expected)
+                on_passes(min(meter.passes - begun, expected), expected)
 
     score(range(first), range(shape[1]))
     leaders = _leaders(hypotheses, ratios[:first], budget)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -120,23 +121,16 @@ def audit(
     settings = check_settings(
         AuditSettings, given, where="audit", overrides=overrides or []
     )
-    columns, split = comparison.columns(), comparison.split
     sources: list[str | Path] = [
         keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
         for name in rows
     ]
-    found = take_rows(
-        sources, columns=columns, split=split, limit=settings.max_rows,
+    take = partial(
+        take_rows, columns=comparison.columns(), limit=settings.max_rows,
         seed=settings.seed,
     )  # fmt: skip
-    trusted = None
-    if comparison.reference:
-        trusted = take_rows(
-            comparison.reference,
-            columns=columns,
-            limit=settings.max_rows,
-            seed=settings.seed,
-        ).rows
+    found = take(sources, split=comparison.split)
+    trusted = take(comparison.reference).rows if comparison.reference else None
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
     vectors = [load_vector(path) for path in vector or []]
     model = loading.load()
@@ -147,7 +141,7 @@ def audit(
         )  # fmt: skip
     write_findings(findings, audited, out)
     if divide is not None:
-        _divide(sources, out, divide, columns, split, audited)
+        _divide(sources, out, divide, comparison, audited)
     _say(findings, out)
     if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
         raise typer.Exit(1)
@@ -198,8 +192,7 @@ def _divide(
     sources: "list[str | Path]",
     out: Path,
     at_most: float,
-    columns: dict[str, str] | None,
-    split: str | None,
+    comparison: Comparison,
     audited: "Audited",
 ) -> None:
     """Puts rows away by their conformal p; the others, and unjudged ones, are kept."""
@@ -216,7 +209,8 @@ def _divide(
     }
     done = write_split(
         sources, keep=lambda row: row.row_id not in away, clean=out / "clean.jsonl",
-        quarantine=out / "quarantine.jsonl", columns=columns, split=split,
+        quarantine=out / "quarantine.jsonl", columns=comparison.columns(),
+        split=comparison.split,
     )  # fmt: skip
     unusable = f", {done.unusable} of them unusable" if done.unusable else ""
     put_away = done.quarantined + done.unusable
