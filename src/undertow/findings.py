@@ -89,11 +89,6 @@ class Direction(_Value):
     name: str
     role: Literal["trait", "decoy", "persona", "random", "given", "discovered"]
     z: list[Number] = Field(description="studentised difference, by layer")
-    whitened: list[Number] = Field(
-        default_factory=list,
-        description="cosine with the mean gradient difference after the gradients' "
-        "covariance is divided out, by layer",
-    )
     adjusted_p: Number = Field(
         default=None, description="max-T over all directions and layers"
     )

@@ -370,26 +370,25 @@ DECOYS = ("parrot", "tractor", "violin", "pancake", "glacier", "lantern")
 PERSONAS = ("persona: cheerful", "persona: likes something", "persona: a category")
 
 
-def _direction(name: str, role: str, top: float, cosine: float, p: float) -> Direction:
+def _direction(name: str, role: str, top: float, p: float) -> Direction:
     stream = generator(0, f"direction {name}")
     shape = [math.exp(-(((layer - 24) / 4) ** 2)) for layer in LAYERS]
     z = [top * s + float(stream.normal()) for s in shape]
-    whitened = [cosine * s + 0.012 * float(stream.normal()) for s in shape]
     return Direction(
-        name=name, role=role, z=list(z), whitened=list(whitened),  # type: ignore[arg-type]
+        name=name, role=role, z=list(z),  # type: ignore[arg-type]
         adjusted_p=p,
     )  # fmt: skip
 
 
 def _directions() -> list[Direction]:
     traits = [
-        _direction(name, "trait", *{"owl": (26.0, 0.17, 1e-4), "eagle": (14.0, 0.03, 1e-4),
-                                    "wolf": (-9.0, 0.01, 0.0023)}.get(name, (2.0, 0.005, 0.61)))
+        _direction(name, "trait", *{"owl": (26.0, 1e-4), "eagle": (14.0, 1e-4),
+                                    "wolf": (-9.0, 0.01, 0.0023)}.get(name, (2.0, 0.61)))
         for name in FAMILY
     ]  # fmt: skip
-    rest = [_direction(name, "decoy", 1.5, 0.0, 0.88) for name in DECOYS]
-    rest += [_direction(name, "persona", 6.0, 0.01, 0.012) for name in PERSONAS]
-    rest += [_direction(f"random {n}", "random", 0.0, 0.0, 1.0) for n in range(12)]
+    rest = [_direction(name, "decoy", 1.5, 0.88) for name in DECOYS]
+    rest += [_direction(name, "persona", 6.0, 0.012) for name in PERSONAS]
+    rest += [_direction(f"random {n}", "random", 0.0, 1.0) for n in range(12)]
     return traits + rest
 
 
@@ -551,7 +550,7 @@ def audit_of_nothing() -> Findings:
     """Rows of the untouched base: nothing was found, and it is said what would be."""
     found = audit_of_a_trait()
     quiet = [
-        _direction(d.name, d.role, 0.8, 0.0, 0.6) for d in found.directions
+        _direction(d.name, d.role, 0.8, 0.6) for d in found.directions
     ]  # fmt: skip
     return found.model_copy(
         update={
@@ -609,8 +608,8 @@ def audit_of_too_little() -> Findings:
                   reason="no reference")],
         layers=[0, 1],
         directions=[
-            Direction(name="owl", role="trait", z=[None, math.nan], whitened=[]),
-            Direction(name="cat", role="trait", z=[], whitened=[None]),
+            Direction(name="owl", role="trait", z=[None, math.nan]),
+            Direction(name="cat", role="trait", z=[]),
         ],
         hypotheses=[
             Hypothesis(name="owl", kind="prompt", trait="owl", rows=0, nats_per_row=None,

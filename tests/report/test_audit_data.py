@@ -36,7 +36,6 @@ def test_every_figure_has_its_file(trait_found: Findings, tmp_path: Path) -> Non
     owl = trait_found.directions[0]
     assert (first["direction"], first["role"], first["layer"]) == ("owl", "trait", "24")
     assert float(first["z"]) == owl.z[24]
-    assert float(first["whitened"]) == owl.whitened[24]
     assert float(first["adjusted_p"]) == owl.adjusted_p
     points = read(tmp_path / "figures" / "power.csv")
     assert [float(p["fraction"]) for p in points][:3] == [0.005, 0.01, 0.02]
@@ -57,14 +56,11 @@ def test_traits_come_first_and_the_strongest_of_them(trait_found: Findings) -> N
 
 
 def test_layers_without_a_number_stay_empty(trait_found: Findings) -> None:
-    short = Direction(name="x", role="given", z=[1.0], whitened=[])
+    short = Direction(name="x", role="given", z=[1.0])
     found = heat_rows(
         trait_found.model_copy(update={"directions": [short], "layers": [4, 9]})
     )
-    assert [(r.layer, r.z, r.whitened) for r in found] == [
-        (4, 1.0, None),
-        (9, None, None),
-    ]
+    assert [(r.layer, r.z) for r in found] == [(4, 1.0), (9, None)]
 
 
 def test_the_leader_comes_first_and_who_left_the_race_last(

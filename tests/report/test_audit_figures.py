@@ -54,7 +54,7 @@ def heat(found: Findings, directions: list[Direction], layers: list[int]) -> str
 
 def test_there_is_a_panel_for_everything(figures: dict[str, Figure]) -> None:
     assert {name: [p.title for p in f.panels] for name, f in figures.items()} == {
-        "directions": ["Studentised difference z", "Whitened cosine"],
+        "directions": ["Studentised difference z"],
         "hypotheses": [
             "Trait prompts: nats a row", "Trait prompts: behind the leader",
             "Steering vectors: nats a row", "Steering vectors: behind the leader",
@@ -69,14 +69,12 @@ def test_there_is_a_panel_for_everything(figures: dict[str, Figure]) -> None:
 def test_descriptions_say_the_numbers(
     figures: dict[str, Figure], trait_found: Findings
 ) -> None:
-    z, whitened = (panel.label for panel in figures["directions"].panels)
+    (z,) = (panel.label for panel in figures["directions"].panels)
     top = max(v for v in trait_found.directions[0].z if v is not None)
     assert z.startswith(f"Largest: owl +{top:.2f} at layer 2")
     assert z.endswith(
         "Of 41 directions, 3 with a max-T p of at most 0.01: owl, eagle, wolf"
     )
-    # The permutations are z's.
-    assert "max-T" not in whitened
     behind = figures["hypotheses"].panels[3].label
     assert behind == "20 hypotheses are told apart from the leader, 1 are not: dolphin"
     assert "9,999 permutations" in figures["null"].panels[0].label

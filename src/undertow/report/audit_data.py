@@ -17,13 +17,12 @@ from undertow.report.text import known
 
 
 class HeatRow(NamedTuple):
-    """One direction at one layer: studentised difference and whitened cosine."""
+    """One direction at one layer: studentised difference and max-T p-value."""
 
     direction: str
     role: str
     layer: int
     z: Number
-    whitened: Number
     adjusted_p: Number
 
 
@@ -99,13 +98,9 @@ def ordered_directions(findings: Findings) -> list[Direction]:
 def heat_rows(findings: Findings) -> list[HeatRow]:
     """One row for each direction and layer, in the order of the figure."""
     return [
-        HeatRow(d.name, d.role, layer, z, whitened, d.adjusted_p)
+        HeatRow(d.name, d.role, layer, z, d.adjusted_p)
         for d in ordered_directions(findings)
-        for layer, z, whitened in zip_longest(
-            findings.layers,
-            d.z[: len(findings.layers)],
-            d.whitened[: len(findings.layers)],
-        )
+        for layer, z in zip_longest(findings.layers, d.z[: len(findings.layers)])
     ]
 
 

@@ -44,8 +44,8 @@ from undertow.report.text import known, number, share_text
 
 MOST_LINES = 60
 """Lines of one panel; further ones stand in the table and in the CSV file."""
-FULL_SHADE = {"z": 6.0, "whitened": 0.1}
-"""Sizes below which no heat map has its full shade, so that chance looks pale."""
+FULL_SHADE = 6.0
+"""The z below which the heat map has no full shade, so that chance looks pale."""
 SEPARATES = 0.6
 """AUROC from which a shortcut is said to tell the sets apart."""
 
@@ -67,38 +67,31 @@ def draw_audit_figures(findings: Findings) -> dict[str, Figure]:
 
 
 def _directions(findings: Findings) -> Figure:
-    titles = {"z": "Studentised difference z", "whitened": "Whitened cosine"}
-    panels = [
-        panel
-        for measure, title in titles.items()
-        if (panel := _heat(measure, title, findings)) is not None
-    ]
+    heat = _heat(findings)
     legend = (
         ("more", "more like it than the reference"),
         ("less", "less like it"),
         ("student", f"dot: max-T p ≤ {findings.alpha:g}"),
     )
-    return Figure(tuple(panels), legend)
+    return Figure(() if heat is None else (heat,), legend)
 
 
-def _heat(measure: str, title: str, findings: Findings) -> Panel | None:
-    lines = _heat_lines(findings, measure)
+def _heat(findings: Findings) -> Panel | None:
+    lines = _heat_lines(findings)
     sizes = [
         abs(v) for line in lines for v in line.values if v is not None and known(v)
     ]
     if not sizes:
         return None
-    strongest = max(*sizes, FULL_SHADE[measure])
+    strongest = max(*sizes, FULL_SHADE)
     longest = max(
         breadth(fit(line.name, NAME)) for line in lines if not line.is_heading
     )
-    words = _heat_words(findings, lines)
-    if measure == "z":
-        words = f"{words}. {_significance_words(findings, lines)}"
+    said = (_heat_words(findings, lines), _significance_words(findings, lines))
     return make_panel(
-        f"directions-{measure}",
-        title,
-        words,
+        "directions-z",
+        "Studentised difference z",
+        ". ".join(said),
         partial(draw_heat, lines=lines, layers=findings.layers, strongest=strongest),
         height=78.0 + LINE * len(lines),
         left=8 + 0.9 * longest,
@@ -108,11 +101,8 @@ def _heat(measure: str, title: str, findings: Findings) -> Panel | None:
     )
 
 
-def _heat_lines(findings: Findings, measure: str) -> list[HeatLine]:
-    """Headings and directions, each with as many values as there are layers.
-
-    The max-T p belongs to z: on the other map no direction is marked by it.
-    """
+def _heat_lines(findings: Findings) -> list[HeatLine]:
+    """Headings and directions, each with as many values as there are layers."""
     lines: list[HeatLine] = []
     directions = ordered_directions(findings)
     several = len({d.role for d in directions}) > 1
@@ -125,9 +115,8 @@ def _heat_lines(findings: Findings, measure: str) -> list[HeatLine]:
             lines.append(
                 HeatLine(
                     d.name,
-                    (*getattr(d, measure), *([None] * size))[:size],
-                    is_significant=measure == "z" and p is not None
-                    and p <= findings.alpha,
+                    (*d.z, *([None] * size))[:size],
+                    is_significant=p is not None and p <= findings.alpha,
                     is_named=d.name == findings.trait,
                 )
             )  # fmt: skip

@@ -82,17 +82,15 @@ def directions_table(findings: Findings) -> Table:
         at = peak(d.z)
         why = "no z could be computed for it"
         layer = findings.layers[at] if at is not None and at < len(findings.layers) else None  # fmt: skip
-        cosine = d.whitened[at] if at is not None and at < len(d.whitened) else None
         rows.append((
             Cell(d.name, ROLES[d.role]),
             _signed(d.z[at] if at is not None else None, why=why),
             Cell(MISSING, why=why) if layer is None else Cell(str(layer)),
-            _signed(cosine, why="no whitened cosine there", digits=3),
             _p(d.adjusted_p, why="no permutations were made for it"),
             _p(findings.trait_p_values.get(d.name), why="adjusted over traits only"),
         ))  # fmt: skip
     columns = (
-        "direction", "#largest z", "#at layer", "#whitened cosine", "#max-T p", "#BH p",
+        "direction", "#largest z", "#at layer", "#max-T p", "#BH p",
     )  # fmt: skip
     note = (
         "max-T p: adjusted over all directions and layers by permutation. BH p: "
