@@ -383,7 +383,7 @@ def _direction(name: str, role: str, top: float, p: float) -> Direction:
 def _directions() -> list[Direction]:
     traits = [
         _direction(name, "trait", *{"owl": (26.0, 1e-4), "eagle": (14.0, 1e-4),
-                                    "wolf": (-9.0, 0.01, 0.0023)}.get(name, (2.0, 0.61)))
+                                    "wolf": (-9.0, 0.0023)}.get(name, (2.0, 0.61)))
         for name in FAMILY
     ]  # fmt: skip
     rest = [_direction(name, "decoy", 1.5, 0.88) for name in DECOYS]
