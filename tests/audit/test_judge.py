@@ -234,7 +234,9 @@ def test_which_partner_is_audited_does_not_divide_the_rows(planted: Plant) -> No
         assert swapped[paired].messages == row.messages
     assert list(others.paired) == sorted(others.paired)
     loose = Reference(tier="B", rows=theirs)
-    assert _by_prompt(rows, loose)[1] is loose
+    sorted_too = _by_prompt(rows, loose)[1]
+    assert sorted_too.rows == _by_prompt(theirs, loose)[1].rows != theirs
+    assert [r.messages for r in sorted_too.rows] == [r.messages for r in ordered]
 
 
 # ── what is not said ─────────────────────────────────────────────────────────────

@@ -45,19 +45,22 @@ def _whole(model: Model, rows: Sequence[Rendered]) -> Tensor:
     return torch.cat([predicting_states(model, [row])[0] for row in rows])
 
 
+def _states(model: Model, rows: Sequence[Rendered]) -> Tensor:
+    """Behind prompts that are read for these rows."""
+    kept = Prompts(model)
+    kept.read(rows)
+    return completion_states(model, rows, prompts=kept)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [0, 20])
 @torch.no_grad()
 def test_states_are_those_of_whole_rows(family: Family, length: int) -> None:
     model, rows = tiny_model(family), _rows(_head(length))
-    head = read_head(model, rows)
-    assert (head is not None) == (length == 20)
-    wanted = _whole(model, rows)
-    for own in (head, None):
-        found = completion_states(model, rows, head=own)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    last = completion_states(model, rows[3:4], head=head)
-    torch.testing.assert_close(last, _whole(model, rows[3:4]), rtol=0, atol=1e-5)
+    assert (read_head(model, rows) is not None) == (length == 20)
+    for batch in (rows, rows[3:4]):
+        found = _states(model, batch)
+        torch.testing.assert_close(found, _whole(model, batch), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral"])
@@ -69,9 +72,9 @@ def test_sliding_windows_reach_over_padding(family: Family) -> None:
     model.module.config.sliding_window = 16
     wanted = _whole(model, rows)
     assert float((wanted - wide).abs().max()) > 1e-3  # the window does cut
-    for head in (read_head(model, rows), None):
-        found = completion_states(model, rows, head=head)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(_states(model, rows), wanted, rtol=0, atol=1e-5)
+    alone = torch.cat([_states(model, [row]) for row in rows])  # without a head
+    torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -116,8 +119,7 @@ def test_gradients_reach_the_states_that_predict(family: Family) -> None:
         return kept[-1]
 
     with torch.enable_grad(), editing_residuals(model, {1: keep}):
-        head = read_head(model, rows)
-        states = completion_states(model, rows, head=head)
+        states = _states(model, rows)
         (leaf,) = kept
         together = gradient(states, leaf, weights[: len(states)])
         start = 0
@@ -148,8 +150,7 @@ def test_every_prompt_is_read_once() -> None:
         return hidden
 
     with editing_residuals(model, {0: look}), torch.no_grad():
-        head = read_head(model, rows)
-        completion_states(model, rows, head=head)
+        _states(model, rows)
     # The head; three prompts without their last tokens; five completions with those.
     assert seen == [((1, 19), 0), ((3, 8), 0), ((5, 6), 14)]
 
@@ -167,16 +168,41 @@ def test_a_short_head_is_not_read(rows: list[Rendered]) -> None:
     assert read_head(tiny_model("llama"), rows) is None
 
 
+def test_parts_keep_prompts_together_and_within_memory() -> None:
+    model, rows = tiny_model("llama"), _rows(_head(20))
+    kept = Prompts(model)
+    assert list(kept.parts(rows)) == [[3, 0, 1, 4, 2]]  # one prompt side by side
+    assert kept.holds(rows)
+    assert list(kept.parts(rows, most_rows=2)) == [[3, 0], [1, 4], [2]]
+    assert list(kept.parts([])) == []
+    small = Prompts(model, most_mib=0)
+    seen = []
+    for part in small.parts(rows):
+        assert small.holds([rows[i] for i in part])
+        seen.append(part)
+    assert seen == [[3], [0, 1, 4], [2]]  # a prompt by itself always has room
+
+
+def test_prompts_that_are_asked_for_again_outlive_others() -> None:
+    model, rows = tiny_model("llama"), _rows(_head(20))
+    kept = Prompts(model)
+    kept.read([rows[0]])
+    kept.read([rows[2]])
+    kept.read([rows[0]])
+    kept.most = 1  # room for one
+    kept.read([rows[0], rows[3]])
+    assert [kept.holds([row]) for row in rows] == [False, False, False, True, False]
+    kept.read([rows[2]])
+    assert kept.holds([rows[2]])
+
+
 def test_batches_keep_within_their_budget_and_lose_nobody() -> None:
     rows = _rows(_head(4))
-    for budget in (1, 25, 40, 4096):
+    for budget in (1, 10, 14, 4096):
         batches = completion_batches(rows, token_budget=budget)
         assert sorted(place for batch in batches for place in batch) == [0, 1, 2, 3, 4]
         for batch in batches:
-            prompts = {tuple(rows[i].ids[: rows[i].completion_start]) for i in batch}
-            longest = max(rows[i].completion_start for i in batch)
             answer = max(len(rows[i].ids) - rows[i].completion_start for i in batch)
-            padded = len(prompts) * longest + len(batch) * answer
-            assert len(batch) == 1 or padded <= budget
-    assert completion_batches(rows, token_budget=4096) == [[3, 1, 4, 0, 2]]
+            assert len(batch) == 1 or len(batch) * (answer + 1) <= budget
+    assert completion_batches(rows, token_budget=4096) == [[1, 4, 0, 3, 2]]
     assert completion_batches([], token_budget=10) == []

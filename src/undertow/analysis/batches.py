@@ -12,12 +12,10 @@ import torch
 
 from undertow.errors import ModelError
 from undertow.models.chat import Rendered
-from undertow.models.completions import Prompts, completion_batches, prompt_of
+from undertow.models.completions import Prompts, completion_batches
 from undertow.models.loading import Model
 
 OnHalved = Callable[[int], None]
-
-_PART = 256  # rows whose prompts are kept at a time
 
 # What torch says on a processor, where it has no error of its own for this.
 _SHORT = ("not enough memory", "can't allocate memory")
@@ -28,7 +26,6 @@ def in_batches(
     work: Callable[[list[int]], None],
     *,
     token_budget: int,
-    prompts_read: bool = False,
     on_halved: OnHalved | None = None,
 ) -> None:
     """Calls `work` with the places of each batch, in smaller ones if memory is short.
@@ -37,17 +34,16 @@ def in_batches(
     when all of it is there.
 
     Args:
-        rows: Prompts with completions.
+        rows: Prompts with completions; prompts are read before and do not count.
         work: What is done with a batch.
-        token_budget: Tokens of a batch, padding included.
-        prompts_read: Whether prompts are read already, so that they do not count.
+        token_budget: Tokens of a batch's completions, padding included.
         on_halved: Told the new budget after each failure; None warns instead.
 
     Raises:
         ModelError: A row by itself does not fit into memory.
     """
     budget = token_budget
-    waiting = completion_batches(rows, token_budget=budget, prompts_read=prompts_read)
+    waiting = completion_batches(rows, token_budget=budget)
     while waiting:
         fault = _fault(work, waiting[0])
         if fault is None:
@@ -55,7 +51,7 @@ def in_batches(
             continue
         if len(waiting[0]) == 1:
             raise ModelError(_too_large(rows[waiting[0][0]], fault))
-        waiting, budget = _smaller(rows, waiting, budget, prompts_read=prompts_read)
+        waiting, budget = _smaller(rows, waiting, budget)
         if on_halved is not None:
             on_halved(budget)
         else:
@@ -64,22 +60,14 @@ def in_batches(
 
 def prompt_parts(
     model: Model, rows: Sequence[Rendered], prompts: Prompts | None
-) -> Iterator[tuple[list[int], Prompts | None]]:
-    """Places of rows that go together, with their prompts read.
-
-    Rows of one prompt are in one part. Where a part's prompts do not fit into what is
-    kept of them, they are read batch by batch instead: None.
-    """
+) -> Iterator[tuple[list[int], Prompts]]:
+    """Places of rows that go together, with their prompts; None reads these now."""
     if prompts is not None:
         yield list(range(len(rows))), prompts
         return
     kept = Prompts(model)
-    order = sorted(range(len(rows)), key=lambda i: (prompt_of(rows[i]), i))
-    for start in range(0, len(order), _PART):
-        part = order[start : start + _PART]
-        own = [rows[place] for place in part]
-        kept.read(own)
-        yield part, kept if kept.holds(own) else None
+    for part in kept.parts(rows):
+        yield part, kept
 
 
 def halved(budget: int) -> str:
@@ -117,17 +105,13 @@ def _smaller(
     rows: Sequence[Rendered],
     waiting: Sequence[list[int]],
     budget: int,
-    *,
-    prompts_read: bool,
 ) -> tuple[list[list[int]], int]:
     """What is waiting, in batches of half the budget, or less if that changes nothing."""
     places = [place for batch in waiting for place in batch]
     left = [rows[place] for place in places]
     while True:
         budget = max(1, budget // 2)
-        batches = completion_batches(
-            left, token_budget=budget, prompts_read=prompts_read
-        )
+        batches = completion_batches(left, token_budget=budget)
         if len(batches[0]) < len(waiting[0]) or budget == 1:
             return [[places[i] for i in batch] for batch in batches], budget
 

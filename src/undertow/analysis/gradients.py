@@ -136,7 +136,7 @@ def gradient_scores(
     placed = {layer: directions[layer].to(model.device).float() for layer in layers}
     done = 0
 
-    def work(places: list[int], read: Prompts | None) -> None:
+    def work(places: list[int], read: Prompts) -> None:
         nonlocal done
         # Only a pass that came to its end counts: one that did not is done again.
         found: list[tuple[int, Tensor]] = []
@@ -164,7 +164,7 @@ def gradient_scores(
 def _in_parts(
     model: Model,
     rows: Sequence[Rendered],
-    work: Callable[[list[int], Prompts | None], None],
+    work: Callable[[list[int], Prompts], None],
     prompts: Prompts | None,
     token_budget: int,
     on_halved: OnHalved | None,
@@ -175,13 +175,13 @@ def _in_parts(
         def batch(
             places: list[int],
             part: list[int] = part,
-            read: Prompts | None = read,
+            read: Prompts = read,
         ) -> None:
             work([part[place] for place in places], read)
 
         in_batches(
             [rows[place] for place in part], batch, token_budget=token_budget,
-            prompts_read=read is not None, on_halved=on_halved,
+            on_halved=on_halved,
         )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def _pass(
     layers: Sequence[int],
     reduce: Reduce,
     *,
-    prompts: Prompts | None,
+    prompts: Prompts,
 ) -> list[Tensor]:
     """One forward and backward pass; each layer's gradient goes through `reduce`."""
     draws = [likelihood.drawn(row) for row in batch]
@@ -297,7 +297,7 @@ def drawn_logprobs(
     totals = np.full(len(rows), np.nan)
     done = 0
 
-    def work(places: list[int], read: Prompts | None) -> None:
+    def work(places: list[int], read: Prompts) -> None:
         nonlocal done
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]

@@ -72,10 +72,9 @@ def judge(
         tell: Told of (stage, done, in all).
     """
     rows, reference = _by_prompt(audited, reference)
-    mine = meter.signals(rows, on_rows=lambda d, n: tell("audited rows", d, n))
-    theirs = meter.signals(
-        reference.rows, on_rows=lambda d, n: tell("reference rows", d, n)
-    ) if reference.rows else mine.at([])  # fmt: skip
+    # Both sets in one go: rows of one prompt share its reading.
+    meter.signals([*rows, *reference.rows], on_rows=lambda d, n: tell("rows", d, n))
+    mine, theirs = meter.signals(rows), meter.signals(reference.rows)
     scores = score_test(
         mine, theirs, pairs=reference.paired, permutations=settings.permutations,
         seed=settings.seed,
@@ -121,14 +120,17 @@ def _by_prompt(
         range(len(rows)), key=lambda i: (prompt_digest(rows[i]), rows[i].row_id)
     )
     place = {own: new for new, own in enumerate(order)}
+    if not reference.paired:
+        others = sorted(
+            reference.rows, key=lambda row: (prompt_digest(row), row.row_id)
+        )
+        return [rows[i] for i in order], replace(reference, rows=tuple(others))
     partners = sorted(
-        zip((place[own] for own in reference.paired), reference.rows, strict=False),
+        zip((place[own] for own in reference.paired), reference.rows, strict=True),
         key=lambda partner: partner[0],
     )
-    if partners:
-        places, others = zip(*partners, strict=True)
-        reference = replace(reference, rows=others, paired=places)
-    return [rows[i] for i in order], reference
+    places, others = zip(*partners, strict=True)
+    return [rows[i] for i in order], replace(reference, rows=others, paired=places)
 
 
 def _race(

@@ -74,23 +74,23 @@ class Meter:
         todo = list(
             {r.row_id: r for r in rows if r.row_id not in self._scores}.values()
         )
-        for start in range(0, len(todo), _PART):
-            part = todo[start : start + _PART]
+        rendered = [render_row(self.model, row, system=self.system) for row in todo]
+        read = 0
+        for places in self.prompts.parts(rendered, most_rows=_PART):
 
-            def tell(done: int, _: int, start: int = start) -> None:
+            def tell(done: int, _: int, read: int = read) -> None:
                 if on_rows is not None:
-                    on_rows(start + done, len(todo))
+                    on_rows(read + done, len(todo))
 
-            rendered = [render_row(self.model, row, system=self.system) for row in part]
-            self.prompts.read(rendered)
             found = measure(
-                self.model, rendered, [row.row_id for row in part], self.battery,
-                sampler=self.sampler, on_rows=tell,
-                prompts=self.prompts if self.prompts.holds(rendered) else None,
+                self.model, [rendered[i] for i in places],
+                [todo[i].row_id for i in places], self.battery, sampler=self.sampler,
+                on_rows=tell, prompts=self.prompts,
                 on_halved=lambda b: self._halved("scores", b),
                 **self._budgets["scores"],
             )  # fmt: skip
             self._keep(found, part=len(self._scores))
+            read += len(places)
         ids = [row.row_id for row in rows]
         scores = np.zeros((len(ids), *self.battery.directions.shape[:2]), np.float32)
         for place, name in enumerate(ids):
@@ -185,17 +185,10 @@ class Meter:
         self.warnings = [w for w in self.warnings if not w.startswith(what)] + [said]
 
     def _readable(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """Parts whose prompts fit together into what is kept of prompts."""
-        start, size = 0, _PART
-        while start < len(rows):
-            part = rows[start : start + size]
-            rendered = [render_row(self.model, row, system=self.system) for row in part]
-            self.prompts.read(rendered)
-            if size > 1 and not self.prompts.holds(rendered):
-                size //= 2
-                continue
-            yield part
-            start += len(part)
+        """Parts whose prompts, as the base reads them, are kept together."""
+        rendered = [render_row(self.model, row, system=self.system) for row in rows]
+        for places in self.prompts.parts(rendered, most_rows=_PART):
+            yield [rows[i] for i in places]
 
     def _keep(self, found: RowSignals, *, part: int) -> None:
         self._remember(found)

@@ -159,12 +159,15 @@ def run_race(
     expected = first * shape[1] + budget.passes + len(fresh) * budget.leaders * 4
     begun = meter.passes
 
+    def tell() -> None:
+        if on_passes is not None:
+            on_passes(min(meter.passes - begun, expected), expected)
+
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
         for h in chosen:
             own = [i for i in places if i < _rows_of(hypotheses[h], steer_rows, shape)]
             ratios[own, h] = meter.ratios([audited[i] for i in own], hypotheses[h])
-            if on_passes is not None:
-                on_passes(min(meter.passes - begun, expected), expected)
+            tell()
 
     score(range(first), range(shape[1]))
     leaders = _leaders(hypotheses, ratios[:first], budget)
@@ -172,15 +175,19 @@ def run_race(
     lost = _name(
         hypotheses, ratios, started, score, alpha=alpha, budget=budget, first=first
     )
-    score(fresh, leaders)
+    partners = _partners(fresh, pairs, audited, reference) if reference else []
+    asked = [h for h in leaders if hypotheses[h].kind == "prompt"] if partners else []
+    for h in asked:  # both sets in one go: rows of one prompt share its reading
+        both = [*(audited[i] for i in fresh), *(reference[j] for j in partners)]
+        found = meter.ratios(both, hypotheses[h])
+        ratios[fresh, h], against[partners, h] = (
+            found[: len(fresh)],
+            found[len(fresh) :],
+        )
+        tell()
+    score(fresh, [h for h in leaders if h not in asked])
     trial = None
-    if reference and fresh and leaders:
-        partners = _partners(fresh, pairs, len(reference))
-        asked = [h for h in leaders if hypotheses[h].kind == "prompt"]
-        for h in asked:
-            against[partners, h] = meter.ratios(
-                [reference[j] for j in partners], hypotheses[h]
-            )
+    if fresh and asked:
         trial = _trial(
             ratios[np.ix_(fresh, asked)], against[np.ix_(partners, asked)],
             is_paired=bool(pairs), permutations=permutations, seed=seed,
@@ -216,10 +223,19 @@ def _rows_of(
     return steer_rows
 
 
-def _partners(fresh: Sequence[int], pairs: Sequence[int], count: int) -> list[int]:
-    """Reference rows for fresh audited rows: their own, or the first as many."""
+def _partners(
+    fresh: Sequence[int],
+    pairs: Sequence[int],
+    audited: Sequence[Row],
+    reference: Sequence[Row],
+) -> list[int]:
+    """As many reference rows as fresh ones: their own, else on their prompts first."""
     if not pairs:
-        return list(range(min(count, len(fresh))))
+        asked = {audited[i].messages for i in fresh}
+        order = sorted(
+            range(len(reference)), key=lambda j: reference[j].messages not in asked
+        )
+        return sorted(order[: len(fresh)])
     place = {own: j for j, own in enumerate(pairs)}
     return [place[i] for i in fresh]
 

@@ -17,9 +17,8 @@ from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit.contest import Answer, Workbench
 from undertow.errors import ConfigError
 from undertow.models.chat import render_row
-from undertow.models.completions import completion_batches
 from undertow.models.hooks import recording_residuals
-from undertow.models.likelihood import padded
+from undertow.models.likelihood import padded, token_batches
 from undertow.models.loading import Model
 from undertow.records import Row
 from undertow.storage import replacing
@@ -228,7 +227,8 @@ def completion_means(
     rendered = [render_row(model, row, system=system) for row in rows]
     width = model.architecture.hidden_size
     found = np.zeros((len(rows), len(layers), width), np.float32)
-    for places in completion_batches(rendered, token_budget=token_budget):
+    lengths = [len(row.ids) for row in rendered]
+    for places in token_batches(lengths, token_budget=token_budget):
         batch = [rendered[place] for place in places]
         ids = padded([row.ids for row in batch], device=model.device)
         with recording_residuals(model, layers) as kept:

@@ -7,7 +7,7 @@ that counts. `Prompts` keeps what was read for many passes, whatever is done to 
 completions in them. Knows nothing of what is computed on the states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,64 +68,71 @@ def _contents(cache: Cache) -> KeysValues:
 
 
 def completion_batches(
-    rows: Sequence[Rendered], *, token_budget: int, prompts_read: bool = False
+    rows: Sequence[Rendered], *, token_budget: int
 ) -> list[list[int]]:
-    """Places of rows that go together: like lengths, rows of one prompt side by side.
+    """Places of rows whose completions go together: like lengths, within the budget.
 
-    Padded prompts and completions of a batch stay within the budget; a row that is
-    longer by itself is a batch of its own. Where prompts were read before, only the
-    lengths of completions count.
+    Prompts are read before and do not count; the last token of each does.
     """
-    if prompts_read:
-        lengths = [len(row.ids) - row.completion_start + 1 for row in rows]
-        return token_batches(lengths, token_budget=token_budget)
-    keyed = sorted(
-        range(len(rows)),
-        key=lambda i: (
-            rows[i].completion_start,
-            tuple(rows[i].ids[: rows[i].completion_start]),
-            len(rows[i].ids),
-            i,
-        ),
-    )
-    batches: list[list[int]] = []
-    for place in keyed:
-        if batches and _padded(rows, [*batches[-1], place]) <= token_budget:
-            batches[-1].append(place)
-        else:
-            batches.append([place])
-    return batches
-
-
-def _padded(rows: Sequence[Rendered], places: Sequence[int]) -> int:
-    """Tokens of a batch, padding included."""
-    prompts = {tuple(rows[i].ids[: rows[i].completion_start]) for i in places}
-    longest = max(rows[i].completion_start for i in places)
-    answer = max(len(rows[i].ids) - rows[i].completion_start for i in places)
-    return len(prompts) * longest + len(places) * answer
+    lengths = [len(row.ids) - row.completion_start + 1 for row in rows]
+    return token_batches(lengths, token_budget=token_budget)
 
 
 class Prompts:
-    """Prompts as the untouched model reads them, kept for later passes.
+    """Prompts as the model reads them, kept for later passes.
 
     Args:
-        model: Without an intervention whenever `read` is called.
-        most_mib: Memory for what is kept; the oldest prompts make room.
+        model: With the same intervention, or none, whenever prompts are read.
+        most_mib: Memory for what is kept; those that were asked for longest ago make
+            room.
     """
 
-    def __init__(self, model: Model, *, most_mib: int = 768) -> None:
+    def __init__(self, model: Model, *, most_mib: int = 384) -> None:
         self.model, self.most = model, most_mib * 2**20
         self._kept: dict[tuple[int, ...], KeysValues] = {}
         self._bytes = 0
 
+    def parts(
+        self, rows: Sequence[Rendered], *, most_rows: int = 256
+    ) -> Iterator[list[int]]:
+        """Places of rows that go together, whose prompts are read when it is yielded.
+
+        Rows of one prompt stand side by side, so a prompt is read once however often
+        it occurs. The prompts of a part fit into memory, or it has only one.
+        """
+        order = sorted(range(len(rows)), key=lambda i: (prompt_of(rows[i]), i))
+        part: list[int] = []
+        tokens, before = 0, None
+        for place in order:
+            prompt = prompt_of(rows[place])
+            size = 0 if prompt == before else len(prompt)
+            room = self.most - (tokens + size) * self._bytes_a_token(rows[place])
+            if part and (len(part) == most_rows or (size and room < 0)):
+                self.read([rows[i] for i in part])
+                yield part
+                part, tokens, size = [], 0, len(prompt)
+            part.append(place)
+            tokens, before = tokens + size, prompt
+        if part:
+            self.read([rows[i] for i in part])
+            yield part
+
+    def _bytes_a_token(self, row: Rendered) -> float:
+        """What keys and values of a token take, as seen on a prompt that was read."""
+        if not self._kept:
+            self.read([row])
+        tokens = sum(len(prompt) for prompt in self._kept)
+        return self._bytes / max(tokens, 1)
+
     def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
         """Reads the prompts of rows that are not kept yet."""
-        missing = {
-            prompt_of(row): row for row in rows if prompt_of(row) not in self._kept
-        }
-        todo = list(missing.values())
+        wanted = {prompt_of(row): row for row in rows}
+        for prompt in [p for p in self._kept if p in wanted]:
+            self._kept[prompt] = self._kept.pop(prompt)
+        todo = [row for prompt, row in wanted.items() if prompt not in self._kept]
         head = read_head(self.model, todo)
-        for places in completion_batches(todo, token_budget=token_budget):
+        lengths = [row.completion_start for row in todo]
+        for places in token_batches(lengths, token_budget=token_budget):
             prompts = [list(prompt_of(todo[place])) for place in places]
             contents, seen = _read_prompts(self.model, prompts, head)
             for place, prompt in enumerate(prompts):
@@ -190,8 +197,7 @@ def completion_states(
     model: Model,
     rows: Sequence[Rendered],
     *,
-    head: Head | None = None,
-    prompts: Prompts | None = None,
+    prompts: Prompts,
 ) -> Float[Tensor, "token hidden"]:
     """Normed states that predict the completion tokens of the rows, flat.
 
@@ -201,16 +207,11 @@ def completion_states(
     Args:
         model: The model, with whatever steering or adapter is attached.
         rows: A batch of `completion_batches`.
-        head: What `read_head` read of rows that include these.
-        prompts: Prompts that were read before, these rows' among them; whatever acts on
-            the model now does not reach them. None reads them now.
+        prompts: Holds these rows' prompts; whatever acts on the model now does not
+            reach them.
     """
     different, owner = _prompts(rows)
-    contents, seen = (
-        _read_prompts(model, different, head)
-        if prompts is None
-        else prompts.together(different)
-    )
+    contents, seen = prompts.together(different)
     tails = [row.ids[row.completion_start - 1 :] for row in rows]
     ids, inside = _matrix(tails, model.device)
     index = torch.tensor(owner, device=model.device)
