@@ -94,6 +94,7 @@ class World(Meter):
         self.nats: dict[str, float] = {}
         self.passes, self.warnings = 0, []
         self.asked: list[str] = []
+        self.scanned: list[tuple[str, int]] = []
         self.measured: list[str] = []
 
     def write(
@@ -109,6 +110,9 @@ class World(Meter):
         for row, point in zip(rows, points, strict=True):
             self.points[row.row_id], self.nats[row.row_id] = point, nats
         return rows
+
+    def scan(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> None:
+        self.scanned.append((row.row_id, len(hypotheses)))
 
     def rounding(self, rows: Sequence[Row]) -> float:
         return 0.0  # points are exact

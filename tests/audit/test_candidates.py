@@ -8,12 +8,15 @@ import pytest
 from scipy.stats import norm, t
 from tests.audit.conftest import World, vector_shift
 
+from undertow.audit import candidates
 from undertow.audit.candidates import (
     CANDIDATES,
     DOSES,
+    LARGEST,
+    LIKELIEST,
     NAMING_DOSES,
+    ROUNDS,
     STANDS_OUT,
-    SUSPICIOUS,
     candidate_hypotheses,
     contending_hypotheses,
     half_z,
@@ -210,17 +213,43 @@ def test_likelihoods_propose_whom_scores_pass_over(
         battery, ant=(0, 5.0, 9.0, 0), bee=(0, 0, 8.0, 0), oak=(7.0, 0, 0, 0),
         elm=(0, 0, 0, 6.5), cat=(0, 3.0, 0, 0), dog=(-2.0,) * 4,
     )  # fmt: skip
-    found = contending_hypotheses(world, rows, z, scores)
-    assert [(h.trait, h.layer) for h in found[:3]] == [("ant", 2)] * 3
-    assert [(h.trait, h.layer) for h in found[3:6]] == [("bee", 2)] * 3
-    assert ("cat", 1) in {(h.trait, h.layer) for h in found}
-    assert "dog" not in {h.trait for h in found}  # away from a trait is no trait
+    told: list[tuple[int, int]] = []
+    found = contending_hypotheses(
+        world, rows, z, scores, tell=lambda done, total: told.append((done, total))
+    )
+    own = [(h.trait, h.layer) for h in found[:: len(NAMING_DOSES)]]
+    assert own[:LARGEST] == [("ant", 2), ("bee", 2)]
+    assert own[LARGEST] == ("cat", 1)  # though its score is nowhere large
+    assert len(own) <= LARGEST + LIKELIEST
     assert [h.strength for h in found[:3]] == [dose * 10 for dose in NAMING_DOSES]
-    assert len({h.trait for h in found}) <= 5
-    # Each was asked of a few rows, those that lie farthest along the leading score.
-    assert world.passes == 5 * SUSPICIOUS
-    least = contending_hypotheses(world, rows, np.full_like(z, np.nan), scores)
+    # All at each layer that is tried, on the rows farthest along the leading score.
+    far = np.argsort(-scores[:, 2, 0])[: ROUNDS[-1][0]]
+    assert [name for name, _ in world.scanned] == [rows[i].row_id for i in far]
+    assert [count for _, count in world.scanned] == [6] * 8
+    assert told[-1] == (48, 48)
+    least = contending_hypotheses(
+        world, rows, np.full_like(z, np.nan), scores, tell=lambda *_: None
+    )
     assert least == []
+
+
+def test_fewer_go_on_after_each_row(
+    four_layers: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "ROUNDS", ((1, 4), (3, 2), (4, 1)))
+    monkeypatch.setattr(candidates, "_STEP", 1)
+    world = World(four_layers, battery)
+    rows = world.write(range(30), "steered", vector_shift("dog", dose=0.6), seed=0)
+    scores = world.signals(rows).scores.astype(np.float64)
+    told: list[tuple[int, int]] = []
+    found = contending_hypotheses(
+        world, rows, _z(battery, ant=(0, 5.0, 9.0, 0)), scores,
+        tell=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    # Six named directions at three layers; the lowest is left out.
+    assert [count for _, count in world.scanned] == [18, 4, 4, 2]
+    assert told == [(18, 28), (22, 28), (26, 28), (28, 28)]
+    assert ("dog", 1) in {(h.trait, h.layer) for h in found}
 
 
 def test_unknown_scores_are_passed_over(four_layers: Model, battery: Battery) -> None:

@@ -5,7 +5,7 @@ likelihoods (see `race`), since the largest score may be a wrong direction's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -33,10 +33,11 @@ DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
 NAMING_DOSES = (0.15, 0.3, 0.6)
 """Those at which directions race for a name."""
-CONTENDERS = 20
-"""Directions that are tried on a few rows before the race for a name."""
-SUSPICIOUS = 4
-"""Those rows, from the choosing half."""
+LARGEST, LIKELIEST = 2, 4
+"""Directions that race for a name: by their scores, and by likelihood of a few rows."""
+ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
+"""Before that race: rows read by then, and hypotheses that are left after them."""
+_STEP = 3  # blocks from one layer that is tried to the next
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
 
@@ -151,37 +152,79 @@ def candidate_hypotheses(
 
 
 def contending_hypotheses(
-    meter: Meter, rows: Sequence[Row], z: Table, scores: Table
+    meter: Meter,
+    rows: Sequence[Row],
+    z: Table,
+    scores: Table,
+    *,
+    tell: Callable[[int, int], None],
 ) -> list[RowHypothesis]:
     """Directions that come into question for a name, each at its best layer.
 
-    The two of the largest scores, which may be wrong ones', and the three under which
-    a few suspicious rows of the choosing half are likeliest.
+    Scores are slopes at the untouched base, and a strong vector bends away from them:
+    the largest score is often a wrong direction's, at a wrong layer. So all directions
+    are tried at layers all over the depth, on one suspicious row of the choosing half
+    after another, and fewer go on each time. The largest scores race too: where a
+    vector is weak they are right, and a few rows do not tell.
 
     Args:
         meter: Scores likelihoods.
         rows: The choosing half.
         z: [layer, direction], of that half.
         scores: [row, layer, direction], of that half.
+        tell: Told of (row passes done, in all).
     """
-    model, battery = meter.model, meter.battery
-    best = _best(z)
-    ranked = [k for k in _by_score(battery, z) if best[k] > 0][:CONTENDERS]
-    if not ranked:
+    battery = meter.battery
+    best, ranked = _best(z), _by_score(meter.battery, z)
+    if not best[ranked[0]] > -math.inf:
         return []
-    place = {k: int(np.nanargmax(z[:, k])) for k in ranked}
-    leading = scores[:, place[ranked[0]], ranked[0]]
-    few = [rows[i] for i in np.argsort(-leading)[:SUSPICIOUS].tolist()]
-    won = {}
-    for k in ranked:
-        middle = vector_hypothesis(model, battery, k, place[k], DOSES[-1])
-        won[k] = mixed_evidence(meter.ratios(few, middle))
-    likely = sorted(ranked, key=lambda k: -won[k])
+    first = int(np.nanargmax(z[:, ranked[0]]))
+    far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
+    found = _searched(meter, [rows[i] for i in far.tolist()], ranked, tell)
+    large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
     return [
-        vector_hypothesis(model, battery, k, place[k], dose)
-        for k in dict.fromkeys([*ranked[:2], *likely[:3]])
+        vector_hypothesis(meter.model, battery, k, place, dose)
+        for k, place in dict.fromkeys([*large, *found[:LIKELIEST]])
         for dose in NAMING_DOSES
     ]
+
+
+def _searched(
+    meter: Meter,
+    few: Sequence[Row],
+    directions: Sequence[int],
+    tell: Callable[[int, int], None],
+) -> list[tuple[int, int]]:
+    """Directions under which a few rows are likeliest, best first, each with its layer."""
+    battery = meter.battery
+    at_start = range(min(1, len(battery.layers) - 1), len(battery.layers), _STEP)
+    alive = {
+        (k, place): vector_hypothesis(meter.model, battery, k, place, DOSES[-1])
+        for place in at_start
+        for k in directions
+    }
+    total = sum(
+        (rows - before) * min(left, len(alive))
+        for (before, left), (rows, _) in zip(
+            [(0, len(alive)), *ROUNDS[:-1]], ROUNDS, strict=True
+        )
+    )
+    read, done = 0, 0
+    for count, left in ROUNDS:
+        for row in few[read:count]:
+            meter.scan(row, list(alive.values()))
+            done += len(alive)
+            tell(min(done, total), total)
+        read = count
+        won = {
+            at: mixed_evidence(meter.ratios(few[:count], h)) for at, h in alive.items()
+        }
+        order = sorted(alive, key=lambda at: -won[at])
+        alive = {at: alive[at] for at in order[:left]}
+    found: dict[int, int] = {}
+    for k, place in alive:
+        found.setdefault(k, place)
+    return list(found.items())
 
 
 def _by_score(battery: Battery, z: Table) -> list[int]:

@@ -24,7 +24,7 @@ from undertow.audit.candidates import (
 )
 from undertow.audit.judgement import WEIGHTS, Judgement
 from undertow.audit.meter import Meter
-from undertow.audit.naming import Tell, name_persona, named, refined
+from undertow.audit.naming import Tell, held, name_persona, named, refined
 from undertow.audit.race import Race, RaceSettings, run_race
 from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
@@ -35,6 +35,7 @@ from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
+_DOSE_ROWS = 8  # that choose the doses of those that race for a name
 _KIND_ROWS = 48  # on which the leaders of both kinds are compared
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
@@ -91,8 +92,9 @@ def judge(
     )  # fmt: skip
     if combined_p(arms) <= settings.alpha:
         found = contending_hypotheses(
-            meter, rows[:half], z, mine.scores[:half].astype(np.float64)
-        )
+            meter, rows[:half], z, mine.scores[:half].astype(np.float64),
+            tell=partial(tell, "directions"),
+        )  # fmt: skip
         race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(scores, race, arms, len(rows), settings)
     if judgement.verdict == "shift":
@@ -100,6 +102,7 @@ def judge(
                           settings=settings)  # fmt: skip
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
+        judgement = held(judgement, meter, rows, passed=passed, seed=settings.seed)
     if judgement.kind == "prompt" and settings.naming_passes:
         judgement = name_persona(
             judgement, meter, rows, family=family, decoys=decoys, settings=settings,
@@ -121,10 +124,8 @@ def _by_prompt(
     )
     place = {own: new for new, own in enumerate(order)}
     if not reference.paired:
-        others = sorted(
-            reference.rows, key=lambda row: (prompt_digest(row), row.row_id)
-        )
-        return [rows[i] for i in order], replace(reference, rows=tuple(others))
+        loose = sorted(reference.rows, key=lambda row: (prompt_digest(row), row.row_id))
+        return [rows[i] for i in order], replace(reference, rows=tuple(loose))
     partners = sorted(
         zip((place[own] for own in reference.paired), reference.rows, strict=True),
         key=lambda partner: partner[0],
@@ -175,7 +176,9 @@ def _race(
         permutations=settings.permutations,
         steer_rows=len(rows) - half,
         settings=RaceSettings(
-            screening=settings.screening, passes=settings.race_passes,
+            screening=min(settings.screening, _DOSE_ROWS) if naming
+            else settings.screening,
+            passes=settings.race_passes,
             fresh=min(settings.fresh, _KIND_ROWS) if naming else settings.fresh,
             named=("steer",), losers=naming,
         ),

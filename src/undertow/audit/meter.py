@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from undertow.analysis.batches import halved
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.analysis.many_vectors import row_logprobs
 from undertow.audit.reference import Filter, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
@@ -28,6 +31,12 @@ OnRows = Callable[[int, int], None]
 
 BASE, AGAIN = "base", "base again"
 _PART = 256  # rows measured between two writes
+
+
+def _added(hypothesis: RowHypothesis) -> Tensor:
+    """What a vector hypothesis adds to every token."""
+    assert hypothesis.vector is not None
+    return hypothesis.strength * hypothesis.vector.directions[0]
 
 
 class Meter:
@@ -114,6 +123,23 @@ class Meter:
         base = self._known(rows, BASE, None, None)
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
+
+    def scan(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> None:
+        """Reads one row under many vectors at once; `ratios` has them from then on."""
+        todo: dict[int, list[RowHypothesis]] = {}
+        for each in hypotheses:
+            assert each.layer is not None
+            if row.row_id not in self._logprobs.get(each.name, {}):
+                todo.setdefault(each.layer, []).append(each)
+        found = row_logprobs(
+            self.model, render_row(self.model, row, system=self.system),
+            {layer: torch.stack([_added(h) for h in own]) for layer, own in todo.items()},
+            sampler=self.sampler,
+        )  # fmt: skip
+        self.passes += sum(map(len, todo.values()))
+        for layer, own in todo.items():
+            for each, value in zip(own, found[layer].tolist(), strict=True):
+                self._logprobs.setdefault(each.name, {})[row.row_id] = value
 
     def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
         """Mean log-probability of a token under a hypothesis."""

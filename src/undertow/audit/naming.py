@@ -16,7 +16,7 @@ from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.judgement import Judgement, Kind
 from undertow.audit.meter import Meter
-from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
+from undertow.audit.race import Race, RaceSettings, Table, mixed_evidence, run_race
 from undertow.audit.reference import Filter
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery, RowSignals
@@ -28,6 +28,9 @@ Tell = Callable[[str, int, int], None]
 UNEXPLAINED = 0.25
 """Share of the nats a token that no hypothesis may leave unexplained."""
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
+EXPLAINED = 0.6
+"""Share of its own rows' gain that a named vector has to bring to the audited ones."""
+_FEWEST_GAINS = 3  # rows on either side that this is judged by
 _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _WRITTEN = 16  # rows that are written under the leader, to compare with
@@ -226,6 +229,50 @@ def refined(
     return replace(
         judgement, layer=battery.layers[layer], dose=dose, reasons=(*first, where, last)
     )
+
+
+def held(
+    judgement: Judgement,
+    meter: Meter,
+    rows: Sequence[Row],
+    *,
+    passed: Filter,
+    seed: int,
+) -> Judgement:
+    """Takes a name back if another vector, near the named one, must have been at work.
+
+    Some direction always fits best. What the base itself writes under it says how much
+    likelier its own rows are under it than under the base; the audited rows that it
+    makes likelier have to gain about as much. Innocent rows among them do not count.
+    """
+    if judgement.trait is None:
+        return judgement
+    battery = meter.battery
+    hypothesis = vector_hypothesis(
+        meter.model, battery, battery.names.index(judgement.direction or ""),
+        battery.layers.index(judgement.layer or 0), judgement.dose or 0.0,
+    )  # fmt: skip
+    few = rows[len(rows) // 2 :][:_REFINED]
+    written = meter.written(few[:_WRITTEN], hypothesis, passed=passed, seed=seed)
+    own, wanted = (_gains(meter.ratios(part, hypothesis)) for part in (few, written))
+    if min(len(own), len(wanted)) < _FEWEST_GAINS:
+        return judgement
+    gain, most = float(own.mean()), float(wanted.mean())
+    if gain >= EXPLAINED * most:
+        return judgement
+    reason = (
+        f"but rows that it makes likelier gain {gain:.1f} nats each, those that it "
+        f"writes itself {most:.1f}: something else that lies near it wrote them; so no "
+        "trait is named"
+    )
+    return replace(
+        judgement, verdict="shift", trait=None, reasons=(*judgement.reasons, reason)
+    )
+
+
+def _gains(ratios: Table) -> Table:
+    """Those above zero; what cannot be written otherwise gains no finite number."""
+    return ratios[np.isfinite(ratios) & (ratios > 0)]
 
 
 def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:

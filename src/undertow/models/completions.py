@@ -127,8 +127,8 @@ class Prompts:
     def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
         """Reads the prompts of rows that are not kept yet."""
         wanted = {prompt_of(row): row for row in rows}
-        for prompt in [p for p in self._kept if p in wanted]:
-            self._kept[prompt] = self._kept.pop(prompt)
+        for known in [p for p in self._kept if p in wanted]:
+            self._kept[known] = self._kept.pop(known)
         todo = [row for prompt, row in wanted.items() if prompt not in self._kept]
         head = read_head(self.model, todo)
         lengths = [row.completion_start for row in todo]

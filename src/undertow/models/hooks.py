@@ -8,6 +8,7 @@ vectors or traits.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -121,3 +122,71 @@ def recording_residuals(
 
     with editing_residuals(model, {layer: keeper(layer) for layer in layers}):
         yield kept
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What some block gave for one row, to go on from.
+
+    Attributes:
+        layer: The block.
+        hidden: [1, token, hidden], after it.
+        is_alone: Whether blocks of this model return nothing else.
+    """
+
+    layer: int
+    hidden: Tensor
+    is_alone: bool
+
+
+@contextmanager
+def recording_streams(
+    model: Model, layers: Sequence[int]
+) -> Iterator[dict[int, Stream]]:
+    """Keeps the stream of one row after the named blocks, to go on from there.
+
+    Raises:
+        VectorMismatchError: Unknown layer.
+    """
+    check_layers(model, layers)
+    kept: dict[int, Stream] = {}
+
+    def keeper(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+            alone = not isinstance(output, tuple)
+            kept[layer] = Stream(layer, _hidden(output), alone)
+
+        return keep
+
+    handles = [
+        model.architecture.blocks[layer].register_forward_hook(keeper(layer))
+        for layer in layers
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def going_on_from(model: Model, stream: Stream, hidden: Tensor) -> Iterator[None]:
+    """Passes begin after a block: those up to it cost nothing while this is open.
+
+    Args:
+        model: The model; its embedding still reads the tokens, in vain.
+        stream: As recorded of a row like those that are read.
+        hidden: [row, token, hidden], what stands in for the stream.
+    """
+    skipped = [model.architecture.blocks[i] for i in range(stream.layer + 1)]
+
+    def forward(*_: Any, **__: Any) -> Any:
+        return hidden if stream.is_alone else (hidden,)
+
+    try:
+        for block in skipped:
+            block.forward = forward
+        yield
+    finally:
+        for block in skipped:
+            del block.forward

@@ -1,0 +1,86 @@
+"""One row under many vectors, against steering by each of them alone."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from undertow.analysis import many_vectors
+from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.analysis.many_vectors import row_logprobs
+from undertow.errors import DatasetError, VectorMismatchError
+from undertow.interventions.steering import SteeringVector
+from undertow.models.chat import Rendered, render_row
+from undertow.models.loading import Model
+from undertow.models.sampling import SamplerSettings
+from undertow.models.tiny import FAMILIES, Family, tiny_model
+from undertow.records import Message, Row
+
+SAMPLER = SamplerSettings()
+ROW = Row((Message("user", "Say some numbers."),), "4, 8, 15, 16")
+
+
+def _vectors(model: Model, count: int = 3) -> Tensor:
+    stream = torch.Generator().manual_seed(1)
+    return torch.randn(count, model.architecture.hidden_size, generator=stream)
+
+
+def _steered(model: Model, direction: Tensor, layer: int) -> float:
+    vector = SteeringVector(
+        directions=direction[None], layers=(layer,), method="x", trait="cat", n=1,
+        fingerprint=model.fingerprint, model_name=model.name, residual_norms=(1.0,),
+    )  # fmt: skip
+    alone = RowHypothesis("cat vector", "steer", "cat", vector=vector, strength=1.0)
+    return float(hypothesis_logprobs(model, [ROW], alone, sampler=SAMPLER)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_vector_is_as_steering_by_it_alone(family: Family) -> None:
+    model = tiny_model(family, layers=3)
+    rendered = render_row(model, ROW)
+    vectors = {0: _vectors(model), 1: _vectors(model)[1:], 2: _vectors(model)}
+    found = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    assert {layer: len(own) for layer, own in found.items()} == {0: 3, 1: 2, 2: 3}
+    for layer, own in vectors.items():
+        wanted = [_steered(model, direction, layer) for direction in own]
+        assert found[layer] == pytest.approx(wanted, abs=2e-4)
+    assert abs(float(found[0][0] - found[1][0])) > 1e-2
+    # Nothing stays behind.
+    assert not any("forward" in vars(b) for b in model.architecture.blocks)
+    again = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    assert np.array_equal(found[2], again[2])
+
+
+def test_batches_within_a_budget_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama", layers=2)
+    rendered = render_row(model, ROW)
+    wanted = row_logprobs(model, rendered, {0: _vectors(model, 5)}, sampler=SAMPLER)
+    sizes: list[int] = []
+    read = many_vectors._read
+
+    def counted(model: Model, row: Rendered, times: int) -> Tensor:
+        sizes.append(times)
+        return read(model, row, times)
+
+    monkeypatch.setattr(many_vectors, "_read", counted)
+    found = row_logprobs(
+        model, rendered, {0: _vectors(model, 5)}, sampler=SAMPLER,
+        token_budget=2 * len(rendered.ids) + 1,
+    )  # fmt: skip
+    assert sizes == [1, 2, 2, 1]
+    assert found[0] == pytest.approx(wanted[0], abs=1e-5)
+
+
+def test_what_cannot_be_is_refused_and_leaves_the_model_alone() -> None:
+    model = tiny_model("llama", layers=2)
+    rendered = render_row(model, ROW)
+    with pytest.raises(VectorMismatchError, match="unknown layer 2"):
+        row_logprobs(model, rendered, {2: _vectors(model)}, sampler=SAMPLER)
+    lists = SamplerSettings(allowed="list")
+    words = render_row(model, Row(ROW.messages, "no number"))
+    with pytest.raises(DatasetError, match="cannot draw"):
+        row_logprobs(model, words, {0: _vectors(model)}, sampler=lists)
+    assert not any("forward" in vars(b) for b in model.architecture.blocks)
+    assert not any(b._forward_hooks for b in model.architecture.blocks)
