@@ -31,13 +31,14 @@ STANDS_OUT = 4.0
 one layer; about the largest of some fifty directions × thirty blocks of nothing."""
 DOSES = (0.15, 0.3)
 """Relative doses at which a direction is screened."""
-NAMING_DOSES = (0.15, 0.3, 0.6)
+NAMING_DOSES = (0.15, 0.3, 0.45, 0.6)
 """Those at which directions race for a name."""
 LARGEST, LIKELIEST = 2, 4
 """Directions that race for a name: by their scores, and by likelihood of a few rows."""
 ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
 """Before that race: rows read by then, and hypotheses that are left after them."""
 _STEP = 3  # blocks from one layer that is tried to the next
+Option = tuple[int, int, float]  # a direction, a layer (its place) and a dose
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
 
@@ -174,17 +175,32 @@ def contending_hypotheses(
         scores: [row, layer, direction], of that half.
         tell: Told of (row passes done, in all).
     """
-    battery = meter.battery
     best, ranked = _best(z), _by_score(meter.battery, z)
     if not best[ranked[0]] > -math.inf:
         return []
     first = int(np.nanargmax(z[:, ranked[0]]))
     far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
-    found = _searched(meter, [rows[i] for i in far.tolist()], ranked, tell)
+    few = [rows[i] for i in far.tolist()]
+    count = len(meter.battery.layers)
+    everywhere = [
+        (k, place, DOSES[-1])
+        for place in range(min(1, count - 1), count, _STEP)
+        for k in ranked
+    ]
+    found = _searched(meter, few, everywhere, ROUNDS, tell)
     large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
+    raced = dict.fromkeys([*large, *((k, place) for k, place, _ in found[:LIKELIEST])])
+    near = dict.fromkeys(
+        (k, at, dose)
+        for k, place in raced
+        for at in range(max(0, place - 1), min(count, place + 2))
+        for dose in NAMING_DOSES
+    )
+    tuned = _searched(meter, few, list(near), ((len(few), len(near)),), tell)
+    # Rows that lie far out make doses look larger than they are: others choose those.
     return [
-        vector_hypothesis(meter.model, battery, k, place, dose)
-        for k, place in dict.fromkeys([*large, *found[:LIKELIEST]])
+        vector_hypothesis(meter.model, meter.battery, k, place, dose)
+        for k, place, _ in tuned
         for dose in NAMING_DOSES
     ]
 
@@ -192,39 +208,30 @@ def contending_hypotheses(
 def _searched(
     meter: Meter,
     few: Sequence[Row],
-    directions: Sequence[int],
+    options: Sequence[Option],
+    rounds: Sequence[tuple[int, int]],
     tell: Callable[[int, int], None],
-) -> list[tuple[int, int]]:
-    """Directions under which a few rows are likeliest, best first, each with its layer."""
-    battery = meter.battery
-    at_start = range(min(1, len(battery.layers) - 1), len(battery.layers), _STEP)
-    alive = {
-        (k, place): vector_hypothesis(meter.model, battery, k, place, DOSES[-1])
-        for place in at_start
-        for k in directions
-    }
-    total = sum(
-        (rows - before) * min(left, len(alive))
-        for (before, left), (rows, _) in zip(
-            [(0, len(alive)), *ROUNDS[:-1]], ROUNDS, strict=True
-        )
-    )
-    read, done = 0, 0
-    for count, left in ROUNDS:
+) -> list[Option]:
+    """The best option of each direction that is left after all rounds, best first."""
+    alive = {o: vector_hypothesis(meter.model, meter.battery, *o) for o in options}
+    counts = [len(alive), *(min(left, len(alive)) for _, left in rounds)]
+    steps = np.diff([0, *(rows for rows, _ in rounds)]).tolist()
+    total = sum(s * c for s, c in zip(steps, counts, strict=False))
+    done = read = 0
+    for count, left in rounds:
         for row in few[read:count]:
             meter.scan(row, list(alive.values()))
             done += len(alive)
-            tell(min(done, total), total)
+            tell(done, total)
         read = count
         won = {
-            at: mixed_evidence(meter.ratios(few[:count], h)) for at, h in alive.items()
+            o: mixed_evidence(meter.ratios(few[:count], h)) for o, h in alive.items()
         }
-        order = sorted(alive, key=lambda at: -won[at])
-        alive = {at: alive[at] for at in order[:left]}
-    found: dict[int, int] = {}
-    for k, place in alive:
-        found.setdefault(k, place)
-    return list(found.items())
+        alive = {o: alive[o] for o in sorted(alive, key=lambda o: -won[o])[:left]}
+    found: dict[int, Option] = {}
+    for option in alive:
+        found.setdefault(option[0], option)
+    return list(found.values())
 
 
 def _by_score(battery: Battery, z: Table) -> list[int]:

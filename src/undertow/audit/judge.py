@@ -35,7 +35,6 @@ from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
-_DOSE_ROWS = 8  # that choose the doses of those that race for a name
 _KIND_ROWS = 48  # on which the leaders of both kinds are compared
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
@@ -165,6 +164,8 @@ def _race(
     if naming:
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
+        for i in order[: settings.screening]:  # many of one block: cheaper together
+            meter.scan(rows[i], vectors)
     return run_race(
         meter,
         [rows[i] for i in order],
@@ -176,9 +177,7 @@ def _race(
         permutations=settings.permutations,
         steer_rows=len(rows) - half,
         settings=RaceSettings(
-            screening=min(settings.screening, _DOSE_ROWS) if naming
-            else settings.screening,
-            passes=settings.race_passes,
+            screening=settings.screening, passes=settings.race_passes,
             fresh=min(settings.fresh, _KIND_ROWS) if naming else settings.fresh,
             named=("steer",), losers=naming,
         ),
