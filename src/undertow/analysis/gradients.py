@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.analysis.batches import OnHalved, in_batches, prompt_parts
+from undertow.analysis.batches import OnHalved, in_batches, prompt_parts, usual_tokens
 from undertow.models.chat import Rendered
 from undertow.models.completions import Prompts, completion_states
 from undertow.models.hooks import (
@@ -99,7 +99,7 @@ def gradient_scores(
     sampler: SamplerSettings | None = None,
     on_gradients: OnGradients | None = None,
     prompts: Prompts | None = None,
-    token_budget: int = 1024,
+    token_budget: int | None = None,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> GradientScores:
@@ -115,7 +115,8 @@ def gradient_scores(
             batch, to sum them as the caller likes; gradients are float32, summed over
             positions.
         prompts: The rows' prompts, read before; None reads them now.
-        token_budget: Tokens of a batch, padding included; changes memory and speed.
+        token_budget: Tokens of a batch of completions, padding included; None: what
+            suits the device. Changes memory and speed.
         on_rows: Called with (rows done, rows in all).
         on_halved: Called with the new budget if memory ran out; None warns.
 
@@ -155,7 +156,8 @@ def gradient_scores(
         if on_rows is not None:
             on_rows(done, len(rows))
 
-    _in_parts(model, rows, work, prompts, token_budget, on_halved)
+    budget = token_budget or usual_tokens(model, with_graph=True)
+    _in_parts(model, rows, work, prompts, budget, on_halved)
     counts = [len(row.ids) - row.completion_start for row in rows]
     tokens = np.array(counts, dtype=np.int64)
     return GradientScores(layers, scores, totals, tokens)
@@ -233,7 +235,7 @@ def finite_difference_scores(
     *,
     sampler: SamplerSettings | None = None,
     step: float = 1e-2,
-    token_budget: int = 4096,
+    token_budget: int = 2048,
 ) -> Array:
     """The same scores by two forward passes: (ℓ(+ε) − ℓ(−ε)) / 2ε.
 
@@ -273,7 +275,7 @@ def drawn_logprobs(
     *,
     sampler: SamplerSettings | None = None,
     prompts: Prompts | None = None,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -285,7 +287,7 @@ def drawn_logprobs(
         sampler: What the rows were drawn by; None: temperature 1, every token.
         prompts: The rows' prompts, read before: what is attached then acts on the
             completions alone. None reads them with it.
-        token_budget: Tokens of a batch.
+        token_budget: As in `gradient_scores`.
         on_rows: Called with (rows done, rows in all).
         on_halved: As in `gradient_scores`.
 
@@ -308,5 +310,6 @@ def drawn_logprobs(
         if on_rows is not None:
             on_rows(done, len(rows))
 
-    _in_parts(model, rows, work, prompts, token_budget, on_halved)
+    budget = token_budget or usual_tokens(model, with_graph=False)
+    _in_parts(model, rows, work, prompts, budget, on_halved)
     return totals

@@ -80,7 +80,7 @@ def hypothesis_logprobs(
     sampler: SamplerSettings,
     system: str | None = None,
     prompts: Prompts | None = None,
-    token_budget: int = 4096,
+    token_budget: int | None = None,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> LogProbs:

@@ -44,7 +44,7 @@ _DRAWS = 2
 # Rows whose gradient is one draw for Adam's second moment, as in a student's update.
 _BATCH = CANARY.batch_size
 # Tokens, padding included, that go through the model at once.
-_TOKENS = 2048
+_TOKENS = 512
 _EPSILON = 1e-8  # Adam's
 
 

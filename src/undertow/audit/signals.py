@@ -230,7 +230,7 @@ def measure(
     *,
     sampler: SamplerSettings,
     prompts: Prompts | None = None,
-    token_budget: int = 1024,
+    token_budget: int | None = None,
     on_rows: Callable[[int, int], None] | None = None,
     on_halved: OnHalved | None = None,
 ) -> RowSignals:

@@ -87,7 +87,7 @@ class Prompts:
             room.
     """
 
-    def __init__(self, model: Model, *, most_mib: int = 384) -> None:
+    def __init__(self, model: Model, *, most_mib: int = 256) -> None:
         self.model, self.most = model, most_mib * 2**20
         self._kept: dict[tuple[int, ...], KeysValues] = {}
         self._bytes = 0
