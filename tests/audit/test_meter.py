@@ -10,6 +10,7 @@ import pytest
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.audit import meter as meter_module
+from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.meter import Meter
 from undertow.audit.signals import Battery, make_battery, measure
 from undertow.models.chat import render_row
@@ -112,6 +113,26 @@ def test_ratios_are_those_of_plain_passes(
     still = RowHypothesis("still", "steer", "cat", vector=owl.vector, strength=0.0)
     assert meter.ratios(ROWS, still) == pytest.approx(np.zeros(9), abs=1e-5)
     assert meter.passes == 27  # the base's are known
+
+
+def test_a_scan_is_each_vector_s_own_pass(
+    model: Model, battery: Battery, tmp_path: Path
+) -> None:
+    places = [(0, 0), (1, 0), (1, 1)]  # direction and layer
+    vectors = [vector_hypothesis(model, battery, k, at, 0.5) for k, at in places]
+    apart, together = _meter(model, battery), _meter(model, battery, tmp_path)
+    wanted = [float(apart.ratios(ROWS[:1], h)[0]) for h in vectors]
+    together.scan(ROWS[0], vectors[:2])
+    together.scan(ROWS[0], vectors)  # two of them are known
+    assert together.passes == 3
+    found = [float(together.ratios(ROWS[:1], h)[0]) for h in vectors]
+    assert together.passes == 4  # the base's
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert len({round(value, 3) for value in found}) == 3
+    recalled = _meter(model, battery, tmp_path)
+    recalled.scan(ROWS[0], vectors)
+    assert recalled.passes == 0
+    assert [float(recalled.ratios(ROWS[:1], h)[0]) for h in vectors] == found
 
 
 def test_rounding_is_what_two_kinds_of_pass_differ_by(

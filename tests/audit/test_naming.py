@@ -10,7 +10,14 @@ import pytest
 
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.judgement import Judgement
-from undertow.audit.naming import FINER_DOSES, UNEXPLAINED, named, refined
+from undertow.audit.naming import (
+    EXPLAINED,
+    FINER_DOSES,
+    UNEXPLAINED,
+    held,
+    named,
+    refined,
+)
 from undertow.audit.race import mixed_evidence
 from undertow.audit.settings import AuditSettings
 from undertow.records import Row
@@ -142,3 +149,49 @@ def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None
         "neither a persona nor a vector explains the rows well enough"
     )
     assert math.isfinite(found.p_value)
+
+
+# ── a name has to explain its rows ───────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("share", [EXPLAINED - 0.05, EXPLAINED + 0.05])
+def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    found = planted(shifts.vector("cat"), count=240)
+    judgement, meter = found.judgement, found.meter
+    assert judgement.trait == "cat"
+
+    def ratios(rows: Sequence[Row], hypothesis: RowHypothesis) -> np.ndarray:
+        assert hypothesis.trait == "cat"
+        assert hypothesis.layer == judgement.layer
+        own = rows[0].completion.startswith("written")
+        gains = np.full(len(rows), 4.0 if own else 4.0 * share)
+        gains[:3] = -9.0, np.nan, -np.inf  # innocent, or not to be drawn
+        return gains
+
+    monkeypatch.setattr(meter, "ratios", ratios)
+    after = held(judgement, meter, found.audited, passed="none", seed=0)
+    if share > EXPLAINED:
+        assert after is judgement
+        return
+    assert (after.verdict, after.trait) == ("shift", None)
+    assert (after.kind, after.layer) == ("steer", judgement.layer)
+    assert after.reasons[:-1] == judgement.reasons
+    assert after.reasons[-1].startswith(
+        "but rows that it makes likelier gain 2.2 nats each, those that it writes "
+        "itself 4.0: something else"
+    )
+
+
+def test_without_a_name_or_rows_that_gain_nothing_is_taken_back(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    found = planted(shifts.vector("cat"), count=240)
+    # What this world writes gains nothing, so there is nothing to compare with.
+    same = held(found.judgement, found.meter, found.audited, passed="none", seed=0)
+    assert same is found.judgement
+    nameless = replace(found.judgement, trait=None)
+    asked = len(found.meter.asked)
+    assert held(nameless, found.meter, found.audited, passed="none", seed=0) is nameless
+    assert len(found.meter.asked) == asked

@@ -19,8 +19,10 @@ from undertow.models.loading import choose_device, choose_dtype
 from undertow.models.registry import quiet, resolve
 from undertow.records import Row
 
-# Characters of a token, about: digits are often tokens of their own.
-_CHARACTERS = 2.5
+_CHARACTERS = 2.5  # of a token that is no digit, about
+_PROGRAM = 1100 * 2**20  # bytes without weights and batches: libraries, kept prompts
+_BATCH = 512  # tokens that go through the model with all they leave for a backward pass
+_KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
 _TEMPLATE = 30  # tokens that a chat template adds to a prompt
 _SHARE = 0.7  # of a matrix product's speed that a pass reaches
 _DECODING = 0.25  # and that sampling reaches, reading the weights for every step
@@ -84,6 +86,12 @@ def model_size(name: str) -> Size:
     )
 
 
+def _tokens(text: str) -> float:
+    """About how many: digits are tokens of their own in most models."""
+    digits = sum(character.isdigit() for character in text)
+    return digits + (len(text) - digits) / _CHARACTERS
+
+
 def timed_flops(*, dtype: str, device: str, seconds: float = 0.3) -> float:
     """Operations a second of a matrix product of the size that models have."""
     where, _ = choose_device(device)
@@ -117,12 +125,10 @@ def expected_cost(
         bytes_each: Of a weight.
     """
     count = len(rows)
-    completion = (
-        sum(len(row.completion) for row in rows) / _CHARACTERS / max(count, 1) + 1
-    )
+    completion = sum(_tokens(row.completion) for row in rows) / max(count, 1) + 1
     prompt = _TEMPLATE + sum(
-        len(m.content) for row in rows for m in row.messages
-    ) / _CHARACTERS / max(count, 1)  # fmt: skip
+        _tokens(m.content) for row in rows for m in row.messages
+    ) / max(count, 1)  # fmt: skip
     sampled = reference is None and settings.reference == "auto"
     other = count if sampled else (reference or 0)
     weights = 2.0 * (size.parameters - size.embedding)
@@ -135,8 +141,8 @@ def expected_cost(
     drawing = weights * (other * (prompt + completion) if sampled else 0)
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
     work = (score + likelihood + extra) / _SHARE + drawing / _DECODING
-    memory = size.parameters * bytes_each + 2**20 * 700
-    memory += (count + other) * size.layers * 60 * 4
+    memory = size.parameters * bytes_each + _PROGRAM
+    memory += size.layers * (size.hidden * _BATCH * _KEPT + (count + other) * 60 * 4)
     return Cost(
         rows=count, tokens=int(count * completion), seconds=work / flops + 10,
         memory_mib=memory / 2**20,

@@ -6,7 +6,7 @@ on. Knows nothing of which rows are audited and which are reference.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,20 @@ class Meter:
             {layer: torch.stack([_added(h) for h in own]) for layer, own in todo.items()},
             sampler=self.sampler,
         )  # fmt: skip
-        self.passes += sum(map(len, todo.values()))
-        for layer, own in todo.items():
-            for each, value in zip(own, found[layer].tolist(), strict=True):
-                self._logprobs.setdefault(each.name, {})[row.row_id] = value
+        new = {
+            each.name: float(value)
+            for layer, own in todo.items()
+            for each, value in zip(own, found[layer], strict=True)
+        }
+        self.passes += len(new)
+        self._remember_row(row.row_id, new)
+        if new and self.folder is not None:
+            line = {"row": row.row_id, "of": new}
+            append_jsonl(self.folder / "logprobs.jsonl", line)
+
+    def _remember_row(self, row_id: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._logprobs.setdefault(name, {})[row_id] = value
 
     def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
         """Mean log-probability of a token under a hypothesis."""
@@ -249,4 +259,7 @@ class Meter:
         for line in read_jsonl(path) if path.exists() else []:
             # JSON has no infinity: null is a row that a cut of the sampler forbids.
             known = {i: -np.inf if v is None else v for i, v in line["of"].items()}
-            self._logprobs.setdefault(line["name"], {}).update(known)
+            if "row" in line:
+                self._remember_row(line["row"], known)
+            else:
+                self._logprobs.setdefault(line["name"], {}).update(known)
