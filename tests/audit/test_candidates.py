@@ -215,7 +215,7 @@ def test_likelihoods_propose_whom_scores_pass_over(
     )  # fmt: skip
     told: list[tuple[int, int]] = []
     found = contending_hypotheses(
-        world, rows, z, scores, tell=lambda done, total: told.append((done, total))
+        world, rows, z, scores, tell=lambda _, done, total: told.append((done, total))
     )
     own = [(h.trait, h.layer) for h in found[:: len(NAMING_DOSES)]]
     # Where it was, whatever its score; at 2 a vector is all but the same.
@@ -250,7 +250,7 @@ def test_fewer_go_on_after_each_row(
     told: list[tuple[int, int]] = []
     contending_hypotheses(
         world, rows, _z(battery, ant=(0, 5.0, 9.0, 0)), scores,
-        tell=lambda done, total: told.append((done, total)),
+        tell=lambda _, done, total: told.append((done, total)),
     )  # fmt: skip
     # Six named directions at three layers; the lowest is left out.
     assert [count for _, count in world.scanned[:4]] == [18, 12, 12, 6]

@@ -7,6 +7,7 @@ likelihoods (see `race`), since the largest score may be a wrong direction's.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -158,7 +159,7 @@ def contending_hypotheses(
     z: Table,
     scores: Table,
     *,
-    tell: Callable[[int, int], None],
+    tell: Callable[[str, int, int], None],
 ) -> list[RowHypothesis]:
     """Directions that come into question for a name, each at its best layer.
 
@@ -173,7 +174,7 @@ def contending_hypotheses(
         rows: The choosing half.
         z: [layer, direction], of that half.
         scores: [row, layer, direction], of that half.
-        tell: Told of (row passes done, in all).
+        tell: Told of (stage, row passes done, in all).
     """
     best, ranked = _best(z), _by_score(meter.battery, z)
     if not best[ranked[0]] > -math.inf:
@@ -187,7 +188,7 @@ def contending_hypotheses(
         for place in range(min(1, count - 1), count, _STEP)
         for k in ranked
     ]
-    found = _searched(meter, few, everywhere, ROUNDS, tell)
+    found = _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
     large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
     raced = dict.fromkeys([*large, *((k, place) for k, place, _ in found[:LIKELIEST])])
     near = dict.fromkeys(
@@ -196,7 +197,9 @@ def contending_hypotheses(
         for at in range(max(0, place - 1), min(count, place + 2))
         for dose in NAMING_DOSES
     )
-    tuned = _searched(meter, few, list(near), ((len(few), len(near)),), tell)
+    tuned = _searched(
+        meter, few, list(near), ((len(few), len(near)),), partial(tell, "blocks")
+    )
     # Rows that lie far out make doses look larger than they are: others choose those.
     return [
         vector_hypothesis(meter.model, meter.battery, k, place, dose)

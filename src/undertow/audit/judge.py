@@ -92,7 +92,7 @@ def judge(
     if combined_p(arms) <= settings.alpha:
         found = contending_hypotheses(
             meter, rows[:half], z, mine.scores[:half].astype(np.float64),
-            tell=partial(tell, "directions"),
+            tell=tell,
         )  # fmt: skip
         race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(scores, race, arms, len(rows), settings)
