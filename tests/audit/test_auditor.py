@@ -161,7 +161,7 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     return scored, likely
 
 
-@pytest.mark.parametrize("stage", ["audited rows", "likelihoods"])
+@pytest.mark.parametrize("stage", ["rows", "likelihoods"])
 def test_an_interrupted_audit_goes_on_and_measures_nothing_twice(
     place: "Place", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
 ) -> None:
