@@ -91,6 +91,7 @@ class Prompts:
         self.model, self.most = model, most_mib * 2**20
         self._kept: dict[tuple[int, ...], KeysValues] = {}
         self._bytes = 0
+        self._each: float | None = None
 
     def parts(
         self, rows: Sequence[Rendered], *, most_rows: int = 256
@@ -118,11 +119,12 @@ class Prompts:
             yield part
 
     def _bytes_a_token(self, row: Rendered) -> float:
-        """What keys and values of a token take, as seen on a prompt that was read."""
-        if not self._kept:
-            self.read([row])
-        tokens = sum(len(prompt) for prompt in self._kept)
-        return self._bytes / max(tokens, 1)
+        """What keys and values of a token take, as seen on a prompt read for that."""
+        if self._each is None:
+            probe = Prompts(self.model)
+            probe.read([row])
+            self._each = probe._bytes / max(len(prompt_of(row)), 1)
+        return self._each
 
     def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
         """Reads the prompts of rows that are not kept yet."""
