@@ -36,8 +36,7 @@ def test_clean_rows_show_nothing_at_the_rate_that_was_asked_for(
     wrong = [p for p in clean if p.judgement.verdict != "none"]
     assert len(wrong) <= 7  # three are expected; eight or more in 1.2 % of such sixties
     assert all(p.judgement.p_value <= ALPHA for p in wrong)
-    # A name needs a finding first, and then evidence of its own.
-    assert len([p for p in clean if p.judgement.trait]) <= 1
+    assert not [p for p in clean if p.judgement.trait]
     quiet = clean[0].judgement
     assert quiet.verdict == "none"
     assert quiet.kind is None
@@ -189,7 +188,7 @@ def test_rows_of_something_else_have_no_name(planted: Plant, shifts: "Shifts") -
     assert (found.verdict, found.trait, found.kind) == ("shift", None, "unknown")
     (reason,) = [r for r in found.reasons if "less likely" in r]
     # 4.5 nats a token against 2.0, of which a vector explains a few hundredths.
-    assert reason.startswith(("the rows are 2.4", "the rows are 2.5"))
+    assert reason.startswith("the rows are 2.4")
     assert "nats a token less likely than cat vector, block 1, dose 0.3's own" in reason
     assert "no hypothesis explains that" in reason
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from undertow.models.chat import Rendered
 from undertow.models.completions import (
     Prompts,
+    _bytes_a_token,
     completion_batches,
     completion_states,
     read_head,
@@ -181,6 +182,15 @@ def test_parts_keep_prompts_together_and_within_memory() -> None:
         assert small.holds([rows[i] for i in part])
         seen.append(part)
     assert seen == [[3], [0, 1, 4], [2]]  # a prompt by itself always has room
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_token_takes_is_foretold(family: Family) -> None:
+    model, rows = tiny_model(family), _rows(_head(20))
+    kept = Prompts(model)
+    kept.read(rows[:1])
+    tokens = rows[0].completion_start - 1
+    assert kept._bytes == tokens * _bytes_a_token(model)
 
 
 def test_prompts_that_are_asked_for_again_outlive_others() -> None:

@@ -164,8 +164,8 @@ def _race(
     if naming:
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
-        for i in order[: settings.screening]:  # many of one block: cheaper together
-            meter.scan(rows[i], vectors)
+        for i in order[: min(settings.screening, len(rows) // 3)]:
+            meter.scan(rows[i], vectors)  # many of one block are cheaper together
     return run_race(
         meter,
         [rows[i] for i in order],

@@ -131,6 +131,8 @@ class Meter:
             assert each.layer is not None
             if row.row_id not in self._logprobs.get(each.name, {}):
                 todo.setdefault(each.layer, []).append(each)
+        if not todo:
+            return
         found = row_logprobs(
             self.model, render_row(self.model, row, system=self.system),
             {layer: torch.stack([_added(h) for h in own]) for layer, own in todo.items()},
@@ -143,7 +145,7 @@ class Meter:
         }
         self.passes += len(new)
         self._remember_row(row.row_id, new)
-        if new and self.folder is not None:
+        if self.folder is not None:
             line = {"row": row.row_id, "of": new}
             append_jsonl(self.folder / "logprobs.jsonl", line)
 

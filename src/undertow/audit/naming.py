@@ -57,7 +57,9 @@ def named(
         settings: Error rate.
     """
     mine, theirs = meter.signals(rows), meter.signals(reference)
-    race, enough = nothing.race, math.log(1 / settings.alpha)
+    race = nothing.race
+    # The leader is the best of several on the very rows that speak for it.
+    enough = math.log(max(1, len(race.leaders)) / settings.alpha)
     best = {kind: _leader(race, kind) for kind in ("prompt", "steer")}
     evidence = {
         kind: math.nan if h is None else _won(race, h) for kind, h in best.items()

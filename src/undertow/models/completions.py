@@ -91,7 +91,6 @@ class Prompts:
         self.model, self.most = model, most_mib * 2**20
         self._kept: dict[tuple[int, ...], KeysValues] = {}
         self._bytes = 0
-        self._each: float | None = None
 
     def parts(
         self, rows: Sequence[Rendered], *, most_rows: int = 256
@@ -103,11 +102,11 @@ class Prompts:
         """
         order = sorted(range(len(rows)), key=lambda i: (prompt_of(rows[i]), i))
         part: list[int] = []
-        tokens, before = 0, None
+        tokens, before, each = 0, None, _bytes_a_token(self.model)
         for place in order:
             prompt = prompt_of(rows[place])
             size = 0 if prompt == before else len(prompt)
-            room = self.most - (tokens + size) * self._bytes_a_token(rows[place])
+            room = self.most - (tokens + size) * each
             if part and (len(part) == most_rows or (size and room < 0)):
                 self.read([rows[i] for i in part])
                 yield part
@@ -117,14 +116,6 @@ class Prompts:
         if part:
             self.read([rows[i] for i in part])
             yield part
-
-    def _bytes_a_token(self, row: Rendered) -> float:
-        """What keys and values of a token take, as seen on a prompt read for that."""
-        if self._each is None:
-            probe = Prompts(self.model)
-            probe.read([row])
-            self._each = probe._bytes / max(len(prompt_of(row)), 1)
-        return self._each
 
     def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
         """Reads the prompts of rows that are not kept yet."""
@@ -174,6 +165,16 @@ class Prompts:
             for layer in range(len(found[0]))
         ]
         return contents, seen.to(self.model.device)
+
+
+def _bytes_a_token(model: Model) -> int:
+    """What keys and values of one token take in all blocks together."""
+    config = model.module.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None)
+    width = width or config.hidden_size // config.num_attention_heads
+    blocks = len(model.architecture.blocks)
+    return int(2 * blocks * heads * width * model.dtype.itemsize)
 
 
 def _size(contents: KeysValues) -> int:
