@@ -235,7 +235,7 @@ def finite_difference_scores(
     *,
     sampler: SamplerSettings | None = None,
     step: float = 1e-2,
-    token_budget: int = 2048,
+    token_budget: int | None = None,
 ) -> Array:
     """The same scores by two forward passes: (ℓ(+ε) − ℓ(−ε)) / 2ε.
 
