@@ -101,7 +101,7 @@ def _findings(out: Path) -> Findings:
 
 
 def test_rows_go_in_and_a_verdict_comes_out(
-    audit: Audit, written: dict[str, Path], tmp_path: Path
+    audit: Audit, command: "Command", written: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "clean"
     found = audit(written["none"], "--out", out, "--fail-on", "evidence")
@@ -129,6 +129,14 @@ def test_rows_go_in_and_a_verdict_comes_out(
     again = audit(written["none"], "--out", out, "--fail-on", "evidence")
     assert again.status == 0, again.err
     assert _findings(out).p_value == findings.p_value
+    # Its page is drawn again from the findings alone.
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    drawn = command("report", out)
+    assert (drawn.status, drawn.out) == (0, f"{out / 'report.html'}\n")
+    assert (out / "report.html").read_bytes() == page
+    (out / "audit.json").write_text('{"verdict": "none"}')
+    assert "not findings of this version" in command("report", out).err
 
 
 def test_evidence_is_status_1_where_that_was_asked_for(

@@ -4,10 +4,12 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from undertow.findings import Direction, Findings
+from undertow.findings import Direction, Findings, Hypothesis
 from undertow.report.audit_data import (
     audit_figure_data,
+    best_doses,
     heat_rows,
     hypothesis_rows,
     line_names,
@@ -74,6 +76,27 @@ def test_the_leader_comes_first_and_who_left_the_race_last(
     assert left == sorted(left)
     # Of two hypotheses of one name the one with a layer says it.
     assert line_names(rows)[0] == "owl @24"
+
+
+def test_of_each_vector_the_dose_that_raced_is_drawn(trait_found: Findings) -> None:
+    def dose(name: str, rows: int, evidence: float | None, **of: Any) -> Hypothesis:
+        own: dict[str, Any] = {
+            "kind": "steer",
+            "trait": "owl",
+            "rows": rows,
+            "log_evalue": evidence,
+        }
+        known: dict[str, Any] = {"nats_per_row": 1.0, "reference_nats_per_row": None}
+        return Hypothesis(name=name, **(own | known | of))
+
+    found = trait_found.model_copy(update={"hypotheses": [
+        dose("a", 24, 50.0), dose("b", 48, 20.0), dose("c", 48, 30.0),
+        dose("d", 24, None, trait="elk"), dose("e", 24, 1.0, trait="elk"),
+        dose("f", 8, 1.0, kind="prompt"), dose("g", 8, 1.0, trait=None),
+        dose("h", 8, 1.0, trait=None),
+    ]})  # fmt: skip
+    drawn = best_doses(hypothesis_rows(found))
+    assert sorted(row.name for row in drawn) == ["c", "e", "f", "g", "h"]
 
 
 def test_what_is_missing_is_an_empty_field(

@@ -1,6 +1,7 @@
 """`demo`, `run`, `report` and `recipes`: whole experiments from YAML."""
 
 import json
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from undertow.cli.options import Set
 from undertow.errors import ConfigError, RunError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from undertow.results import AuditOutcome, Transfer
 
@@ -143,9 +144,16 @@ def report(
         Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
     ] = None,
 ) -> None:
-    """Writes the report of a finished run: one HTML file, and figures/*.csv beside it."""
-    from pydantic import ValidationError
+    """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it."""
+    target = out or directory / "report.html"
+    if (directory / "audit.json").exists():
+        page = _draw_audit(directory / "audit.json", target)
+    else:
+        page = _draw_run(directory, target)
+    say(str(page))
 
+
+def _draw_run(directory: Path, target: Path) -> Path:
     from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
     from undertow.results import Results
@@ -157,13 +165,34 @@ def report(
             f"{path}: not there; the run is not finished. Continue it with "
             f"undertow run {directory / 'recipe.yaml'} --out {directory}"
         )
-    try:
+    with _of_this_version(path, "results"):
         results = Results.model_validate(read_json(path))
-    except ValidationError as error:
-        raise RunError(f"{path}: not results of this version: {error}") from error
-    page = write_report(results, out or directory / "report.html")
+    page = write_report(results, target)
     write_figure_data(results, page.parent)
-    say(str(page))
+    return page
+
+
+def _draw_audit(path: Path, target: Path) -> Path:
+    from undertow.findings import Findings
+    from undertow.report.audit_data import write_audit_figure_data
+    from undertow.report.audit_page import write_audit_report
+    from undertow.storage import read_json
+
+    with _of_this_version(path, "findings"):
+        findings = Findings.model_validate(read_json(path))
+    page = write_audit_report(findings, target)
+    write_audit_figure_data(findings, page.parent)
+    return page
+
+
+@contextmanager
+def _of_this_version(path: Path, what: str) -> "Iterator[None]":
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        raise RunError(f"{path}: not {what} of this version: {error}") from error
 
 
 @recipes_app.command("list")

@@ -120,6 +120,23 @@ def hypothesis_rows(findings: Findings) -> list[HypothesisRow]:
     return sorted(rows, key=_rank)
 
 
+def best_doses(rows: Sequence[HypothesisRow]) -> list[HypothesisRow]:
+    """Of each vector the dose that went on in the race: the others are no rivals.
+
+    That is the one scored on the most rows, and of those the likeliest.
+    """
+    went_on: dict[tuple[str, str], HypothesisRow] = {}
+    for row in rows:
+        other = went_on.setdefault((row.kind, row.trait or row.name), row)
+        if _went(row) > _went(other):
+            went_on[row.kind, row.trait or row.name] = row
+    return [row for row in rows if row in went_on.values()]
+
+
+def _went(row: HypothesisRow) -> tuple[int, float]:
+    return row.rows, -_downward(row.log_evalue)
+
+
 def _rank(row: HypothesisRow) -> tuple[bool, float, float]:
     behind = row.behind if row.behind is not None and known(row.behind) else 0.0
     return bool(row.dropped), behind, _downward(row.nats_per_row)

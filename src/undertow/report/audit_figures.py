@@ -17,6 +17,7 @@ from undertow.report.audit_data import (
     PowerRow,
     baseline_rows,
     battery_rows,
+    best_doses,
     hypothesis_rows,
     line_names,
     ordered_directions,
@@ -54,7 +55,7 @@ def draw_audit_figures(findings: Findings) -> dict[str, Figure]:
     """Draws all figures that have something to show, by name."""
     figures = {
         "directions": _directions(findings),
-        "hypotheses": _hypotheses(hypothesis_rows(findings)),
+        "hypotheses": _hypotheses(best_doses(hypothesis_rows(findings))),
         "null": _null(findings),
         "power": _power(findings),
         "baselines": _baselines(baseline_rows(findings)),
