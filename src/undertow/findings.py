@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 Number = float | None
 VerdictWord = Literal["trait", "shift", "none", "inconclusive"]
 Tier = Literal["A", "B", "C"]
+Role = Literal["trait", "decoy", "persona", "random", "given", "discovered"]
 
 
 class _Value(BaseModel):
@@ -87,7 +88,7 @@ class Direction(_Value):
     """One direction of the score test, over the layers of `Findings.layers`."""
 
     name: str
-    role: Literal["trait", "decoy", "persona", "random", "given", "discovered"]
+    role: Role
     z: list[Number] = Field(description="studentised difference, by layer")
     adjusted_p: Number = Field(
         default=None, description="max-T over all directions and layers"
@@ -170,6 +171,17 @@ class Token(_Value):
     logit: float
 
 
+class Alike(_Value):
+    """A direction of the battery beside the one that was discovered."""
+
+    name: str
+    role: Role
+    cosine: float = Field(
+        description="with the mean gradient difference, whitened by the gradients' "
+        "covariance at the layer"
+    )
+
+
 class Discovery(_Value):
     """The direction in which training on the rows first moves the model."""
 
@@ -184,6 +196,10 @@ class Discovery(_Value):
     battery: dict[str, Number] = Field(
         default_factory=dict,
         description="change of each trait's log-odds when steered along it, nats",
+    )
+    alike: list[Alike] = Field(
+        default_factory=list,
+        description="directions of the battery nearest to it, the nearest first",
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from undertow.audit.audited import Audited
-from undertow.audit.directions import discover
+from undertow.audit.directions import alike, discover
 from undertow.audit.judgement import Judgement
 from undertow.audit.reference import Reference
 from undertow.findings import Discovery, Findings
@@ -44,6 +44,9 @@ def test_a_strong_shift_is_confirmed_and_described(steered: Case) -> None:
     assert set(shift.battery) == {"owl", "cat", "dog"}
     assert shift.raised
     assert shift.behaviour
+    cosines = [near.cosine for near in shift.alike]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "owl" in {near.name for near in shift.alike}
 
 
 def test_nothing_found_nothing_described(steered: Case, clean: Case) -> None:
@@ -89,3 +92,19 @@ def test_on_rows_of_the_base_nothing_is_confirmed(place: "Place", seed: int) -> 
     assert found.p_value is not None
     assert found.p_value > 0.02
     assert all(torch.isfinite(torch.tensor(v)) for v in found.battery.values())
+
+
+def test_a_vector_is_alike_to_what_it_does_to_the_gradients(steered: Case) -> None:
+    """Steering along v moves the mean gradient by Σ·v, whatever Σ is."""
+    battery = steered[1].battery
+    hidden = battery.directions.shape[-1]
+    stream = torch.Generator().manual_seed(3)
+    root = torch.randn(hidden, hidden, generator=stream)
+    covariance = root @ root.T + 0.1 * torch.eye(hidden)
+    for own in (0, len(battery.names) - 1):
+        change = 0.7 * covariance @ battery.directions[1, own]
+        near = alike(battery, 1, change, covariance)
+        assert near[0].name == battery.names[own]
+        assert near[0].cosine == pytest.approx(1, abs=1e-4)
+        assert near[0].cosine > near[1].cosine
+    assert alike(battery, 1, torch.zeros(hidden), covariance) == []

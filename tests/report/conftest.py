@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from undertow.findings import (
+    Alike,
     Arm,
     Baseline,
     Bounds,
@@ -505,6 +506,8 @@ def audit_of_a_trait() -> Findings:
             behaviour=["My favourite animal is the owl.", "An owl.\nIt flies at night."],
             battery={name: (1.9 if name == "owl" else 0.2 - 0.05 * n) for n, name in
                      enumerate(FAMILY)},
+            alike=[Alike(name="owl", role="trait", cosine=0.17),
+                   Alike(name="oak", role="decoy", cosine=0.09)],
         ),
         forecast=Forecast(
             rows=1000, reference_rows=1000, canary_updates=60,
@@ -670,6 +673,7 @@ def hostile_audit() -> Findings:
                 raised=[Token(text=text, logit=1.0) for text in EVIL],
                 lowered=[Token(text=text, logit=-1.0) for text in EVIL],
                 behaviour=list(EVIL), battery=dict.fromkeys(EVIL, 0.5),
+                alike=[Alike(name=text, role="given", cosine=0.5) for text in EVIL],
             ),
             "forecast": Forecast(
                 rows=1, reference_rows=1, note=html,

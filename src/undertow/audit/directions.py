@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from undertow.analysis.gradients import Moments, gradient_scores
 from undertow.audit.discovery import describe_direction
@@ -15,7 +17,8 @@ from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
 from undertow.audit.reference import Reference
 from undertow.audit.settings import AuditSettings
-from undertow.findings import Discovery
+from undertow.audit.signals import Battery
+from undertow.findings import Alike, Discovery
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.records import Row
@@ -24,6 +27,7 @@ from undertow.traits import TraitFamily
 
 _DESCRIBED = 128  # rows of each set that a direction is discovered on
 _SHRINKAGE = 0.1  # of the gradients' covariance towards its mean variance
+_ALIKE = 8  # directions of the battery that are named beside it
 
 
 def discover(
@@ -55,7 +59,9 @@ def discover(
     sums = [
         [_moments(meter, half, layer, settings) for half in side] for side in halves
     ]
-    directions = [_whitened(sums[0][h], sums[1][h], sums) for h in (0, 1)]
+    covariance = _covariance(sums)
+    changes = [_change(sums[0][h], sums[1][h]) for h in (0, 1)]
+    directions = [torch.linalg.solve(covariance, change) for change in changes]
     units = [torch.nn.functional.normalize(d, dim=0) for d in directions]
     scores = [
         gradient_scores(
@@ -68,11 +74,13 @@ def discover(
         scores[0], scores[1], permutations=settings.permutations, seed=settings.seed,
         alternative="greater",
     )  # fmt: skip
-    return describe_direction(
+    described = describe_direction(
         meter.model, family, units[0], layer, residual_norm=meter.battery.norms[place],
         system=settings.system, p_value=test.p_value,
         cosine=float(units[0] @ units[1]),
     )  # fmt: skip
+    near = alike(meter.battery, place, (changes[0] + changes[1]) / 2, covariance)
+    return described.model_copy(update={"alike": near})
 
 
 def _rendered(
@@ -87,7 +95,7 @@ def _moments(
     hidden = meter.model.architecture.hidden_size
     sums = Moments([layer], hidden)
 
-    def add(at: int, _: Sequence[int], gradients: torch.Tensor) -> None:
+    def add(at: int, _: Sequence[int], gradients: Tensor) -> None:
         sums.add(at, gradients)
 
     gradient_scores(
@@ -97,15 +105,48 @@ def _moments(
     return sums
 
 
-def _whitened(
-    audited: Moments, reference: Moments, sums: Sequence[Sequence[Moments]]
-) -> torch.Tensor:
-    """Σ⁻¹ (mean audited − mean reference), Σ pooled over all parts and shrunk."""
-    covariance = torch.stack([m.covariance()[0] for side in sums for m in side]).mean(0)
-    size = len(covariance)
-    ridge = _SHRINKAGE * covariance.trace() / size
-    change = audited.mean()[0] - reference.mean()[0]
-    whitened: torch.Tensor = torch.linalg.solve(
-        covariance + ridge * torch.eye(size), change
-    )
-    return whitened
+def _covariance(
+    sums: Sequence[Sequence[Moments]],
+) -> Float[Tensor, "hidden hidden"]:
+    """Of the gradients within each part, pooled over all parts and shrunk."""
+    pooled = torch.stack([m.covariance()[0] for side in sums for m in side]).mean(0)
+    ridge = _SHRINKAGE * pooled.trace() / len(pooled)
+    shrunk: Tensor = pooled + ridge * torch.eye(len(pooled))
+    return shrunk
+
+
+def _change(audited: Moments, reference: Moments) -> Float[Tensor, " hidden"]:
+    """Mean gradient of the audited rows less that of the reference."""
+    return audited.mean()[0] - reference.mean()[0]
+
+
+def alike(
+    battery: Battery,
+    place: int,
+    change: Float[Tensor, " hidden"],
+    covariance: Float[Tensor, "hidden hidden"],
+) -> list[Alike]:
+    """Directions nearest to a difference of mean gradients, the nearest first.
+
+    Steering along v moves the mean gradient by Σ·v for a small strength, Σ the
+    gradients' covariance. In coordinates where gradients are white the difference is
+    Σ^-½·Δ and the vector's effect Σ^½·v; their cosine is
+    Δ·v / √(Δ·Σ⁻¹·Δ · v·Σ·v).
+
+    Args:
+        battery: The directions.
+        place: Of the layer among the battery's.
+        change: Δ, audited less reference.
+        covariance: Σ, positive definite.
+    """
+    vectors = battery.directions[place].cpu().double()
+    delta, sigma = change.double(), covariance.double()
+    length = (delta @ torch.linalg.solve(sigma, delta)).sqrt()
+    lengths = ((vectors @ sigma) * vectors).sum(1).sqrt()
+    cosines = vectors @ delta / (length * lengths)
+    order = cosines.argsort(descending=True)[:_ALIKE].tolist()
+    return [
+        Alike(name=battery.names[i], role=battery.roles[i], cosine=float(cosines[i]))
+        for i in order
+        if torch.isfinite(cosines[i])
+    ]

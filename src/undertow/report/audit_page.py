@@ -80,6 +80,7 @@ def render_audit_report(findings: Findings) -> str:
         triage=[_shown_row(row) for row in findings.triage[:MOST_TRIAGED]],
         behaviour=_behaviour(findings),
         tokens=_tokens(findings),
+        alike=_alike(findings),
         level=level_text(findings.confidence),
         rate=share_text(findings.alpha),
         total_time=duration_text(sum(findings.seconds.values(), 0.0)),
@@ -140,6 +141,15 @@ def _shown_row(row: TriageRow) -> Shown:
 def _behaviour(findings: Findings) -> list[Markup]:
     answers = findings.discovery.behaviour if findings.discovery else []
     return [marked(shortened(answer, MOST_CHARACTERS)) for answer in answers]
+
+
+def _alike(findings: Findings) -> list[tuple[Markup, str, str]]:
+    """Directions nearest to the discovered one: name, role, whitened cosine."""
+    near = findings.discovery.alike if findings.discovery else []
+    return [
+        (marked(a.name, breaks=False), a.role, number(a.cosine, signed=True))
+        for a in near
+    ]
 
 
 def _tokens(findings: Findings) -> dict[str, list[tuple[Markup, str]]]:
