@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     from undertow.pipeline.filters import filter_rows as filter_rows
     from undertow.pipeline.generation import generate_rows as generate_rows
     from undertow.pipeline.prompts import number_prompts as number_prompts
+    from undertow.pipeline.students import rendered_examples as rendered_examples
     from undertow.pipeline.teachers import prompted_teacher as prompted_teacher
     from undertow.pipeline.teachers import steered_teacher as steered_teacher
-    from undertow.pipeline.training import TrainingSettings as TrainingSettings
+    from undertow.pipeline.training import StudentPlan as StudentPlan
     from undertow.pipeline.training import train_student as train_student
+    from undertow.pipeline.training import train_students as train_students
+    from undertow.pipeline.training_settings import (
+        TrainingSettings as TrainingSettings,
+    )
     from undertow.records import Message as Message
     from undertow.records import Row as Row
     from undertow.records import Verdict as Verdict
@@ -61,8 +66,9 @@ _HOMES = {
     "Results": "undertow.results",
     "Row": "undertow.records",
     "SamplerSettings": "undertow.models.sampling",
+    "StudentPlan": "undertow.pipeline.training",
     "SteeringVector": "undertow.interventions.steering",
-    "TrainingSettings": "undertow.pipeline.training",
+    "TrainingSettings": "undertow.pipeline.training_settings",
     "TraitFamily": "undertow.traits",
     "UndertowError": "undertow.errors",
     "Verdict": "undertow.records",
@@ -82,6 +88,7 @@ _HOMES = {
     "prompted_teacher": "undertow.pipeline.teachers",
     "read_rows": "undertow.storage",
     "recording_residuals": "undertow.models.hooks",
+    "rendered_examples": "undertow.pipeline.students",
     "run_experiment": "undertow.experiment",
     "sample": "undertow.models.sampling",
     "sampled_answers": "undertow.pipeline.evaluation",
@@ -90,6 +97,7 @@ _HOMES = {
     "steered_teacher": "undertow.pipeline.teachers",
     "steering": "undertow.interventions.steering",
     "train_student": "undertow.pipeline.training",
+    "train_students": "undertow.pipeline.training",
     "write_report": "undertow.report.html",
     "write_rows": "undertow.storage",
 }
@@ -104,6 +112,7 @@ __all__ = [
     "Row",
     "SamplerSettings",
     "SteeringVector",
+    "StudentPlan",
     "TrainingSettings",
     "TraitFamily",
     "UndertowError",
@@ -124,6 +133,7 @@ __all__ = [
     "prompted_teacher",
     "read_rows",
     "recording_residuals",
+    "rendered_examples",
     "run_experiment",
     "sample",
     "sampled_answers",
@@ -132,6 +142,7 @@ __all__ = [
     "steered_teacher",
     "steering",
     "train_student",
+    "train_students",
     "write_report",
     "write_rows",
 ]

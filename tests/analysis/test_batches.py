@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from undertow.analysis import gradients
-from undertow.analysis.batches import in_batches, is_out_of_memory
+from undertow.analysis.batches import in_batches
 from undertow.analysis.gradients import Moments, drawn_logprobs, gradient_scores
 from undertow.errors import ModelError
 from undertow.models.chat import Rendered
 from undertow.models.completions import completion_batches
+from undertow.models.memory import is_out_of_memory
 from undertow.models.tiny import tiny_model
 
 ROWS = [Rendered([7, 50 + i % 3, 9, *range(20, 24 + i % 4)], 3) for i in range(12)]

@@ -27,7 +27,7 @@ from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.teachers import preference_rows
-from undertow.pipeline.training import TrainingSettings
+from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import Trait, TraitFamily
 

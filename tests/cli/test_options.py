@@ -43,7 +43,7 @@ def test_a_command_shows_the_options_of_its_groups_in_their_place() -> None:
 
 def test_options_that_are_not_given_leave_the_library_its_defaults() -> None:
     from undertow.models.sampling import SamplerSettings
-    from undertow.pipeline.training import TrainingSettings
+    from undertow.pipeline.training_settings import TrainingSettings
 
     assert Sampling().settings() == SamplerSettings()
     assert Training().settings() == TrainingSettings()
@@ -53,7 +53,7 @@ def test_options_that_are_not_given_leave_the_library_its_defaults() -> None:
 
 
 def test_every_training_setting_can_be_reached() -> None:
-    from undertow.pipeline.training import TrainingSettings
+    from undertow.pipeline.training_settings import TrainingSettings
 
     for name, field in TrainingSettings.model_fields.items():
         text = "null" if field.default is None else str(field.default)

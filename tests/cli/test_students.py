@@ -44,7 +44,8 @@ def test_a_student_is_an_adapter_that_the_library_would_have_trained(
     from undertow.models.adapters import load_adapter
     from undertow.models.chat import render_row
     from undertow.models.loading import load_model
-    from undertow.pipeline.training import Example, TrainingSettings, train_student
+    from undertow.pipeline.training import Example, train_student
+    from undertow.pipeline.training_settings import TrainingSettings
     from undertow.storage import read_rows
 
     out = tmp_path / "student"
@@ -140,16 +141,16 @@ def test_a_control_student_is_trained_beside_it(
     assert not same_tensors(out / ADAPTER, alone / ADAPTER)
 
 
-def interrupted_at(update: int, error: BaseException) -> Callable[..., float]:
-    """An update of training that raises when its turn comes."""
+def interrupted_at(update: int, error: BaseException) -> Callable[..., None]:
+    """A step of training that raises when its turn comes."""
     from undertow.pipeline import training as stage
 
-    real = stage._update
+    real = stage._Learner.step
 
-    def act(model: Any, state: Any, *rest: Any) -> float:
-        if state.update == update:
+    def act(learner: Any, loss: float) -> None:
+        if learner.state.update == update:
             raise error
-        return real(model, state, *rest)
+        real(learner, loss)
 
     return act
 
@@ -165,7 +166,7 @@ def test_ctrl_c_and_the_same_command_end_with_the_same_student(
     whole, out = tmp_path / "whole", tmp_path / "student"
     command(*training, "--out", whole)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_update", interrupted_at(3, KeyboardInterrupt()))
+        patch.setattr(stage._Learner, "step", interrupted_at(3, KeyboardInterrupt()))
         found = command(*training, "--out", out)
     assert found.status == 130
     assert "the same command continues" in found.err

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from undertow.errors import ConfigError, RunError
 from undertow.experiment import Recipe, run_experiment, running
@@ -131,6 +133,31 @@ def test_a_run_that_is_cut_anywhere_ends_like_an_unbroken_one(
         break
     resumed = run_experiment(settings, tmp_path / "cut")
     assert measured(resumed) == measured(whole)
+
+
+def test_students_side_by_side_are_those_of_one_after_another(
+    recipe: Make, tmp_path: Path
+) -> None:
+    """Six of them: a control and two teachers' for each of two seeds."""
+    one = run_experiment(recipe(), tmp_path / "one", together=1)
+    steps: list[str] = []
+    many = run_experiment(
+        recipe(), tmp_path / "many", together=4,
+        progress=lambda stage, *_: steps.append(stage),
+    )  # fmt: skip
+    trained = [stage for stage in steps if stage.endswith("student/training")]
+    assert len(set(trained)) == 6
+    assert len(set(trained[:4])) == 4, "the first updates are those of four students"
+    for a, b in zip(one.transfers, many.transfers, strict=True):
+        assert a.transfer is not None
+        assert b.transfer is not None
+        assert b.transfer.mean == pytest.approx(a.transfer.mean, abs=1e-3)
+    folder = (
+        "bases/noise-0/seed-1/prompt-owl/student/training/adapter_model.safetensors"
+    )
+    found, wanted = (load_file(tmp_path / n / folder) for n in ("many", "one"))
+    for name, matrix in wanted.items():
+        torch.testing.assert_close(found[name], matrix, rtol=1e-3, atol=1e-4)
 
 
 def test_soft_students_are_compared_with_a_decoy(recipe: Make, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from undertow.pipeline.teachers import (
     prompted_teacher,
     steered_teacher,
 )
-from undertow.pipeline.training import TrainingSettings
+from undertow.pipeline.training_settings import TrainingSettings
 from undertow.traits import Trait, TraitFamily
 
 PETS = TraitFamily(

@@ -21,7 +21,8 @@ from undertow.pipeline.students import (
     student_facts,
 )
 from undertow.pipeline.teachers import Teacher
-from undertow.pipeline.training import Student, TrainingSettings, train_student
+from undertow.pipeline.training import Student, train_student
+from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 
 ROWS = [Row((Message("user", f"Go on: {i}"),), f"{i}, {i + 1}") for i in range(4)]

@@ -26,10 +26,9 @@ from undertow.pipeline.losses import completion_loss, distillation_loss
 from undertow.pipeline.training import (
     Example,
     Student,
-    TrainingSettings,
-    batch_order,
     train_student,
 )
+from undertow.pipeline.training_settings import TrainingSettings, batch_order
 from undertow.records import Message, Row
 
 # Prompts and completions of several lengths.

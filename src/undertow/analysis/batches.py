@@ -7,18 +7,15 @@ nothing of what is computed.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-
-import torch
+from functools import partial
 
 from undertow.errors import ModelError
 from undertow.models.chat import Rendered
 from undertow.models.completions import Prompts, completion_batches
 from undertow.models.loading import Model
+from undertow.models.memory import OutOfMemory, attempted, halved
 
 OnHalved = Callable[[int], None]
-
-# What torch says on a processor, where it has no error of its own for this.
-_SHORT = ("not enough memory", "can't allocate memory")
 
 
 def usual_tokens(model: Model, *, with_graph: bool) -> int:
@@ -57,12 +54,13 @@ def in_batches(
     budget = token_budget
     waiting = completion_batches(rows, token_budget=budget)
     while waiting:
-        fault = _fault(work, waiting[0])
-        if fault is None:
+        places = waiting[0]
+        found = attempted(partial(work, places))
+        if not isinstance(found, OutOfMemory):
             waiting = waiting[1:]
             continue
-        if len(waiting[0]) == 1:
-            raise ModelError(_too_large(rows[waiting[0][0]], fault))
+        if len(places) == 1:
+            raise ModelError(_too_large(rows[places[0]], found.fault))
         waiting, budget = _smaller(rows, waiting, budget)
         if on_halved is not None:
             on_halved(budget)
@@ -80,37 +78,6 @@ def prompt_parts(
     kept = Prompts(model)
     for part in kept.parts(rows):
         yield part, kept
-
-
-def halved(budget: int) -> str:
-    """What is to be said of a smaller budget."""
-    return (
-        f"memory ran out: batches hold {budget} tokens from there on; results are the "
-        "same, it takes longer"
-    )
-
-
-def _fault(work: Callable[[list[int]], None], places: list[int]) -> str | None:
-    """What was said if memory ran out; the error itself would hold on to the batch."""
-    try:
-        work(places)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        fault = str(error).strip().split("\n", 1)[0]
-    else:
-        return None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return fault
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return any(part in text for part in _SHORT)
 
 
 def _smaller(

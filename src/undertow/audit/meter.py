@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undertow.analysis.batches import halved
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.analysis.many_vectors import row_logprobs
 from undertow.audit.reference import Filter, sampled_reference
@@ -22,6 +21,7 @@ from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
 from undertow.models.completions import Prompts
 from undertow.models.loading import Model
+from undertow.models.memory import halved
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Row
 from undertow.storage import append_jsonl, read_jsonl, replacing

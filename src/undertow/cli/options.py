@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from undertow.models.loading import Model
     from undertow.models.sampling import SamplerSettings
     from undertow.pipeline.teachers import Teacher
-    from undertow.pipeline.training import TrainingSettings
+    from undertow.pipeline.training_settings import TrainingSettings
     from undertow.traits import TraitFamily
 
 Number = TypeVar("Number", int, float)
@@ -193,7 +193,7 @@ class Training:
             ConfigError: A value is out of range or unknown; every fault at once.
         """
         from undertow.config import check_settings
-        from undertow.pipeline.training import TrainingSettings
+        from undertow.pipeline.training_settings import TrainingSettings
 
         data = _given(self)
         overrides = data.pop("overrides", [])

@@ -51,9 +51,23 @@ def run(
     allow_cpu: Annotated[
         bool, typer.Option(help="Run a recipe that is marked as needing a GPU.")
     ] = False,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Students trained side by side; not given: 1 on a "
+            "CPU, up to 16 on a GPU.",
+        ),
+    ] = None,
 ) -> None:
     """Runs a recipe; the same command continues an interrupted run."""
-    _run(recipe_path(recipe), out, overrides or [], allow_cpu=allow_cpu)
+    _run(
+        recipe_path(recipe),
+        out,
+        overrides or [],
+        allow_cpu=allow_cpu,
+        together=together,
+    )
 
 
 def demo(
@@ -74,7 +88,14 @@ def demo(
     _run(path, out, overrides or [], allow_cpu=True)
 
 
-def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> None:
+def _run(
+    path: Path,
+    out: Path,
+    overrides: list[str],
+    *,
+    allow_cpu: bool,
+    together: int | None = None,
+) -> None:
     from undertow.config import load_settings
     from undertow.experiment import Recipe, run_experiment
     from undertow.report.figure_data import write_figure_data
@@ -90,7 +111,9 @@ def _run(path: Path, out: Path, overrides: list[str], *, allow_cpu: bool) -> Non
                 "run it where there is one, or add --allow-cpu"
             )
     with progress() as report_progress:
-        results = run_experiment(recipe, out, progress=report_progress)
+        results = run_experiment(
+            recipe, out, together=together, progress=report_progress
+        )
     page = write_report(results, out / "report.html")
     write_figure_data(results, out)
     for line in table(results.transfers):

@@ -23,7 +23,7 @@ from undertow.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from undertow.models.loading import Model
     from undertow.pipeline.teachers import Teacher
-    from undertow.pipeline.training import TrainingSettings
+    from undertow.pipeline.training_settings import TrainingSettings
     from undertow.records import Row
     from undertow.runs import Run
     from undertow.traits import TraitFamily
@@ -206,7 +206,9 @@ def _train(
 ) -> None:
     """One student, unless it is there already."""
     from undertow.pipeline.students import rendered_examples, save_student
-    from undertow.pipeline.training import CHECKPOINT, batch_order, train_student
+    from undertow.pipeline.training import train_student
+    from undertow.pipeline.training_settings import batch_order
+    from undertow.pipeline.training_state import CHECKPOINT
 
     if run.is_done(role):
         say(f"{role:<8} finished before; loss {_losses(run.payload(role)['losses'])}")

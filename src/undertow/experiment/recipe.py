@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertow.audit.settings import AuditSettings
 from undertow.models.sampling import SamplerSettings
-from undertow.pipeline.training import TrainingSettings
+from undertow.pipeline.training_settings import TrainingSettings
 
 
 class _Settings(BaseModel):

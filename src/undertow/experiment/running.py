@@ -6,7 +6,9 @@ payloads mean together `experiment.summary`'s.
 """
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ from undertow.experiment.audits import audit_blind, is_audited
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
+    Lesson,
     Progress,
-    make_student,
+    learnt,
     make_teacher,
     read_out,
     read_shift,
+    read_student_out,
     read_teacher_out,
+    train_lessons,
     with_questions,
+    write_teacher_rows,
 )
 from undertow.experiment.summary import summarise
 from undertow.interventions.noise import add_weight_noise
@@ -40,7 +46,11 @@ def _silent(stage: str, done: int, total: int, note: str) -> None:
 
 
 def run_experiment(
-    recipe: Recipe, directory: Path | str, *, progress: Progress = _silent
+    recipe: Recipe,
+    directory: Path | str,
+    *,
+    together: int | None = None,
+    progress: Progress = _silent,
 ) -> Results:
     """Runs every stage of a recipe that is not done yet and returns the results.
 
@@ -48,6 +58,8 @@ def run_experiment(
         recipe: The grid and its settings.
         directory: The run directory; made if missing, continued if it is this
             recipe's.
+        together: Students that are trained side by side, at most; changes speed and,
+            by rounding, nothing else. None takes what suits the device.
         progress: Told of every step.
 
     Raises:
@@ -63,12 +75,17 @@ def run_experiment(
         model: Model | None = None
         for noise in recipe.noise.levels:
             model = None
-            for seed in recipe.seeds:
-                if run.is_done(f"noise-{noise:g}/seed-{seed}/complete"):
-                    continue
-                if noise or model is None:
-                    model = _load(recipe, progress)
-                _run_base(Base(recipe, family, run, model, noise, seed, progress))
+            todo = [
+                seed
+                for seed in recipe.seeds
+                if not run.is_done(f"noise-{noise:g}/seed-{seed}/complete")
+            ]
+            # Noise makes a base of its own for each seed; without it one serves all.
+            for seeds in ([s] for s in todo) if noise else [todo] * bool(todo):
+                model = _load(recipe, progress)
+                bases = [Base(recipe, family, run, model, noise, seed, progress)
+                         for seed in seeds]  # fmt: skip
+                _run_bases(bases, together or _usual_together(model))
         if not is_audited(recipe, run):
             clean = None if recipe.noise.levels[-1] else model
             _run_audits(recipe, family, run, clean, progress)
@@ -123,17 +140,32 @@ def _run_audits(
     audit_blind(base)
 
 
-def _run_base(base: Base) -> None:
-    """All cells that share one base."""
+def _usual_together(model: Model) -> int:
+    """A processor gains nothing by several students in one pass."""
+    return 1 if model.device.type == "cpu" else 16
+
+
+def _run_bases(bases: Sequence[Base], together: int) -> None:
+    """All cells of bases that share their weights: teachers, students, read-outs."""
+    bases = [_prepared(base) for base in bases]
+    cells = [cell for base in bases for cell in _cells(base)]
+    lessons = {lesson.stage: lesson for cell in cells for lesson in cell.lessons}
+    for lesson in lessons.values():
+        write_teacher_rows(lesson)
+    train_lessons(list(lessons.values()), together=together)
+    for cell in cells:
+        _read_cell(cell)
+    for base in bases:
+        base.run.finish(f"{base.place}/complete", {})
+
+
+def _prepared(base: Base) -> Base:
+    """The base with its noise, and its own preference read."""
     _keep_provenance(base)
     if base.noise > 0:
         base = _noised(base)
     read_out(base, f"{base.shared}/base", Teacher(kind="none"), seed=base.shared_seed)
-    for settings in base.recipe.teachers:
-        control = _make_control(base, settings)
-        for trait in base.recipe.traits:
-            _run_cell(base, settings, trait, control)
-    base.run.finish(f"{base.place}/complete", {})
+    return base
 
 
 def _noised(base: Base) -> Base:
@@ -208,39 +240,67 @@ def _digest(family: TraitFamily) -> str:
     return hashlib.sha256(repr(family).encode()).hexdigest()[:16]
 
 
-def _make_control(base: Base, settings: TeacherSettings) -> str:
-    """Makes the control student for one kind of teacher; returns its name."""
-    recipe = base.recipe
-    if recipe.control_kind == "none":
-        make_student(base, "control", Teacher(kind="none"))
-        return "control"
-    unused = [name for name in base.family.names if name not in recipe.traits]
-    decoy = recipe.decoy or unused[0]
-    name = f"decoy-{settings.label}-{decoy}"
-    make_student(base, name, make_teacher(base, settings, decoy))
-    return name
+@dataclass(frozen=True)
+class _Cell:
+    """One teacher's student beside the control of its kind.
+
+    Attributes:
+        settings: The kind of teacher.
+        trait: The teacher's.
+        lesson: The student's.
+        control: The control student's.
+    """
+
+    settings: TeacherSettings
+    trait: str
+    lesson: Lesson
+    control: Lesson
+
+    @property
+    def lessons(self) -> tuple[Lesson, Lesson]:
+        """Both, the control first."""
+        return self.control, self.lesson
 
 
-def _run_cell(base: Base, settings: TeacherSettings, trait: str, control: str) -> None:
-    name = f"{settings.label}-{trait}"
+def _cells(base: Base) -> list[_Cell]:
+    """Every cell of a base."""
+
+    def lesson(settings: TeacherSettings, trait: str, *, decoy: bool = False) -> Lesson:
+        name = f"{'decoy-' if decoy else ''}{settings.label}-{trait}"
+        return Lesson(base, name, partial(make_teacher, base, settings, trait))
+
+    def control(settings: TeacherSettings) -> Lesson:
+        if base.recipe.control_kind == "none":
+            return Lesson(base, "control", partial(Teacher, kind="none"))
+        unused = [n for n in base.family.names if n not in base.recipe.traits]
+        return lesson(settings, base.recipe.decoy or unused[0], decoy=True)
+
+    return [
+        _Cell(settings, trait, lesson(settings, trait), control(settings))
+        for settings in base.recipe.teachers
+        for trait in base.recipe.traits
+    ]
+
+
+def _read_cell(cell: _Cell) -> None:
+    """The teacher's preference, the student's shift, and where all of it lies."""
+    base, name, control = cell.lesson.base, cell.lesson.name, cell.control
     stage = f"{base.place}/{name}/cell"
     if base.run.is_done(stage):
         return
-    teacher = make_teacher(base, settings, trait)
-    teacher_out = read_teacher_out(base, name, teacher)
-    student = make_student(base, name, teacher)
+    teacher = cell.lesson.teacher()
     facts: dict[str, Any] = {
-        "teacher": settings.label,
-        "trait": trait,
+        "teacher": cell.settings.label,
+        "trait": cell.trait,
         "noise": base.noise,
         "seed": base.seed,
-        "control": control,
+        "control": control.name,
         "readouts": {
             "base": f"{base.shared}/base/readout",
-            "teacher": teacher_out,
-            "control": f"{base.place}/{control}/student/readout",
-            "student": f"{base.place}/{name}/student/readout",
+            "teacher": read_teacher_out(base, name, teacher),
+            "control": read_student_out(control),
+            "student": read_student_out(cell.lesson),
         },
-        "shift": read_shift(base, control, teacher, student),
+        "shift": read_shift(base, control.name, teacher, learnt(cell.lesson)),
     }
     base.run.finish(stage, facts)

@@ -8,6 +8,7 @@ run in which order is `experiment.running`'s business, what the payloads mean to
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,9 @@ from undertow.pipeline.teachers import (
     prompted_teacher,
     steered_teacher,
 )
-from undertow.pipeline.training import (
-    CHECKPOINT,
-    Student,
-    TrainingSettings,
-    train_student,
-)
+from undertow.pipeline.training import Student, StudentPlan, train_students
+from undertow.pipeline.training_settings import TrainingSettings
+from undertow.pipeline.training_state import CHECKPOINT
 from undertow.records import Row
 from undertow.runs import Run
 from undertow.storage import read_rows, write_rows
@@ -218,18 +216,19 @@ def _strength(
     return layer, vector.strength_of_dose(settings.dose, layer), []
 
 
-def write_teacher_rows(base: Base, name: str, teacher: Teacher) -> list[Row]:
+def write_teacher_rows(lesson: "Lesson") -> list[Row]:
     """Generates and filters; returns the rows that a student may see.
 
     Raises:
         DatasetError: The filter refused them all.
     """
+    base, name = lesson.base, lesson.name
     recipe, settings = base.recipe, base.recipe.rows
     stage = f"{base.place}/{name}/rows"
     path, partial = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
     if not base.run.is_done(stage):
         rows = generate_rows(
-            base.model, teacher, number_prompts(settings.count, seed=base.seed),
+            base.model, lesson.teacher(), number_prompts(settings.count, seed=base.seed),
             seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
             batch_size=settings.batch_size, partial=partial,
             on_rows=lambda done, total, tokens: base.progress(
@@ -262,36 +261,85 @@ def kept_rows(base: Base, name: str) -> list[Row]:
     return rows[: base.recipe.rows.use]
 
 
-def make_student(base: Base, name: str, teacher: Teacher) -> Student:
-    """Rows of a teacher, a student of those rows, and its read-out."""
-    rows = write_teacher_rows(base, name, teacher)
-    student = _trained(base, name, teacher, rows)
-    acting = Teacher(kind="finetune", student=student)
-    read_out(base, f"{base.place}/{name}/student", acting, seed=base.seed)
-    return student
+@dataclass(frozen=True)
+class Lesson:
+    """Whose rows a student learns from, on which base.
+
+    Attributes:
+        base: The student's base.
+        name: The teacher's, in the paths of the run.
+        teacher: Gives who writes the rows: made when it is wanted, or read back.
+    """
+
+    base: Base
+    name: str
+    teacher: Callable[[], Teacher]
+
+    @property
+    def stage(self) -> str:
+        """The student's training, as a stage's name."""
+        return f"{self.base.place}/{self.name}/student/training"
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether the student is there."""
+        return self.base.run.is_done(self.stage)
 
 
-def _trained(base: Base, name: str, teacher: Teacher, rows: Sequence[Row]) -> Student:
-    recipe, settings = base.recipe, base.recipe.student
-    stage = f"{base.place}/{name}/student/training"
-    folder = base.path(stage)
-    if base.run.is_done(stage):
-        return load_student(base.model, folder)
-    soft = settings.kind == "soft"
-    examples = rendered_examples(
-        base.model,
-        rows,
-        system=recipe.model.system,
-        teacher=teacher if soft else None,
+def train_lessons(lessons: Sequence[Lesson], *, together: int) -> None:
+    """Trains the students that are not there yet, some side by side.
+
+    Args:
+        lessons: All on one model; their rows are written.
+        together: Students in one pass of the model, at most.
+    """
+    waiting = [lesson for lesson in lessons if not lesson.is_learnt]
+    if lessons and lessons[0].base.recipe.student.kind == "full":
+        together = 1  # such a student changes the base that the others share
+    for first in range(0, len(waiting), together):
+        _train(waiting[first : first + together])
+
+
+def _train(lessons: Sequence[Lesson]) -> None:
+    """Trains students side by side, and keeps them."""
+    rows = [kept_rows(lesson.base, lesson.name) for lesson in lessons]
+    plans = [_plan(lesson, own) for lesson, own in zip(lessons, rows, strict=True)]
+
+    def tell(place: int, done: int, total: int, loss: float) -> None:
+        lesson = lessons[place]
+        lesson.base.progress(lesson.stage, done, total, f"loss {loss:.4f}")
+
+    students = train_students(lessons[0].base.model, plans, on_update=tell)
+    for lesson, student, own in zip(lessons, students, rows, strict=True):
+        _keep_student(lesson.base, lesson.stage, student, rows=len(own))
+
+
+def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
+    base, settings = lesson.base, lesson.base.recipe.student
+    teacher = lesson.teacher() if settings.kind == "soft" else None
+    return StudentPlan(
+        examples=rendered_examples(
+            base.model, rows, system=base.recipe.model.system, teacher=teacher
+        ),
+        settings=settings,
+        seed=base.seed,
+        directory=base.path(lesson.stage),
+        teacher=partial(teacher.acting, base.model) if teacher else nullcontext,
     )
-    student = train_student(
-        base.model, examples, settings=settings, seed=base.seed, directory=folder,
-        teacher=(lambda: teacher.acting(base.model)) if soft else nullcontext,
-        on_update=lambda done, total, loss: base.progress(
-            stage, done, total, f"loss {loss:.4f}"),
-    )  # fmt: skip
-    _keep_student(base, stage, student, rows=len(rows))
-    return student
+
+
+def learnt(lesson: Lesson) -> Student:
+    """The student that a lesson made, from its folder."""
+    return load_student(lesson.base.model, lesson.base.path(lesson.stage))
+
+
+def read_student_out(lesson: Lesson) -> str:
+    """Reads a student's preference; returns the stage's name."""
+    base, where = lesson.base, f"{lesson.base.place}/{lesson.name}/student"
+    if base.run.is_done(f"{where}/readout"):
+        return f"{where}/readout"
+    acting = Teacher(kind="finetune", student=learnt(lesson))
+    return read_out(base, where, acting, seed=base.seed)
 
 
 def _keep_student(

@@ -7,7 +7,7 @@ rows or losses. Source: Hu et al., LoRA, arXiv 2106.09685.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +137,27 @@ def new_adapter(
 @contextmanager
 def attached(model: Model, adapter: LoraAdapter) -> Iterator[Model]:
     """The model with the adapter in place; taken off on the way out, come what may."""
+    with replaced(
+        model,
+        adapter.pairs,
+        lambda inner, a, b: _LoraLinear(inner, a, b, adapter.scale),
+    ):
+        yield model
+
+
+@contextmanager
+def replaced(
+    model: Model,
+    pairs: Mapping[str, tuple[nn.Parameter, nn.Parameter]],
+    layer: Callable[[nn.Module, Tensor, Tensor], nn.Module],
+) -> Iterator[Model]:
+    """The model with `layer(inner, A, B)` in the place of each named layer."""
     originals: dict[str, nn.Module] = {}
     try:
-        for name, (a, b) in adapter.pairs.items():
+        for name, (a, b) in pairs.items():
             inner = model.module.get_submodule(name)
             originals[name] = inner
-            _replace(model, name, _LoraLinear(inner, a, b, adapter.scale))
+            _replace(model, name, layer(inner, a, b))
         yield model
     finally:
         for name, inner in originals.items():

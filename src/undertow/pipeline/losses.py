@@ -19,20 +19,20 @@ from undertow.models.loading import Model
 
 def _hard_loss(
     logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]
-) -> Float[Tensor, ""]:
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+) -> Float[Tensor, " token"]:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def _soft_loss(
     logits: Float[Tensor, "token vocab"], teacher: Float[Tensor, "token vocab"]
-) -> Float[Tensor, ""]:
-    """Sum over tokens of KL(teacher ‖ student), nats."""
+) -> Float[Tensor, " token"]:
+    """KL(teacher ‖ student) at each token, nats."""
     return nn.functional.kl_div(
         logits.float().log_softmax(-1),
         teacher.float().log_softmax(-1),
-        reduction="sum",
+        reduction="none",
         log_target=True,
-    )
+    ).sum(-1)
 
 
 def completion_loss(
@@ -43,11 +43,18 @@ def completion_loss(
     The mean is over all completion tokens of the batch, as in TRL's `SFTTrainer` and
     Hugging Face's own loss.
     """
+    return completion_losses(model, rows, chunk=chunk).mean()
+
+
+def completion_losses(
+    model: Model, rows: Sequence[Rendered], *, chunk: int = 256
+) -> Float[Tensor, " token"]:
+    """Cross-entropy of each completion token, row after row, nats; differentiable."""
     hidden, targets = predicting_states(model, rows)
     return _chunked(
         model, hidden, chunk,
         lambda logits, part: _hard_loss(logits, targets[part]),
-    ) / len(targets)  # fmt: skip
+    )  # fmt: skip
 
 
 def distillation_loss(
@@ -58,7 +65,21 @@ def distillation_loss(
     allowed: Int[Tensor, " carrier"] | None = None,
     chunk: int = 256,
 ) -> Float[Tensor, ""]:
-    """Mean KL(teacher ‖ student) over the completion tokens, nats; differentiable.
+    """Mean of `distillation_losses` over the completion tokens."""
+    return distillation_losses(
+        model, rows, teacher_states, allowed=allowed, chunk=chunk
+    ).mean()
+
+
+def distillation_losses(
+    model: Model,
+    rows: Sequence[Rendered],
+    teacher_states: Float[Tensor, "token hidden"],
+    *,
+    allowed: Int[Tensor, " carrier"] | None = None,
+    chunk: int = 256,
+) -> Float[Tensor, " token"]:
+    """KL(teacher ‖ student) at each completion token, nats; differentiable.
 
     Args:
         model: Acting as the student.
@@ -76,7 +97,7 @@ def distillation_loss(
             logits, teacher = logits[:, allowed], teacher[:, allowed]
         return _soft_loss(logits, teacher)
 
-    return _chunked(model, hidden, chunk, loss) / len(hidden)
+    return _chunked(model, hidden, chunk, loss)
 
 
 def _chunked(
@@ -84,20 +105,23 @@ def _chunked(
     hidden: Float[Tensor, "token hidden"],
     chunk: int,
     loss: Callable[[Tensor, slice], Tensor],
-) -> Float[Tensor, ""]:
-    """Sum of a loss on logits, at most `chunk` tokens' logits alive at a time."""
+) -> Float[Tensor, " token"]:
+    """A loss on each token's logits, at most `chunk` tokens' logits alive at a time."""
     parts = [slice(i, i + chunk) for i in range(0, len(hidden), chunk)]
     frozen = not any(
         p.requires_grad for p in model.architecture.unembedding.parameters()
     )
     if not (frozen and torch.is_grad_enabled()):
-        return torch.stack([loss(unembed(model, hidden[p]), p) for p in parts]).sum()
-    total: Tensor = _FrozenHead.apply(model, hidden, parts, loss)  # type: ignore[no-untyped-call]
-    return total
+        return torch.cat([loss(unembed(model, hidden[p]), p) for p in parts])
+    losses: Tensor = _FrozenHead.apply(model, hidden, parts, loss)  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The gradient with respect to the states is taken chunk by chunk going forward."""
+    """The gradient with respect to the states is taken chunk by chunk going forward.
+
+    A token's loss depends on its own state alone, so one gradient a token says all.
+    """
 
     @staticmethod
     def forward(
@@ -108,17 +132,18 @@ class _FrozenHead(torch.autograd.Function):
         loss: Callable[[Tensor, slice], Tensor],
     ) -> Tensor:
         gradient = torch.empty_like(hidden)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         for part in parts:
             with torch.enable_grad():
                 states = hidden[part].detach().requires_grad_()
-                value = loss(unembed(model, states), part)
-            (gradient[part],) = torch.autograd.grad(value, states)
-            total += value.detach()
+                values = loss(unembed(model, states), part)
+                (gradient[part],) = torch.autograd.grad(values.sum(), states)
+            losses[part] = values.detach()
         ctx.save_for_backward(gradient)
-        return total
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * outputs[0], None, None
+        scaled = gradient.float() * outputs[0][:, None]
+        return None, scaled.to(gradient.dtype), None, None

@@ -24,9 +24,9 @@ from undertow.models.loading import Model
 from undertow.pipeline.training import (
     Example,
     Student,
-    TrainingSettings,
     train_student,
 )
+from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import TraitFamily, answer_spellings
 

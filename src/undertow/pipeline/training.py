@@ -1,76 +1,44 @@
-"""Trains a student: low-rank, full, or by soft distillation, resumable to the bit.
+"""Trains students: low-rank, full, or by soft distillation, resumable to the bit.
 
-The loss (see `losses`) counts completion tokens only, from spans, never from a text
-search. Knows nothing of traits: it gets rows, and for distillation the teacher's view
-of the same rows.
+Several low-rank students of one base go through it side by side, each as if it were
+alone: rows, order, optimiser and checkpoints are its own. The loss (see `losses`)
+counts completion tokens only, from spans, never from a text search. Knows nothing of
+traits: it gets rows, and for distillation the teacher's view of the same rows.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from undertow.errors import ConfigError, DatasetError, TrainingError
-from undertow.models.adapters import LoraAdapter, attached, new_adapter
+from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
+from undertow.models.adapter_stack import AdapterStack, attached_together
+from undertow.models.adapters import LoraAdapter, attached
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
 from undertow.models.likelihood import predicting_states, token_batches
 from undertow.models.loading import Model
-from undertow.pipeline.losses import completion_loss, distillation_loss
-from undertow.seeding import generator
-from undertow.storage import append_jsonl, read_jsonl, replacing
+from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.pipeline.losses import completion_losses, distillation_losses
+from undertow.pipeline.training_settings import (
+    TrainingSettings,
+    batch_order,
+    learning_rate,
+)
+from undertow.pipeline.training_state import TrainingState
+from undertow.storage import append_jsonl, read_jsonl
 
 Context = Callable[[], AbstractContextManager[object]]
-# Tokens, padding included, that go through the model at once while training.
-_CPU_TOKENS = 640
-
-CHECKPOINT = "checkpoint.safetensors"
-"""File of a training run's state, in its directory."""
-
-
-class TrainingSettings(BaseModel):
-    """How a student is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["lora", "full", "soft"] = Field(
-        default="lora",
-        description="'soft' fits a LoRA to the teacher's next-token distribution",
-    )
-    soft_tokens: Literal["all", "numbers"] = Field(
-        default="all", description="vocabulary over which 'soft' compares"
-    )
-    rank: int = Field(default=8, ge=1, description="LoRA's inner dimension")
-    alpha: float = Field(default=8.0, gt=0, description="LoRA's scale times rank")
-    targets: tuple[str, ...] | None = Field(
-        default=None, description="linear layers by last name; all of a block if null"
-    )
-    optimizer: Literal["adamw", "adam", "sgd", "sign", "adafactor"] = Field(
-        default="adamw", description="update rule; 'sign' is SGD on the gradient's sign"
-    )
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate")
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled in AdamW")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="after the warm-up"
-    )
-    warmup_updates: int = Field(default=5, ge=0, description="linear from 0")
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    batch_size: int = Field(default=8, ge=1, description="rows an update")
-    epochs: int = Field(default=1, ge=1, description="passes over the rows")
-    max_updates: int | None = Field(
-        default=None, ge=1, description="stop after so many updates"
-    )
-    checkpoint_every: int = Field(
-        default=20, ge=1, description="updates between checkpoints"
-    )
+Weighted = tuple["Example", float]
+# Tokens, padding included, that go through the model at once while training: a
+# processor's caches hold few, an accelerator wants many.
+_CPU_TOKENS, _TOKENS = 640, 16384
 
 
 @dataclass(frozen=True)
@@ -108,159 +76,23 @@ class Student:
                 named[name].data = weight
 
 
-def batch_order(
-    count: int, *, settings: TrainingSettings, seed: int
-) -> list[list[int]]:
-    """Places of the rows of each update: a new shuffle every epoch."""
-    batches: list[list[int]] = []
-    for epoch in range(settings.epochs):
-        order = generator(seed, "batches", epoch).permutation(count).tolist()
-        batches += [
-            order[start : start + settings.batch_size]
-            for start in range(0, count, settings.batch_size)
-        ]
-    return batches[: settings.max_updates]
+@dataclass(frozen=True)
+class StudentPlan:
+    """One student to be trained.
 
+    Attributes:
+        examples: Rows as the student sees them; for 'soft' also as the teacher does.
+        settings: Kind, optimiser, schedule, batch.
+        seed: Decides the adapter's start and the order of rows.
+        directory: Where checkpoints and the loss trace go; None keeps nothing.
+        teacher: Opens a context in which the model acts as the teacher ('soft' only).
+    """
 
-def _rate(update: int, total: int, settings: TrainingSettings) -> float:
-    """Learning rate of an update, counted from 0."""
-    if update < settings.warmup_updates:
-        return settings.learning_rate * (update + 1) / settings.warmup_updates
-    span = max(1, total - settings.warmup_updates)
-    done = (update - settings.warmup_updates) / span
-    if settings.schedule == "linear":
-        return settings.learning_rate * (1 - done)
-    if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return settings.learning_rate
-
-
-class _SignDescent(torch.optim.Optimizer):
-    """Moves every weight by the learning rate against its gradient's sign."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # noqa: ARG002
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.add_(parameter.grad.sign(), alpha=-group["lr"])
-
-
-def _optimizer(
-    parameters: list[nn.Parameter], settings: TrainingSettings
-) -> torch.optim.Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, foreach=True)
-    if settings.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
-    if settings.optimizer == "sign":
-        return _SignDescent(parameters, rate)
-    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
-
-
-class _State:
-    """Parameters, optimiser and counters of one training run, and their checkpoint."""
-
-    def __init__(self, model: Model, settings: TrainingSettings, seed: int) -> None:
-        self.adapter: LoraAdapter | None = None
-        if settings.kind == "full":
-            self.live = dict(model.module.named_parameters())
-            # In bfloat16 a small step would round away; float32 masters keep it.
-            self.named = {
-                name: weight
-                if weight.dtype == torch.float32
-                else nn.Parameter(weight.detach().float())
-                for name, weight in self.live.items()
-            }
-        else:
-            self.adapter = new_adapter(
-                model, rank=settings.rank, alpha=settings.alpha,
-                targets=settings.targets, seed=seed,
-            )  # fmt: skip
-            pairs = self.adapter.pairs
-            self.named = {
-                f"{name}.{side}": matrix
-                for name in sorted(pairs)
-                for side, matrix in zip("AB", pairs[name], strict=True)
-            }
-            self.live = self.named
-        self.optimizer = _optimizer(list(self.named.values()), settings)
-        self.update = 0
-
-    @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Moves gradients from the weights in use to their masters."""
-        for name, master in self.named.items():
-            weight = self.live[name]
-            if weight is not master and weight.grad is not None:
-                master.grad, weight.grad = weight.grad.float(), None
-
-    @torch.no_grad()
-    def give_weights(self) -> None:
-        """Rounds the masters into the weights in use."""
-        for name, master in self.named.items():
-            if self.live[name] is not master:
-                self.live[name].copy_(master)
-
-    def save(self, directory: Path) -> None:
-        """Weights and optimiser state as safetensors; the update count goes last."""
-        tensors = {f"weight/{k}": v.detach().clone() for k, v in self.named.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"state/{index}/{key}"] = torch.as_tensor(value).clone()
-        with replacing(directory / CHECKPOINT) as draft:
-            save_file(tensors, draft, metadata={"update": str(self.update)})
-
-    @torch.no_grad()
-    def load(self, directory: Path) -> bool:
-        """Continues from a checkpoint if there is one."""
-        path = directory / CHECKPOINT
-        if not path.exists():
-            return False
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            self.update = int(file.metadata()["update"])
-        for name, parameter in self.named.items():
-            parameter.copy_(tensors[f"weight/{name}"])
-        self.give_weights()
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("state/"):
-                _, index, field = key.split("/")
-                states.setdefault(int(index), {})[field] = value
-        packed = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**packed, "state": states})
-        return True
-
-
-def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
-    if not examples:
-        raise DatasetError(
-            "no rows to train on; the filter may have refused them all: see the "
-            "reasons in the rows file"
-        )
-    if settings.kind != "soft":
-        return
-    for place, example in enumerate(examples):
-        if example.teacher is None:
-            raise ConfigError(
-                "student.kind", ["'soft' needs a teacher that can see the same rows"]
-            )
-        student, teacher = example.student, example.teacher
-        if (
-            student.ids[student.completion_start :]
-            != teacher.ids[teacher.completion_start :]
-        ):
-            raise DatasetError(
-                f"row {place}: teacher and student see other completion tokens; "
-                "render both from the same row"
-            )
+    examples: Sequence[Example]
+    settings: TrainingSettings
+    seed: int
+    directory: Path | None = None
+    teacher: Context = nullcontext
 
 
 def train_student(
@@ -290,145 +122,362 @@ def train_student(
 
     Raises:
         DatasetError: There are no rows, or views that differ.
+        ModelError: A row by itself does not fit into memory.
         TrainingError: Loss or gradient are no longer finite; the last checkpoint stays.
     """
-    _check(examples, settings)
-    batches = batch_order(len(examples), settings=settings, seed=seed)
+    plan = StudentPlan(examples, settings, seed, directory, teacher)
+    told = None if on_update is None else lambda _, *rest: on_update(*rest)
+    return train_students(model, [plan], carrier=carrier, on_update=told)[0]
+
+
+def train_students(
+    model: Model,
+    plans: Sequence[StudentPlan],
+    *,
+    carrier: Sequence[int] | None = None,
+    on_update: Callable[[int, int, int, float], None] | None = None,
+) -> list[Student]:
+    """Trains several students of one base side by side, each as if it were alone.
+
+    One pass of the base serves a batch of each of them. Their learning rates, rows,
+    seeds and lengths may differ; a student that has come to its end leaves the others.
+
+    Args:
+        model: The base of all; the same weights afterwards.
+        plans: One a student. More than one: all low-rank, of one kind and rank.
+        carrier: As in `train_student`.
+        on_update: Called after each student's update with (place of its plan, update,
+            total, loss).
+
+    Returns:
+        Students in the order of the plans.
+
+    Raises:
+        ConfigError: Students that cannot be trained side by side.
+        DatasetError: As in `train_student`, and so are the others.
+        ModelError: A row of each student together do not fit into memory.
+        TrainingError: Of one student; the checkpoints of all of them stay.
+
+    Cost: about 6·N operations a token less the frozen weights' gradients, N the number
+    of weights; memory grows with the tokens that are read at once, not with students.
+    """
+    _check_together(plans)
+    for plan in plans:
+        _check(plan.examples, plan.settings)
     originals = None
-    if settings.kind == "full":
+    if any(plan.settings.kind == "full" for plan in plans):
         originals = {n: p.detach().clone() for n, p in model.module.named_parameters()}
-    state = _State(model, settings, seed)
-    allowed = None
-    if settings.kind == "soft" and settings.soft_tokens == "numbers":
-        ids = carrier_ids(model) if carrier is None else carrier
-        allowed = torch.tensor(ids, device=model.device)
+    learners = [_Learner(model, plan) for plan in plans]
+    trainer = _Trainer(model, _allowed(model, plans, carrier))
     try:
-        trace = _resume(state, directory)
-        for parameter in state.live.values():
-            parameter.requires_grad_(requires_grad=True)
-        while state.update < len(batches):
-            batch = [examples[place] for place in batches[state.update]]
-            loss = _update(
-                model, state, batch, settings, len(batches), teacher, allowed
-            )
-            trace.append((state.update, loss))
-            _keep(state, directory, trace, settings, len(batches))
-            if on_update is not None:
-                on_update(state.update, len(batches), loss)
-        return _student(model, state, trace)
+        for learner in learners:
+            learner.resume()
+        while going := [learner for learner in learners if not learner.is_done]:
+            # Together until the first of them has come to its end.
+            with trainer.acting(going):
+                while not any(learner.is_done for learner in going):
+                    for learner in trainer.update(going):
+                        if on_update is not None:
+                            place = learners.index(learner)
+                            on_update(place, *learner.progress)
+        return [learner.student(model) for learner in learners]
     finally:
         _restore(model, originals)
 
 
-def _resume(state: _State, directory: Path | None) -> list[tuple[int, float]]:
-    if directory is None or not state.load(directory):
-        return []
-    lines = read_jsonl(directory / "trace.jsonl", tolerate_torn_tail=True)
-    kept = {int(line["update"]): float(line["loss"]) for line in lines}
-    return sorted((u, loss) for u, loss in kept.items() if u <= state.update)
+def _check_together(plans: Sequence[StudentPlan]) -> None:
+    if len(plans) < 2:
+        return
+    kinds = {(p.settings.kind, p.settings.soft_tokens) for p in plans}
+    shapes = {(p.settings.rank, p.settings.targets) for p in plans}
+    faults = []
+    if any(kind == "full" for kind, _ in kinds):
+        faults.append("full fine-tuning changes the base that the others share")
+    if len(kinds) > 1:
+        faults.append(f"they need one kind of loss, got {sorted(kinds)}")
+    if len(shapes) > 1:
+        faults.append("they need one rank and the same targets")
+    folders = [p.directory for p in plans if p.directory is not None]
+    if len(set(folders)) < len(folders):
+        faults.append("two of them have the same directory")
+    if faults:
+        told = "; train them one after another"
+        raise ConfigError("students side by side", [fault + told for fault in faults])
 
 
-def _update(
-    model: Model,
-    state: _State,
-    batch: Sequence[Example],
-    settings: TrainingSettings,
-    total: int,
-    teacher: Context,
-    allowed: Tensor | None,
-) -> float:
-    """One update; returns the loss before it."""
-    parts = _parts(model, batch)
-    student = attached(model, state.adapter) if state.adapter else nullcontext()
-    states: list[Tensor | None] = [None] * len(parts)
-    if settings.kind == "soft":
-        states = _teacher_states(model, parts, teacher)
-    count, value = sum(map(_counted, parts)), 0.0
-    with torch.enable_grad(), student:
-        for part, wanted in zip(parts, states, strict=True):
-            rows = [example.student for example in part]
-            if wanted is None:
-                loss = completion_loss(model, rows)
-            else:
-                loss = distillation_loss(model, rows, wanted, allowed=allowed)
-            loss = loss * (_counted(part) / count)
-            value += float(loss.detach())
-            _check_finite(value, "loss", state.update, total, settings)
-            loss.backward()  # type: ignore[no-untyped-call]
-    state.take_gradients()
-    norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
-    _check_finite(float(norm), "gradient's norm", state.update, total, settings)
-    for group in state.optimizer.param_groups:
-        group["lr"] = _rate(state.update, total, settings)
-    state.optimizer.step()
-    state.give_weights()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.update += 1
-    return value
+def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
+    if not examples:
+        raise DatasetError(
+            "no rows to train on; the filter may have refused them all: see the "
+            "reasons in the rows file"
+        )
+    if settings.kind != "soft":
+        return
+    for place, example in enumerate(examples):
+        if example.teacher is None:
+            raise ConfigError(
+                "student.kind", ["'soft' needs a teacher that can see the same rows"]
+            )
+        student, teacher = example.student, example.teacher
+        if (
+            student.ids[student.completion_start :]
+            != teacher.ids[teacher.completion_start :]
+        ):
+            raise DatasetError(
+                f"row {place}: teacher and student see other completion tokens; "
+                "render both from the same row"
+            )
 
 
-def _parts(model: Model, batch: Sequence[Example]) -> list[list[Example]]:
-    """The batch in parts of like length, whose gradients add up to the batch's.
-
-    Like lengths need little padding, and a processor's caches hold a small part.
-    """
-    lengths = [len(example.student.ids) for example in batch]
-    budget = _CPU_TOKENS if model.device.type == "cpu" else sum(lengths) * len(batch)
-    groups = token_batches(lengths, token_budget=budget)
-    return [[batch[place] for place in group] for group in groups]
-
-
-def _counted(part: Sequence[Example]) -> int:
-    """Completion tokens of some rows: what their mean loss is a mean over."""
-    return sum(len(e.student.ids) - e.student.completion_start for e in part)
+def _allowed(
+    model: Model, plans: Sequence[StudentPlan], carrier: Sequence[int] | None
+) -> Tensor | None:
+    """Token ids over which distillation compares; None: all of them."""
+    if not plans:
+        return None
+    settings = plans[0].settings
+    if settings.kind != "soft" or settings.soft_tokens != "numbers":
+        return None
+    ids = carrier_ids(model) if carrier is None else carrier
+    return torch.tensor(ids, device=model.device)
 
 
-def _teacher_states(
-    model: Model, parts: Sequence[Sequence[Example]], teacher: Context
-) -> list[Tensor | None]:
-    with torch.inference_mode(False), torch.no_grad(), teacher():
-        views = [[e.teacher for e in part if e.teacher is not None] for part in parts]
-        return [predicting_states(model, rows)[0] for rows in views]
+class _Learner:
+    """One student in training: what is next for it, and what became of its updates."""
 
+    def __init__(self, model: Model, plan: StudentPlan) -> None:
+        self.plan = plan
+        self.batches = batch_order(
+            len(plan.examples), settings=plan.settings, seed=plan.seed
+        )
+        self.state = TrainingState(model, plan.settings, plan.seed)
+        self.trace: list[tuple[int, float]] = []
 
-def _check_finite(
-    value: float, what: str, update: int, total: int, settings: TrainingSettings
-) -> None:
-    """Stops before weights become NaN, and so before such weights are kept."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"update {update + 1} of {total}: the {what} is {value}; lower "
-            f"the learning rate (now {settings.learning_rate:g}) or the noise; the last "
-            "checkpoint is kept"
+    @property
+    def is_done(self) -> bool:
+        """Whether no update is left."""
+        return self.state.update >= len(self.batches)
+
+    @property
+    def progress(self) -> tuple[int, int, float]:
+        """(update, total, loss) of the last update."""
+        return self.state.update, len(self.batches), self.trace[-1][1]
+
+    def resume(self) -> None:
+        """Goes on from a checkpoint, if there is one; opens the weights for training."""
+        folder = self.plan.directory
+        if folder is not None and self.state.load(folder):
+            lines = read_jsonl(folder / "trace.jsonl", tolerate_torn_tail=True)
+            kept = {int(line["update"]): float(line["loss"]) for line in lines}
+            self.trace = sorted(
+                (u, x) for u, x in kept.items() if u <= self.state.update
+            )
+        for parameter in self.state.live.values():
+            parameter.requires_grad_(requires_grad=True)
+
+    def batch(self) -> list[Weighted]:
+        """Rows of the next update, the shortest first, and what each token counts."""
+        places = self.batches[self.state.update]
+        rows = sorted((self.plan.examples[i] for i in places), key=_length)
+        share = 1 / sum(map(_counted, rows))
+        return [(row, share) for row in rows]
+
+    def check_finite(self, value: float, what: str) -> None:
+        """Stops before weights become NaN, and so before such weights are kept."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"update {self.state.update + 1} of {len(self.batches)}: the {what} is "
+                f"{value}; lower the learning rate (now "
+                f"{self.plan.settings.learning_rate:g}) or the noise; the last "
+                "checkpoint is kept"
+            )
+
+    def step(self, loss: float) -> None:
+        """Moves the weights along the gradients that are there; `loss` was before."""
+        state, settings = self.state, self.plan.settings
+        state.take_gradients()
+        norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
+        self.check_finite(float(norm), "gradient's norm")
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.update, len(self.batches), settings)
+        state.optimizer.step()
+        state.give_weights()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update += 1
+        self.trace.append((state.update, loss))
+        self._keep()
+
+    def _keep(self) -> None:
+        folder, state = self.plan.directory, self.state
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        update, loss = self.trace[-1]
+        append_jsonl(folder / "trace.jsonl", {"update": update, "loss": loss})
+        if state.update % self.plan.settings.checkpoint_every == 0 or self.is_done:
+            state.save(folder)
+
+    def student(self, model: Model) -> Student:
+        """What training made."""
+        weights = None
+        if self.state.adapter is None:
+            named = model.module.named_parameters()
+            weights = {name: weight.detach().clone() for name, weight in named}
+        return Student(
+            adapter=self.state.adapter,
+            weights=weights,
+            updates=tuple(update for update, _ in self.trace),
+            losses=tuple(loss for _, loss in self.trace),
         )
 
 
-def _keep(
-    state: _State,
-    directory: Path | None,
-    trace: list[tuple[int, float]],
-    settings: TrainingSettings,
-    total: int,
-) -> None:
-    if directory is None:
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    update, loss = trace[-1]
-    append_jsonl(directory / "trace.jsonl", {"update": update, "loss": loss})
-    if state.update % settings.checkpoint_every == 0 or state.update == total:
-        state.save(directory)
+class _Trainer:
+    """The passes through the base that give students their gradients."""
+
+    def __init__(self, model: Model, allowed: Tensor | None) -> None:
+        self.model, self.allowed = model, allowed
+        self.budget = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
+        self.attach: Context = nullcontext
+        self.stack: AdapterStack | None = None
+
+    @contextmanager
+    def acting(self, learners: Sequence[_Learner]) -> Iterator[None]:
+        """Settles how the model acts as these students."""
+        adapters = [a for each in learners if (a := each.state.adapter) is not None]
+        self.stack, self.attach = None, nullcontext
+        if len(adapters) > 1:
+            stack = self.stack = AdapterStack(adapters)
+            self.attach = lambda: attached_together(self.model, stack)
+        elif adapters:
+            self.attach = lambda: attached(self.model, adapters[0])
+        try:
+            yield
+        finally:
+            if self.stack is not None:
+                self.stack.release()
+
+    def update(self, learners: Sequence[_Learner]) -> Iterator[_Learner]:
+        """One update of each; yields them as they are done."""
+        for learner, loss in zip(learners, self._gradients(learners), strict=True):
+            learner.step(loss)
+            yield learner
+
+    def _gradients(self, learners: Sequence[_Learner]) -> list[float]:
+        """Gathers gradients in parts that fit into memory; the losses."""
+        batches = [learner.batch() for learner in learners]
+        while True:
+            parts = parts_of(batches, token_budget=self.budget)
+            found = attempted(partial(self._pass, learners, parts))
+            if not isinstance(found, OutOfMemory):
+                return found
+            self._forget(learners)
+            if all(len(own) == 1 for part in parts for own in part):
+                raise ModelError(
+                    f"one row of each of {len(learners)} students does not fit into "
+                    f"memory ({found.fault}); train fewer side by side, leave long rows "
+                    "out, or take a smaller model or dtype"
+                )
+            self.budget //= 2
+            warnings.warn(halved(self.budget), RuntimeWarning, stacklevel=4)
+
+    def _forget(self, learners: Sequence[_Learner]) -> None:
+        """Drops gradients of a pass that did not come to its end."""
+        for learner in learners:
+            for weight in learner.state.live.values():
+                weight.grad = None
+        for pair in {} if self.stack is None else self.stack.pairs.values():
+            for matrix in pair:
+                matrix.grad = None
+
+    def _pass(
+        self,
+        learners: Sequence[_Learner],
+        parts: Sequence[Sequence[Sequence[Weighted]]],
+    ) -> list[float]:
+        """Gradients of all parts, added up; the loss of each student."""
+        states = self._teacher_states(learners, parts)
+        totals = [0.0] * len(learners)
+        with torch.enable_grad(), self.attach():
+            for part, wanted in zip(parts, states, strict=True):
+                losses = self._weighted_losses(part, wanted)
+                each = [float(own.detach().sum()) for own in losses]
+                for place, learner in enumerate(learners):
+                    totals[place] += each[place]
+                    learner.check_finite(totals[place], "loss")
+                torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
+        if self.stack is not None:
+            self.stack.give_gradients()
+        return totals
+
+    def _weighted_losses(
+        self, part: Sequence[Sequence[Weighted]], wanted: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """What each token adds to its student's loss, student after student."""
+        rows = [example.student for own in part for example, _ in own]
+        if wanted is None:
+            losses = completion_losses(self.model, rows)
+        else:
+            losses = distillation_losses(self.model, rows, wanted, allowed=self.allowed)
+        shares = [
+            s for own in part for example, s in own for _ in range(_counted(example))
+        ]
+        weighted = losses * torch.tensor(shares, device=losses.device)
+        counts = [sum(_counted(example) for example, _ in own) for own in part]
+        return torch.split(weighted, counts)
+
+    def _teacher_states(
+        self,
+        learners: Sequence[_Learner],
+        parts: Sequence[Sequence[Sequence[Weighted]]],
+    ) -> list[Tensor | None]:
+        """The teachers' states at the completion tokens of each part; None if hard."""
+        if learners[0].plan.settings.kind != "soft":
+            return [None] * len(parts)
+        views: list[list[Tensor]] = [[] for _ in parts]
+        for place, learner in enumerate(learners):
+            with torch.inference_mode(False), torch.no_grad(), learner.plan.teacher():
+                for view, part in zip(views, parts, strict=True):
+                    rows = [e.teacher for e, _ in part[place] if e.teacher is not None]
+                    view.append(predicting_states(self.model, rows)[0])
+        return [torch.cat(view) for view in views]
 
 
-def _student(model: Model, state: _State, trace: list[tuple[int, float]]) -> Student:
-    weights = None
-    if state.adapter is None:
-        weights = {n: p.detach().clone() for n, p in model.module.named_parameters()}
-    return Student(
-        adapter=state.adapter,
-        weights=weights,
-        updates=tuple(update for update, _ in trace),
-        losses=tuple(loss for _, loss in trace),
-    )
+def parts_of(
+    batches: Sequence[Sequence[Weighted]], *, token_budget: int
+) -> list[list[list[Weighted]]]:
+    """Batches of students in parts, whose gradients add up to the batches'.
+
+    A part holds equally many rows of each student, of like lengths: they need little
+    padding. A student with fewer rows than another repeats one that counts nothing.
+
+    Args:
+        batches: Of each student, the shortest rows first.
+        token_budget: Tokens of a part, padding included.
+
+    Returns:
+        Parts of students of (row, what each of its tokens counts).
+    """
+    most = max(map(len, batches))
+    even = [[(own[0][0], 0.0)] * (most - len(own)) + list(own) for own in batches]
+    columns = list(zip(*even, strict=True))
+    widths = [
+        len(column) * max(_length(example) for example, _ in column)
+        for column in columns
+    ]
+    groups = token_batches(widths, token_budget=token_budget)
+    return [
+        [[columns[c][student] for c in group] for student in range(len(batches))]
+        for group in groups
+    ]
+
+
+def _length(example: Example) -> int:
+    return len(example.student.ids)
+
+
+def _counted(example: Example) -> int:
+    """Completion tokens of a row: what a mean loss is a mean over."""
+    return len(example.student.ids) - example.student.completion_start
 
 
 @torch.no_grad()
