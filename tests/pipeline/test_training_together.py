@@ -166,7 +166,10 @@ def test_one_that_comes_to_nothing_stops_them_and_says_so(tmp_path: Path) -> Non
     plans = _plans(tmp_path)
     wild = plans[1].settings.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
     plans[1] = StudentPlan(plans[1].examples, wild, 2, tmp_path / "2")
-    with pytest.raises(TrainingError, match=r"of 6: .* lower the learning rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^student 2 of 3: update \d of 6: .* lower the learning rate",
+    ):
         train_students(model, plans)
 
 

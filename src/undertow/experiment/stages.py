@@ -225,12 +225,12 @@ def write_teacher_rows(lesson: "Lesson") -> list[Row]:
     base, name = lesson.base, lesson.name
     recipe, settings = base.recipe, base.recipe.rows
     stage = f"{base.place}/{name}/rows"
-    path, partial = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
+    path, begun = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
     if not base.run.is_done(stage):
         rows = generate_rows(
             base.model, lesson.teacher(), number_prompts(settings.count, seed=base.seed),
             seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
-            batch_size=settings.batch_size, partial=partial,
+            batch_size=settings.batch_size, partial=begun,
             on_rows=lambda done, total, tokens: base.progress(
                 stage, done, total, f"{tokens} tokens"),
         )  # fmt: skip
@@ -244,7 +244,7 @@ def write_teacher_rows(lesson: "Lesson") -> list[Row]:
             {"generated": len(rows), "accepted": accepted,
              "reasons": reason_counts(verdicts)},
         )  # fmt: skip
-        partial.unlink(missing_ok=True)  # only for resuming
+        begun.unlink(missing_ok=True)  # only for resuming
     return kept_rows(base, name)
 
 

@@ -167,7 +167,10 @@ def train_students(
     originals = None
     if any(plan.settings.kind == "full" for plan in plans):
         originals = {n: p.detach().clone() for n, p in model.module.named_parameters()}
-    learners = [_Learner(model, plan) for plan in plans]
+    learners = [
+        _Learner(model, plan, f"student {n} of {len(plans)}: " if plans[1:] else "")
+        for n, plan in enumerate(plans, start=1)
+    ]
     trainer = _Trainer(model, _allowed(model, plans, carrier))
     try:
         for learner in learners:
@@ -245,8 +248,8 @@ def _allowed(
 class _Learner:
     """One student in training: what is next for it, and what became of its updates."""
 
-    def __init__(self, model: Model, plan: StudentPlan) -> None:
-        self.plan = plan
+    def __init__(self, model: Model, plan: StudentPlan, label: str) -> None:
+        self.plan, self.label = plan, label  # before what is said of it
         self.batches = batch_order(
             len(plan.examples), settings=plan.settings, seed=plan.seed
         )
@@ -286,7 +289,7 @@ class _Learner:
         """Stops before weights become NaN, and so before such weights are kept."""
         if not math.isfinite(value):
             raise TrainingError(
-                f"update {self.state.update + 1} of {len(self.batches)}: the {what} is "
+                f"{self.label}update {self.state.update + 1} of {len(self.batches)}: the {what} is "
                 f"{value}; lower the learning rate (now "
                 f"{self.plan.settings.learning_rate:g}) or the noise; the last "
                 "checkpoint is kept"
@@ -377,7 +380,8 @@ class _Trainer:
                     f"memory ({found.fault}); train fewer side by side, leave long rows "
                     "out, or take a smaller model or dtype"
                 )
-            self.budget //= 2
+            while len(parts_of(batches, token_budget=self.budget)) == len(parts):
+                self.budget //= 2
             warnings.warn(halved(self.budget), RuntimeWarning, stacklevel=4)
 
     def _forget(self, learners: Sequence[_Learner]) -> None:
@@ -400,9 +404,11 @@ class _Trainer:
         with torch.enable_grad(), self.attach():
             for part, wanted in zip(parts, states, strict=True):
                 losses = self._weighted_losses(part, wanted)
-                each = [float(own.detach().sum()) for own in losses]
-                for place, learner in enumerate(learners):
-                    totals[place] += each[place]
+                each = torch.stack([own.detach().sum() for own in losses]).tolist()
+                for place, (learner, value) in enumerate(
+                    zip(learners, each, strict=True)
+                ):
+                    totals[place] += value
                     learner.check_finite(totals[place], "loss")
                 torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
         if self.stack is not None:
