@@ -1,7 +1,7 @@
 """Two worlds to audit in: planted numbers without a model, and a tiny model's rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def persona_shift(name: str, *, shared: float = 1.0, own: float = 0.5) -> np.nda
 class World(Meter):
     """A meter of rows that are points: N(0, 1) of the base, N(shift, 1) of a teacher.
 
-    Scores and likelihood ratios are those of just these distributions, so e-values and
+    Scores and likelihoods are those of just these distributions, so e-values and
     permutations hold exactly.
     """
 
@@ -108,7 +108,8 @@ class World(Meter):
         points = stream.normal(size=(len(rows), _WIDTH))
         points += biased[:, None] * np.broadcast_to(shift, (_WIDTH,))
         for row, point in zip(rows, points, strict=True):
-            self.points[row.row_id], self.nats[row.row_id] = point, nats
+            self.points[row.row_id] = point
+            self.nats[row.row_id] = nats - (point @ point - _WIDTH) / 2
         return rows
 
     def scan(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> None:
@@ -120,23 +121,34 @@ class World(Meter):
     def written(
         self,
         prompts: Sequence[Row],
-        hypothesis: RowHypothesis,
+        hypothesis: RowHypothesis | None,
         *,
         passed: Any,
         seed: int,
-    ) -> list[Row]:
-        """Rows of the hypothesis have 2 nats a token, as the base's have."""
-        name = f"written {hypothesis.name}"
-        found = [replace(row, completion=name) for row in prompts]
-        self.points |= {row.row_id: np.zeros(_WIDTH) for row in found}
-        self.nats |= {row.row_id: -20.0 for row in found}
-        return found
+        on_rows: Any = None,
+    ) -> Reference:
+        name = "base" if hypothesis is None else hypothesis.name
+        rows = self.write(
+            [int(r.messages[0].content.split()[1]) for r in prompts], f"written {name}",
+            0.0 if hypothesis is None else self._shift(hypothesis), seed=seed,
+        )  # fmt: skip
+        return Reference(tier="A", rows=tuple(rows), paired=tuple(range(len(rows))))
 
-    def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
-        own = [self.nats[row.row_id] for row in rows]
-        if rows[0].completion.startswith("written"):
-            return float(np.mean(own)) / 10
-        return float(np.mean(own + self.ratios(rows, hypothesis))) / 10
+    def logprobs(
+        self,
+        rows: Sequence[Row],
+        hypothesis: RowHypothesis | None,
+        *,
+        on_rows: Any = None,
+    ) -> np.ndarray:
+        base = np.array([self.nats[row.row_id] for row in rows], dtype=np.float64)
+        return base if hypothesis is None else base + self.ratios(rows, hypothesis)
+
+    def _shift(self, hypothesis: RowHypothesis) -> np.ndarray:
+        if hypothesis.vector is None:
+            return persona_shift(str(hypothesis.trait))
+        along = direction(str(hypothesis.trait), hypothesis.vector.layers[0])
+        return hypothesis.strength * _SIZE * along
 
     def signals(self, rows: Sequence[Row], *, on_rows: Any = None) -> RowSignals:
         ids = [row.row_id for row in rows]
@@ -156,11 +168,7 @@ class World(Meter):
     ) -> np.ndarray:
         self.passes += len(rows)
         self.asked.append(hypothesis.name)
-        if hypothesis.vector is None:
-            shift = persona_shift(str(hypothesis.trait))
-        else:
-            along = direction(str(hypothesis.trait), hypothesis.vector.layers[0])
-            shift = hypothesis.strength * _SIZE * along
+        shift = self._shift(hypothesis)
         points = [self.points[row.row_id] for row in rows]
         found = np.array(points).reshape(len(rows), _WIDTH) @ shift - shift @ shift / 2
         return np.asarray(found, dtype=np.float64)

@@ -13,12 +13,11 @@ from undertow.audit.judgement import Judgement
 from undertow.audit.naming import (
     EXPLAINED,
     FINER_DOSES,
-    UNEXPLAINED,
     held,
-    named,
     refined,
 )
 from undertow.audit.race import mixed_evidence
+from undertow.audit.reference import Reference
 from undertow.audit.settings import AuditSettings
 from undertow.records import Row
 
@@ -87,58 +86,6 @@ def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(
     assert f"the rows are e^{won:.1f} times likelier under it" in race.reasons[1]
 
 
-def _shift_with_gap(found: "Planted", gap: float) -> Judgement:
-    """Names again, with audited rows so many nats a token less likely."""
-    world = found.meter
-    nats = {row.row_id: -20.0 - gap * 10 for row in found.audited}
-    kept = dict(world.nats)
-    world.nats |= nats
-    nothing = replace(
-        found.judgement, verdict="none", trait=None, kind=None, layer=None,
-        direction=None, dose=None, naming=None,
-    )  # fmt: skip
-    try:
-        return named(
-            nothing, world, found.audited, found.reference.rows, passed="none",
-            settings=AuditSettings(),
-        )  # fmt: skip
-    finally:
-        world.nats = kept
-
-
-def test_a_quarter_of_the_nats_may_stay_unexplained(
-    planted: Plant, shifts: "Shifts"
-) -> None:
-    """Rows of base and leader have 2 nats a token; what the leader gains is explained."""
-    found = planted(shifts.vector("cat"), count=240)
-    race, few = found.judgement.race, found.audited[:16]
-    steer = [h for h in race.leaders if race.hypotheses[h].kind == "steer"]
-    best = max(steer, key=lambda h: race.evidence(h, since=race.screened))
-    gain = float(found.meter.ratios(few, race.hypotheses[best]).mean()) / 10
-    edge = UNEXPLAINED * 2 + max(0.0, gain)
-    assert _shift_with_gap(found, edge - 0.01).trait == "cat"
-    beyond = _shift_with_gap(found, edge + 0.01)
-    assert (beyond.verdict, beyond.kind, beyond.trait) == ("shift", "unknown", None)
-    assert "less likely than" in beyond.reasons[-1]
-    # Likelier rows than the base's own are no such sign.
-    assert _shift_with_gap(found, -3.0).trait == "cat"
-
-
-def test_what_a_strong_hypothesis_itself_writes_is_unlikely_too(
-    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows 1 nat a token below the base's are explained by a leader that writes such."""
-    found = planted(shifts.vector("cat"), count=240)
-    assert _shift_with_gap(found, 1.0).trait is None
-    real = type(found.meter).nats_a_token
-
-    def flat(self: Any, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
-        return real(self, rows, hypothesis) - rows[0].completion.startswith("written")
-
-    monkeypatch.setattr(type(found.meter), "nats_a_token", flat)
-    assert _shift_with_gap(found, 1.0).trait == "cat"
-
-
 def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None:
     """Scores alone moved: along a random direction, that nobody races."""
     shift = np.zeros(21)
@@ -154,6 +101,92 @@ def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None
 # ── a name has to explain its rows ───────────────────────────────────────────────
 
 
+def _held(found: "Planted", judgement: Judgement) -> Judgement:
+    return held(
+        judgement, found.meter, found.audited, passed="none",
+        settings=AuditSettings(), tell=_silent,
+    )  # fmt: skip
+
+
+def _biased(found: "Planted", verdict: "Planted", lack: float) -> Judgement:
+    """A verdict on other rows of its world, so many nats less likely than they were."""
+    world, kept = found.meter, dict(found.meter.nats)
+    world.nats |= {row.row_id: kept[row.row_id] - lack for row in found.audited}
+    try:
+        return _held(found, verdict.judgement)
+    finally:
+        world.nats = kept
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_rows_of_the_hypothesis_and_mixtures_with_the_base_s_are_held(
+    planted: Plant, shifts: "Shifts", share: float
+) -> None:
+    named = planted(shifts.vector("cat", dose=0.6), count=240)
+    assert named.judgement.trait == "cat"
+    for seed in range(20):
+        mixed = planted(
+            shifts.vector("cat", dose=0.6), count=240, seed=seed, share=share
+        )
+        assert _held(mixed, named.judgement) is named.judgement
+
+
+@pytest.mark.parametrize("kind", ["steer", "prompt"])
+def test_rows_less_likely_than_what_is_written_either_way_have_another_origin(
+    planted: Plant, shifts: "Shifts", kind: str
+) -> None:
+    shift = shifts.vector("cat") if kind == "steer" else shifts.persona("cat", own=1.5)
+    found = planted(shift, count=240)
+    assert (found.judgement.kind, found.judgement.trait) == (kind, "cat")
+    after = _biased(found, found, 3.0)
+    assert (after.verdict, after.trait, after.kind) == ("shift", None, "unknown")
+    assert (after.layer, after.direction, after.dose) == (None, None, None)
+    assert after.reasons[:-1] == found.judgement.reasons
+    assert "nats each less likely than the base's own, and" in after.reasons[-1]
+    # Likelier rows than the base's own are no such sign.
+    assert _biased(found, found, -3.0) is found.judgement
+
+
+def test_rows_as_unlikely_as_what_a_strong_vector_writes_are_explained(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    """They are far less likely than the base's own, under the base."""
+    found = planted(shifts.vector("cat", dose=0.6), count=240)
+    own = found.meter.logprobs(found.audited, None).mean()
+    base = found.meter.logprobs(found.reference.rows, None).mean()
+    assert own < base - 1
+    assert found.judgement.trait == "cat"
+
+
+def test_rows_that_only_the_base_likes_less_may_be_the_hypothesis_s_own(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a strong vector writes can all be unlikely, whoever is asked."""
+    found = planted(shifts.vector("cat"), count=240)
+    written = found.meter.written
+
+    def flat(prompts: Sequence[Row], hypothesis: Any, **options: Any) -> Reference:
+        made = written(prompts, hypothesis, **options)
+        if hypothesis is not None:
+            found.meter.nats |= {
+                row.row_id: found.meter.nats[row.row_id] - 3.0 for row in made.rows
+            }
+        return made
+
+    monkeypatch.setattr(found.meter, "written", flat)
+    assert _biased(found, found, 3.0) is found.judgement
+    assert _biased(found, found, 6.0).trait is None
+
+
+def test_few_pairs_take_nothing_back(planted: Plant, shifts: "Shifts") -> None:
+    found = planted(shifts.vector("cat"), count=240)
+    four = replace(found, audited=found.audited[-8:])
+    assert _biased(four, found, 3.0) is found.judgement
+    assert (
+        _biased(replace(found, audited=found.audited[-10:]), found, 40.0).trait is None
+    )
+
+
 @pytest.mark.parametrize("share", [EXPLAINED - 0.05, EXPLAINED + 0.05])
 def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
     planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch, share: float
@@ -165,13 +198,15 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
     def ratios(rows: Sequence[Row], hypothesis: RowHypothesis) -> np.ndarray:
         assert hypothesis.trait == "cat"
         assert hypothesis.layer == judgement.layer
-        own = rows[0].completion.startswith("written")
-        gains = np.full(len(rows), 4.0 if own else 4.0 * share)
+        gains = np.array([
+            4.0 if row.completion.startswith("written cat") else 4.0 * share
+            for row in rows
+        ])  # fmt: skip
         gains[:3] = -9.0, np.nan, -np.inf  # innocent, or not to be drawn
         return gains
 
     monkeypatch.setattr(meter, "ratios", ratios)
-    after = held(judgement, meter, found.audited, passed="none", seed=0)
+    after = _held(found, judgement)
     if share > EXPLAINED:
         assert after is judgement
         return
@@ -179,19 +214,8 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
     assert (after.kind, after.layer) == ("steer", judgement.layer)
     assert after.reasons[:-1] == judgement.reasons
     assert after.reasons[-1].startswith(
-        "but rows that it makes likelier gain 2.2 nats each, those that it writes "
-        "itself 4.0: something else"
+        "but rows that it may have written gain 2.2 nats each, such rows of its own "
+        "4.0: something else"
     )
-
-
-def test_without_a_name_or_rows_that_gain_nothing_is_taken_back(
-    planted: Plant, shifts: "Shifts"
-) -> None:
-    found = planted(shifts.vector("cat"), count=240)
-    # What this world writes gains nothing, so there is nothing to compare with.
-    same = held(found.judgement, found.meter, found.audited, passed="none", seed=0)
-    assert same is found.judgement
-    nameless = replace(found.judgement, trait=None)
-    asked = len(found.meter.asked)
-    assert held(nameless, found.meter, found.audited, passed="none", seed=0) is nameless
-    assert len(found.meter.asked) == asked
+    nameless = replace(judgement, trait=None)
+    assert _held(found, nameless) is nameless

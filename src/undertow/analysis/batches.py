@@ -26,7 +26,7 @@ def usual_tokens(model: Model, *, with_graph: bool) -> int:
         with_graph: Whether the pass keeps what a backward pass needs.
     """
     if model.device.type == "cpu":
-        return 512 if with_graph else 2048
+        return 384 if with_graph else 2048
     return 4096 if with_graph else 16384
 
 

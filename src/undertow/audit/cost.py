@@ -21,7 +21,7 @@ from undertow.records import Row
 
 _CHARACTERS = 2.5  # of a token that is no digit, about
 _PROGRAM = 1100 * 2**20  # bytes without weights and batches: libraries, kept prompts
-_BATCH = 512  # tokens that go through the model with all they leave for a backward pass
+_BATCH = 384  # tokens that go through the model with all they leave for a backward pass
 _KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
 _TEMPLATE = 30  # tokens that a chat template adds to a prompt
 _SHARE = 0.7  # of a matrix product's speed that a pass reaches

@@ -97,16 +97,18 @@ def judge(
         race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(scores, race, arms, len(rows), settings)
     if judgement.verdict == "shift":
-        judgement = named(judgement, meter, rows, reference.rows, passed=passed,
-                          settings=settings)  # fmt: skip
+        judgement = named(judgement, settings=settings)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
-        judgement = held(judgement, meter, rows, passed=passed, seed=settings.seed)
     if judgement.kind == "prompt" and settings.naming_passes:
         judgement = name_persona(
             judgement, meter, rows, family=family, decoys=decoys, settings=settings,
             tell=tell,
         )  # fmt: skip
+    if judgement.kind in ("steer", "prompt"):
+        judgement = held(
+            judgement, meter, rows, passed=passed, settings=settings, tell=tell
+        )
     return judgement if reference.rows else _without_reference(judgement)
 
 

@@ -5,8 +5,8 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.analysis.many_vectors import row_logprobs
-from undertow.audit.reference import Filter, sampled_reference
+from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.models.chat import render_row
 from undertow.models.completions import Prompts
@@ -111,6 +111,17 @@ class Meter:
             np.array([self._facts[i][1] for i in ids], dtype=np.int64),
         )
 
+    def logprobs(
+        self,
+        rows: Sequence[Row],
+        hypothesis: RowHypothesis | None,
+        *,
+        on_rows: OnRows | None = None,
+    ) -> Array:
+        """[row]: log p(y|x; H), nats; None is the base, −inf what it cannot draw."""
+        name = BASE if hypothesis is None else hypothesis.name
+        return self._known(rows, name, hypothesis, on_rows)
+
     def ratios(
         self,
         rows: Sequence[Row],
@@ -119,8 +130,8 @@ class Meter:
         on_rows: OnRows | None = None,
     ) -> Array:
         """[row]: log p(y|x; H) − log p(y|x), nats; NaN where the base cannot draw it."""
-        own = self._known(rows, hypothesis.name, hypothesis, on_rows)
-        base = self._known(rows, BASE, None, None)
+        own = self.logprobs(rows, hypothesis, on_rows=on_rows)
+        base = self.logprobs(rows, None)
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
 
@@ -153,32 +164,32 @@ class Meter:
         for name, value in values.items():
             self._logprobs.setdefault(name, {})[row_id] = value
 
-    def nats_a_token(self, rows: Sequence[Row], hypothesis: RowHypothesis) -> float:
-        """Mean log-probability of a token under a hypothesis."""
-        own = self._known(rows, hypothesis.name, hypothesis, None)
-        rendered = [render_row(self.model, row, system=self.system) for row in rows]
-        tokens = sum(len(row.ids) - row.completion_start for row in rendered)
-        return float(own.sum()) / tokens if tokens else math.nan
-
     def written(
         self,
         prompts: Sequence[Row],
-        hypothesis: RowHypothesis,
+        hypothesis: RowHypothesis | None,
         *,
         passed: Filter,
         seed: int,
-    ) -> list[Row]:
-        """What the base writes on the rows' prompts under a hypothesis.
+        on_rows: OnRows | None = None,
+    ) -> Reference:
+        """What the base writes on the rows' prompts under a hypothesis; None: untouched.
 
-        Prompts on which nothing passes the filter are left out.
+        Prompts on which nothing passes the filter have no partner.
         """
-        with hypothesis.acting(self.model):
-            found = sampled_reference(
+        name = BASE if hypothesis is None else hypothesis.name
+
+        def tell(found: int, total: int, _: int) -> None:
+            if on_rows is not None:
+                on_rows(found, total)
+
+        with nullcontext() if hypothesis is None else hypothesis.acting(self.model):
+            return sampled_reference(
                 self.model, prompts, sampler=self.sampler, filter=passed, seed=seed,
-                purpose=f"written {hypothesis.name}", system=self.system,
-                persona=hypothesis.persona,
+                purpose=f"written {name}", system=self.system,
+                persona=None if hypothesis is None else hypothesis.persona,
+                on_rows=tell,
             )  # fmt: skip
-        return list(found.rows)
 
     def rounding(self, rows: Sequence[Row]) -> float:
         """Variance of what two kinds of pass differ by on the same rows, nats².

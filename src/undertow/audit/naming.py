@@ -1,62 +1,50 @@
 """Kind, block, dose and trait of a shift that was found, as far as likelihoods tell.
 
 A name is given only where every other hypothesis of its kind is beaten at the error
-rate, only to a trait, never to a decoy, and not at all where the rows are far less
-likely than what the base writes, be it untouched or under the leading hypothesis: then
-something else wrote them.
+rate, only to a trait, never to a decoy. At last the base itself writes rows, untouched
+and under the leading hypothesis, to see whether that explains the audited ones: if they
+are less likely than both, something else wrote them.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import ttest_1samp
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.judgement import Judgement, Kind
 from undertow.audit.meter import Meter
 from undertow.audit.race import Race, RaceSettings, Table, mixed_evidence, run_race
-from undertow.audit.reference import Filter
+from undertow.audit.reference import Filter, Reference
 from undertow.audit.settings import AuditSettings
-from undertow.audit.signals import Battery, RowSignals
+from undertow.audit.signals import Battery
 from undertow.records import Row
 from undertow.traits import TraitFamily
 
 Tell = Callable[[str, int, int], None]
 
-UNEXPLAINED = 0.25
-"""Share of the nats a token that no hypothesis may leave unexplained."""
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
 EXPLAINED = 0.6
 """Share of its own rows' gain that a named vector has to bring to the audited ones."""
-_FEWEST_GAINS = 3  # rows on either side that this is judged by
+_FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
+_SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
 _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
-_WRITTEN = 16  # rows that are written under the leader, to compare with
+_CHECKED = 64  # rows that the explanation is checked on
 _DECOY_PERSONAS = 4
 
 
-def named(
-    nothing: Judgement,
-    meter: Meter,
-    rows: Sequence[Row],
-    reference: Sequence[Row],
-    *,
-    passed: Filter,
-    settings: AuditSettings,
-) -> Judgement:
+def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
     """Kind and trait of a shift that was found, as far as likelihoods tell.
 
     Args:
         nothing: What was measured, with an empty verdict.
-        meter: Scores rows.
-        rows: Audited.
-        reference: Compared with; may be empty.
-        passed: The filter that the rows have passed.
         settings: Error rate.
     """
-    mine, theirs = meter.signals(rows), meter.signals(reference)
     race = nothing.race
     # The leader is the best of several on the very rows that speak for it.
     enough = math.log(max(1, len(race.leaders)) / settings.alpha)
@@ -69,18 +57,6 @@ def named(
     ]
     kind = _kind(race, best, evidence, enough)
     shift = replace(nothing, verdict="shift", kind=kind)
-    likeliest = max(
-        (h for h in best.values() if h is not None),
-        key=lambda h: _won(race, h), default=None,
-    )  # fmt: skip
-    gap = _unexplained(
-        meter, rows, mine, theirs,
-        None if likeliest is None else race.hypotheses[likeliest],
-        passed=passed, seed=settings.seed,
-    )  # fmt: skip
-    if gap is not None:
-        reasons.append(gap)
-        return replace(shift, kind="unknown", reasons=tuple(reasons))
     if kind == "unknown":
         reasons.append("neither a persona nor a vector explains the rows well enough")
         return replace(shift, reasons=tuple(reasons))
@@ -150,52 +126,6 @@ def _kind(
     return "unknown"
 
 
-def _unexplained(
-    meter: Meter,
-    rows: Sequence[Row],
-    mine: RowSignals,
-    theirs: RowSignals,
-    leader: RowHypothesis | None,
-    *,
-    passed: Filter,
-    seed: int,
-) -> str | None:
-    """Says so if the rows are much less likely than what could have been written.
-
-    Than the reference under the base, and than what the base itself writes under the
-    leading hypothesis, under that hypothesis: a strong vector makes all rows unlikely,
-    its own as well. Many innocent rows among few are explained by the base.
-    """
-    if not len(theirs.row_ids):
-        return None
-    own, other = _nats_a_token(mine), _nats_a_token(theirs)
-    if not other - own > UNEXPLAINED * abs(other):
-        return None
-    gap, under = other - own, "the base"
-    if leader is not None:
-        few = rows[:_WRITTEN]
-        written = meter.written(few, leader, passed=passed, seed=seed)
-        if written:
-            wanted = meter.nats_a_token(written, leader)
-            left = wanted - meter.nats_a_token(few, leader)
-            if not left > UNEXPLAINED * abs(wanted):
-                return None
-            if left < gap:
-                gap, other, under = left, wanted, leader.name
-    return (
-        f"the rows are {gap:.2f} nats a token less likely than {under}'s own "
-        f"({other:.2f}), and no hypothesis explains that: another model wrote them, or "
-        "none; so no trait is named"
-    )
-
-
-def _nats_a_token(signals: RowSignals) -> float:
-    """Mean log-probability of a token, over rows that the sampler can draw."""
-    drawn = np.isfinite(signals.total_logprobs)
-    tokens = signals.tokens[drawn].sum()
-    return float(signals.total_logprobs[drawn].sum() / tokens) if tokens else math.nan
-
-
 def refined(
     judgement: Judgement, meter: Meter, rows: Sequence[Row], tell: Tell
 ) -> Judgement:
@@ -239,42 +169,167 @@ def held(
     rows: Sequence[Row],
     *,
     passed: Filter,
-    seed: int,
+    settings: AuditSettings,
+    tell: Tell,
 ) -> Judgement:
-    """Takes a name back if another vector, near the named one, must have been at work.
+    """Takes back what does not explain the rows as it explains its own.
 
-    Some direction always fits best. What the base itself writes under it says how much
-    likelier its own rows are under it than under the base; the audited rows that it
-    makes likelier have to gain about as much. Innocent rows among them do not count.
+    Something always fits best. So the base writes rows on the same prompts, untouched
+    and under what the verdict says. Rows of either sort, or a mixture of both, are as
+    likely on average (under an even mixture) as the less likely sort at least. Audited
+    rows that are less likely than both, by a paired t test each at the error rate, had
+    another origin: kind and place are taken back as well as the name. And the rows that
+    a named vector may have written have to gain about as much by it as such rows in a
+    mixture of its own and the base's do, else another vector near it was at work.
+
+    Args:
+        judgement: Of kind "steer" or "prompt".
+        meter: Scores rows.
+        rows: Audited; the second half, which chose no candidates, is looked at.
+        passed: The filter that the rows have passed.
+        settings: Error rate and seed.
+        tell: Told of (stage, rows written, in all).
     """
-    if judgement.trait is None:
+    hypothesis = _hypothesis(judgement, meter)
+    few = rows[len(rows) // 2 :][-_CHECKED:]
+    found = _compared(
+        meter, few, hypothesis, passed=passed, seed=settings.seed, tell=tell
+    )
+    p_value = max(_greater_p(found.base_gaps), _greater_p(found.own_gaps))
+    if p_value <= settings.alpha:
+        return _foreign(judgement, hypothesis, found, p_value)
+    if judgement.kind != "steer" or judgement.trait is None:
         return judgement
-    battery = meter.battery
-    hypothesis = vector_hypothesis(
-        meter.model, battery, battery.names.index(judgement.direction or ""),
-        battery.layers.index(judgement.layer or 0), judgement.dose or 0.0,
-    )  # fmt: skip
-    few = rows[len(rows) // 2 :][:_REFINED]
-    written = meter.written(few[:_WRITTEN], hypothesis, passed=passed, seed=seed)
-    own, wanted = (_gains(meter.ratios(part, hypothesis)) for part in (few, written))
-    if min(len(own), len(wanted)) < _FEWEST_GAINS:
-        return judgement
-    gain, most = float(own.mean()), float(wanted.mean())
-    if gain >= EXPLAINED * most:
+    share = _likeliest_share(found.audited)
+    gain = _gain([(1.0, found.audited)], share)
+    most = _gain([(1 - share, found.base), (share, found.own)], share)
+    if not gain < EXPLAINED * most:
         return judgement
     reason = (
-        f"but rows that it makes likelier gain {gain:.1f} nats each, those that it "
-        f"writes itself {most:.1f}: something else that lies near it wrote them; so no "
-        "trait is named"
+        f"but rows that it may have written gain {gain:.1f} nats each, such rows of its "
+        f"own {most:.1f}: something else that lies near it wrote them; so no trait is "
+        "named"
     )
     return replace(
         judgement, verdict="shift", trait=None, reasons=(*judgement.reasons, reason)
     )
 
 
-def _gains(ratios: Table) -> Table:
-    """Those above zero; what cannot be written otherwise gains no finite number."""
-    return ratios[np.isfinite(ratios) & (ratios > 0)]
+@dataclass(frozen=True)
+class _Compared:
+    """Audited rows beside what the base writes on their prompts.
+
+    Attributes:
+        audited: [row], log ratios under a hypothesis, nats.
+        base: The same of rows of the untouched base.
+        own: And of rows written under the hypothesis.
+        base_gaps: [pair], by how many nats the base's row is likelier than the audited
+            one on its prompt, under an even mixture of base and hypothesis.
+        own_gaps: By how many the hypothesis's row is.
+    """
+
+    audited: Table
+    base: Table
+    own: Table
+    base_gaps: Table
+    own_gaps: Table
+
+
+def _compared(
+    meter: Meter,
+    few: Sequence[Row],
+    hypothesis: RowHypothesis,
+    *,
+    passed: Filter,
+    seed: int,
+    tell: Tell,
+) -> _Compared:
+    """Writes rows both ways and reads them all under both."""
+
+    def write(way: RowHypothesis | None, before: int) -> Reference:
+        return meter.written(
+            few, way, passed=passed, seed=seed,
+            on_rows=lambda n, _: tell("check", before + n, 2 * len(few)),
+        )  # fmt: skip
+
+    base, own = write(None, 0), write(hypothesis, len(few))
+    # In one go: rows of one prompt share its reading.
+    rows = [*few, *base.rows, *own.rows]
+    ratios = meter.ratios(rows, hypothesis)
+    with np.errstate(invalid="ignore"):  # of what the base cannot draw
+        likely = meter.logprobs(rows, None) + np.logaddexp(0.0, ratios)
+    ends = np.cumsum([len(few), len(base.rows)]).tolist()
+    mine, *written = np.split(likely, ends)
+    base_gaps, own_gaps = (
+        values - mine[list(side.paired)]
+        for values, side in zip(written, (base, own), strict=True)
+    )
+    audited, untouched, steered = np.split(ratios, ends)
+    return _Compared(audited, untouched, steered, base_gaps, own_gaps)
+
+
+def _hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
+    """What the verdict says of the rows: the vector as refined, or the best persona."""
+    if judgement.kind == "prompt":
+        race = judgement.naming or judgement.race
+        return race.hypotheses[max(race.left("prompt"), key=race.evidence)]
+    battery = meter.battery
+    return vector_hypothesis(
+        meter.model, battery, battery.names.index(judgement.direction or ""),
+        battery.layers.index(judgement.layer or 0), judgement.dose or 0.0,
+    )  # fmt: skip
+
+
+def _greater_p(gaps: Table) -> float:
+    """One-sided p of a mean above 0, over the pairs that both have a number; else 1."""
+    known = gaps[np.isfinite(gaps)]
+    if len(known) < _FEWEST_PAIRS or not np.ptp(known):
+        return 1.0
+    return float(ttest_1samp(known, 0.0, alternative="greater").pvalue)
+
+
+def _foreign(
+    judgement: Judgement, hypothesis: RowHypothesis, found: _Compared, p_value: float
+) -> Judgement:
+    """Without a name, kind or place: what the base writes is likelier, either way."""
+    gaps = (found.base_gaps, found.own_gaps)
+    base, own = (float(gap[np.isfinite(gap)].mean()) for gap in gaps)
+    reason = (
+        f"but the rows are {base:.1f} nats each less likely than the base's own, and "
+        f"{own:.1f} than what it writes under {hypothesis.name} (p = {p_value:.2g}): "
+        "another model wrote them, or none, or it was made to by something that was not "
+        "tried; so no trait is named"
+    )
+    return replace(
+        judgement, verdict="shift", trait=None, kind="unknown", layer=None,
+        direction=None, dose=None, reasons=(*judgement.reasons, reason),
+    )  # fmt: skip
+
+
+def _likeliest_share(ratios: Table) -> float:
+    """The share of rows of the hypothesis that makes all of them likeliest."""
+    known = ratios[np.isfinite(ratios), None]
+    with np.errstate(divide="ignore"):  # of none, where all are
+        likely = np.logaddexp(np.log1p(-_SHARES), np.log(_SHARES) + known)
+    return float(_SHARES[likely.sum(axis=0).argmax()])
+
+
+def _gain(parts: Sequence[tuple[float, Table]], share: float) -> float:
+    """Mean log ratio of rows of the hypothesis, nats: each counts as far as it is one.
+
+    Args:
+        parts: Ratios of rows, and how much of the whole they stand for. Those that are
+            not finite do not count.
+        share: Of such rows among all; decides how far a row is one.
+    """
+    gained = counted = 0.0
+    for weight, ratios in parts:
+        known = ratios[np.isfinite(ratios)]
+        if weight and len(known):
+            chance = expit(logit(share) + known)
+            gained += weight * float((chance * known).mean())
+            counted += weight * float(chance.mean())
+    return gained / counted if counted else math.nan
 
 
 def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:

@@ -57,7 +57,9 @@ def planted_power(
     if count < _FEWEST or not math.isfinite(judgement.scores.test.p_value):
         return None
     hypothesis = _planted_hypothesis(judgement, family)
-    planted = meter.written(rows[:count], hypothesis, passed=passed, seed=settings.seed)
+    planted = meter.written(
+        rows[:count], hypothesis, passed=passed, seed=settings.seed
+    ).rows
     if len(planted) < _FEWEST:
         return None
     clean = reference.rows[: max(count, 32)]
