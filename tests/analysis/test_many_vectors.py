@@ -84,3 +84,22 @@ def test_what_cannot_be_is_refused_and_leaves_the_model_alone() -> None:
         row_logprobs(model, words, {0: _vectors(model)}, sampler=lists)
     assert not any("forward" in vars(b) for b in model.architecture.blocks)
     assert not any(b._forward_hooks for b in model.architecture.blocks)
+
+
+def test_fewer_vectors_at_a_time_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama", layers=2)
+    rendered, vectors = render_row(model, ROW), {0: _vectors(model, 5)}
+    wanted = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    real = many_vectors._read
+
+    def short(model: Model, row: Rendered, times: int) -> Tensor:
+        if times > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, row, times)
+
+    monkeypatch.setattr(many_vectors, "_read", short)
+    with pytest.warns(RuntimeWarning, match=r"goes on with \d at a time"):
+        found = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    assert found[0] == pytest.approx(wanted[0], abs=1e-5)

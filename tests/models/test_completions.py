@@ -1,17 +1,20 @@
 """Completions behind prompts that are read once, against passes over whole rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from undertow.models import completions
 from undertow.models.chat import Rendered
 from undertow.models.completions import (
     Prompts,
     _bytes_a_token,
     completion_batches,
     completion_states,
+    prompt_of,
     read_head,
 )
 from undertow.models.hooks import current_completion_positions, editing_residuals
@@ -216,3 +219,26 @@ def test_batches_keep_within_their_budget_and_lose_nobody() -> None:
             assert len(batch) == 1 or len(batch) * (answer + 1) <= budget
     assert completion_batches(rows, token_budget=4096) == [[1, 4, 0, 3, 2]]
     assert completion_batches([], token_budget=10) == []
+
+
+def test_fewer_prompts_at_a_time_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, rows = tiny_model("llama"), _rows(_head(20))
+    wanted, found = Prompts(model), Prompts(model)
+    wanted.read(rows)
+    real, sizes = completions._read_prompts, []
+
+    def short(model: Model, prompts: Sequence[Sequence[int]], head: Any) -> Any:
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(prompts))
+        return real(model, prompts, head)
+
+    monkeypatch.setattr(completions, "_read_prompts", short)
+    with pytest.warns(RuntimeWarning, match="memory ran out: goes on with"):
+        found.read(rows)
+    assert sizes == [1, 1, 1]
+    prompts = [prompt_of(row) for row in rows]
+    one, other = (kept.together(prompts)[0] for kept in (wanted, found))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

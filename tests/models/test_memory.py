@@ -1,9 +1,18 @@
 """Memory that ran out is told apart from other faults, and what fits is given."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from undertow.models.memory import OutOfMemory, attempted, halved, is_out_of_memory
+from undertow.errors import ModelError
+from undertow.models.memory import (
+    OutOfMemory,
+    attempted,
+    halved,
+    in_halves,
+    is_out_of_memory,
+)
 
 CPU = RuntimeError(
     "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"
@@ -33,3 +42,28 @@ def test_what_is_found_is_given_and_other_faults_are_left_alone() -> None:
 
 def test_a_smaller_budget_is_said() -> None:
     assert "batches hold 320 tokens" in halved(320)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7])
+def test_halves_keep_the_order_and_do_nothing_twice(room: int) -> None:
+    done: list[int] = []
+
+    def work(items: Sequence[int]) -> int:
+        if len(items) > room:
+            raise CUDA
+        done.extend(items)
+        return sum(items)
+
+    if room < 7:
+        with pytest.warns(RuntimeWarning, match=r"memory ran out: goes on with \d at a"):
+            found = in_halves(range(7), work)
+    else:
+        found = in_halves(range(7), work)
+    assert done == list(range(7))
+    assert sum(found) == 21
+    assert len(found) == {1: 7, 2: 4, 3: 3, 7: 1}[room]
+
+
+def test_what_does_not_fit_by_itself_is_an_error() -> None:
+    with pytest.raises(ModelError, match="on one item by itself"):
+        in_halves([0], lambda _: _raise(CPU))

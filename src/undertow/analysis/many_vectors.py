@@ -5,7 +5,8 @@ it is read once, and one batch goes on from there with a vector in each of its r
 Knows nothing of traits, nor of which vectors are worth asking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from undertow.models.attention import fast_attention
 from undertow.models.chat import Rendered
 from undertow.models.hooks import Stream, going_on_from, recording_streams
 from undertow.models.loading import Model
+from undertow.models.memory import in_halves
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood, Drawn, by_row
 
@@ -47,6 +49,7 @@ def row_logprobs(
     Raises:
         VectorMismatchError: Unknown layer.
         DatasetError: The sampler cannot draw the row.
+        ModelError: The row does not fit into memory under one vector.
     """
     likelihood = DrawLikelihood(model, sampler)
     draw, count = likelihood.drawn(row), max(1, token_budget // len(row.ids))
@@ -54,11 +57,14 @@ def row_logprobs(
         _read(model, row, 1)
     found = {}
     for layer, several in vectors.items():
-        parts = [
-            _under(model, row, streams[layer], part, likelihood, draw)
-            for part in torch.split(several, count)
-        ]
-        found[layer] = np.concatenate(parts)
+        work = partial(_under, model, row, streams[layer], likelihood, draw)
+        found[layer] = np.concatenate(
+            [
+                nats
+                for part in torch.split(several, count)
+                for nats in in_halves(part.unbind(), work)
+            ]
+        )
     return found
 
 
@@ -66,12 +72,12 @@ def _under(
     model: Model,
     row: Rendered,
     stream: Stream,
-    vectors: Float[Tensor, "vector hidden"],
     likelihood: DrawLikelihood,
     draw: Drawn,
+    vectors: Sequence[Float[Tensor, " hidden"]],
 ) -> LogProbs:
     """Of one batch: the row as often as there are vectors."""
-    hidden = stream.hidden + vectors[:, None].to(stream.hidden)
+    hidden = stream.hidden + torch.stack(list(vectors))[:, None].to(stream.hidden)
     with going_on_from(model, stream, hidden):
         states = _read(model, row, len(vectors))
     predicting = states[:, row.completion_start - 1 : -1].flatten(0, 1)

@@ -9,6 +9,7 @@ completions in them. Knows nothing of what is computed on the states.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,7 @@ from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import common_prefix, token_batches
 from undertow.models.loading import Model
+from undertow.models.memory import in_halves
 
 KeysValues = list[tuple[Tensor, Tensor]]
 
@@ -118,7 +120,11 @@ class Prompts:
             yield part
 
     def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
-        """Reads the prompts of rows that are not kept yet."""
+        """Reads the prompts of rows that are not kept yet.
+
+        Raises:
+            ModelError: A prompt does not fit into memory.
+        """
         wanted = {prompt_of(row): row for row in rows}
         for known in [p for p in self._kept if p in wanted]:
             self._kept[known] = self._kept.pop(known)
@@ -126,16 +132,20 @@ class Prompts:
         head = read_head(self.model, todo)
         lengths = [row.completion_start for row in todo]
         for places in token_batches(lengths, token_budget=token_budget):
-            prompts = [list(prompt_of(todo[place])) for place in places]
-            contents, seen = _read_prompts(self.model, prompts, head)
-            for place, prompt in enumerate(prompts):
-                self._keep(
-                    tuple(prompt),
-                    [
-                        (keys[place][:, seen[place]], values[place][:, seen[place]])
-                        for keys, values in contents
-                    ],
-                )
+            prompts = [prompt_of(todo[place]) for place in places]
+            in_halves(prompts, partial(self._read, head))
+
+    def _read(self, head: Head | None, prompts: Sequence[tuple[int, ...]]) -> None:
+        """One batch of prompts."""
+        contents, seen = _read_prompts(self.model, prompts, head)
+        for place, prompt in enumerate(prompts):
+            self._keep(
+                prompt,
+                [
+                    (keys[place][:, seen[place]], values[place][:, seen[place]])
+                    for keys, values in contents
+                ],
+            )
 
     def _keep(self, prompt: tuple[int, ...], contents: KeysValues) -> None:
         self._kept[prompt] = contents

@@ -1,11 +1,16 @@
 """Tells that memory ran out, and makes room for another try. Knows nothing of the work."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 
+from undertow.errors import ModelError
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What torch says on a processor, where it has no error of its own for this.
@@ -30,6 +35,35 @@ def attempted(work: Callable[[], Result]) -> Result | OutOfMemory:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return OutOfMemory(fault)
+
+
+def in_halves(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
+) -> list[Result]:
+    """Works on all items at once or, as long as memory is short, on halves of them.
+
+    Args:
+        items: One or more, in the order that they are worked on.
+        work: May keep what it finds only when all of it is there.
+
+    Returns:
+        What the work gave for each part, in order.
+
+    Raises:
+        ModelError: One item by itself does not fit into memory.
+    """
+    found = attempted(partial(work, items))
+    if not isinstance(found, OutOfMemory):
+        return [found]
+    if len(items) == 1:
+        raise ModelError(
+            f"memory ran out on one item by itself ({found.fault}); free memory, leave "
+            "long rows out, or take a smaller model or dtype"
+        )
+    half = (len(items) + 1) // 2
+    said = f"memory ran out: goes on with {half} at a time; results are the same"
+    warnings.warn(said, RuntimeWarning, stacklevel=2)
+    return [*in_halves(items[:half], work), *in_halves(items[half:], work)]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
