@@ -55,7 +55,9 @@ def test_halves_keep_the_order_and_do_nothing_twice(room: int) -> None:
         return sum(items)
 
     if room < 7:
-        with pytest.warns(RuntimeWarning, match=r"memory ran out: goes on with \d at a"):
+        with pytest.warns(
+            RuntimeWarning, match=r"memory ran out: goes on with \d at a"
+        ):
             found = in_halves(range(7), work)
     else:
         found = in_halves(range(7), work)
