@@ -201,33 +201,6 @@ def test_a_share_of_biased_rows_is_found(planted: Plant, shifts: "Shifts") -> No
     assert found.direction == "cat"
 
 
-def test_few_strong_rows_among_many_are_found_by_those_whom_a_search_lets_bet(
-    planted: Plant, shifts: "Shifts"
-) -> None:
-    """Mean scores hardly move, but each such row is nats likelier under its vector."""
-    shift = shifts.vector("cat", layer=2, dose=1.5)
-    found, blind = (
-        [
-            planted(
-                shift, count=200, seed=seed, share=0.08, search=search
-            ).judgement
-            for seed in range(8)
-        ]
-        for search in (True, False)
-    )  # fmt: skip
-    by_search = sum(each.verdict != "none" for each in found)
-    by_scores = sum(each.verdict != "none" for each in blind)
-    assert by_search >= by_scores + 3
-
-
-@pytest.mark.parametrize("exact", [None, "no"])
-def test_a_search_is_made_only_where_bets_count(
-    planted: Plant, exact: str | None
-) -> None:
-    assert bool(planted(exact=exact).meter.scanned) == (exact is None)
-    assert not planted(exact=exact, search=False).meter.scanned
-
-
 def test_a_name_is_won_against_others(planted: Plant, shifts: "Shifts") -> None:
     """A weak vector alone stands out on no half, and still has four to beat."""
     found = planted(shifts.vector("cat", dose=0.2), count=120).judgement

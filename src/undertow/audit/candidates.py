@@ -36,8 +36,6 @@ NAMING_DOSES = (0.15, 0.3, 0.45, 0.6)
 """Those at which directions race for a name."""
 LARGEST, LIKELIEST = 2, 4
 """Directions that race for a name: by their scores, and by likelihood of a few rows."""
-BETTING_DOSES = (0.3, 0.6)
-"""Those at which the likeliest directions bet before anything is found."""
 ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
 """Before that race: rows read by then, and hypotheses that are left after them."""
 _STEP = 3  # blocks from one layer that is tried to the next
@@ -179,52 +177,8 @@ def contending_hypotheses(
         tell: Told of (stage, row passes done, in all).
     """
     best, ranked = _best(z), _by_score(meter.battery, z)
-    few, found = _likeliest(meter, rows, z, scores, tell=tell)
-    large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
-    raced = dict.fromkeys([*large, *((k, place) for k, place, _ in found[:LIKELIEST])])
-    return _tuned(meter, few, list(raced), NAMING_DOSES, tell=tell)
-
-
-def betting_hypotheses(
-    meter: Meter,
-    rows: Sequence[Row],
-    z: Table,
-    scores: Table,
-    *,
-    tell: Callable[[str, int, int], None],
-) -> list[RowHypothesis]:
-    """The directions under which the most suspicious rows are likeliest, for bets.
-
-    A few strongly steered rows among many innocent ones hardly move the mean scores,
-    but each is nats likelier under the right vector, and that one has to bet.
-
-    Args:
-        meter: As of `contending_hypotheses`, and so are the others.
-        rows: The choosing half.
-        z: [layer, direction], of that half.
-        scores: [row, layer, direction], of that half.
-        tell: Told of (stage, row passes done, in all).
-    """
-    few, found = _likeliest(meter, rows, z, scores, tell=tell)
-    best = [(k, place) for k, place, _ in found[:CANDIDATES]]
-    return _tuned(meter, few, best, BETTING_DOSES, tell=tell)
-
-
-def _likeliest(
-    meter: Meter,
-    rows: Sequence[Row],
-    z: Table,
-    scores: Table,
-    *,
-    tell: Callable[[str, int, int], None],
-) -> tuple[list[Row], list[Option]]:
-    """The rows furthest along the largest score, and the options likeliest on them.
-
-    Every direction is tried at layers all over the depth; none if no score is known.
-    """
-    best, ranked = _best(z), _by_score(meter.battery, z)
     if not best[ranked[0]] > -math.inf:
-        return [], []
+        return []
     first = int(np.nanargmax(z[:, ranked[0]]))
     far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
     few = [rows[i] for i in far.tolist()]
@@ -234,35 +188,23 @@ def _likeliest(
         for place in range(min(1, count - 1), count, _STEP)
         for k in ranked
     ]
-    return few, _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
-
-
-def _tuned(
-    meter: Meter,
-    few: Sequence[Row],
-    raced: Sequence[tuple[int, int]],
-    doses: Sequence[float],
-    *,
-    tell: Callable[[str, int, int], None],
-) -> list[RowHypothesis]:
-    """Directions at the best of the layers around theirs, at all doses.
-
-    Rows that lie far out make doses look larger than they are: others choose those.
-    """
-    count = len(meter.battery.layers)
+    found = _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
+    large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
+    raced = dict.fromkeys([*large, *((k, place) for k, place, _ in found[:LIKELIEST])])
     near = dict.fromkeys(
         (k, at, dose)
         for k, place in raced
         for at in range(max(0, place - 1), min(count, place + 2))
-        for dose in doses
+        for dose in NAMING_DOSES
     )
     tuned = _searched(
         meter, few, list(near), ((len(few), len(near)),), partial(tell, "blocks")
     )
+    # Rows that lie far out make doses look larger than they are: others choose those.
     return [
         vector_hypothesis(meter.model, meter.battery, k, place, dose)
         for k, place, _ in tuned
-        for dose in doses
+        for dose in NAMING_DOSES
     ]
 
 

@@ -27,7 +27,6 @@ _TEMPLATE = 30  # tokens that a chat template adds to a prompt
 _SHARE = 0.7  # of a matrix product's speed that a pass reaches
 _DECODING = 0.25  # and that sampling reaches, reading the weights for every step
 _PERSONAS = 28
-_SEARCH = 500  # row passes, prompts included, that a search for directions is worth
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,6 @@ def expected_cost(
     score = weights * (prompts * prompt + 2 * (count + other) * completion)
     naming = settings.screening * _PERSONAS + settings.naming_passes
     passes = settings.screening * 20 + (naming if settings.naming_passes else 0)
-    passes += _SEARCH * settings.search
     passes += 2 * settings.personas * min(settings.fresh, count) + settings.race_passes
     likelihood = weights * passes * (prompt * 0.6 + completion)
     drawing = weights * (other * (prompt + completion) if sampled else 0)

@@ -17,7 +17,6 @@ from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import (
     ScoreTest,
     Table,
-    betting_hypotheses,
     candidate_hypotheses,
     contending_hypotheses,
     half_z,
@@ -85,17 +84,16 @@ def judge(
     half = len(rows) // 2
     z = half_z(mine, theirs, reference.paired, range(half))
     race_of = partial(_race, meter, rows, reference, family, settings, tell)
-    search = meter, rows[:half], z, mine.scores[:half].astype(np.float64)
-    bets = candidate_hypotheses(meter.model, meter.battery, z)
-    if settings.search and exact is None:  # else bets count for nothing
-        bets += betting_hypotheses(*search, tell=tell)
-    race = race_of(list({h.name: h for h in bets}.values()))
+    race = race_of(candidate_hypotheses(meter.model, meter.battery, z))
     arms = _arms(
         scores, race, len(rows), exact, has_reference=bool(reference.rows),
         slack=meter.rounding(rows[: settings.screening]) / 2,
     )  # fmt: skip
     if combined_p(arms) <= settings.alpha:
-        found = contending_hypotheses(*search, tell=tell)
+        found = contending_hypotheses(
+            meter, rows[:half], z, mine.scores[:half].astype(np.float64),
+            tell=tell,
+        )  # fmt: skip
         race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
     judgement = _verdict(scores, race, arms, len(rows), settings)
     if judgement.verdict == "shift":

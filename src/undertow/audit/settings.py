@@ -41,12 +41,6 @@ class AuditSettings(BaseModel):
     screening: int = Field(
         default=24, ge=4, description="rows on which every hypothesis is scored"
     )
-    search: bool = Field(
-        default=True,
-        description="try all directions by likelihood on a few suspicious rows before "
-        "anything is found, so that those that explain them may bet; finds few strong "
-        "rows among many innocent ones, and costs some 500 row passes",
-    )
     race_passes: int = Field(
         default=400,
         ge=0,
