@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from undertow.errors import UndertowError as UndertowError
     from undertow.experiment import Recipe as Recipe
     from undertow.experiment import run_experiment as run_experiment
+    from undertow.experiment.channel import ChannelPoint as ChannelPoint
+    from undertow.experiment.channel import measure_channel as measure_channel
     from undertow.findings import Findings as Findings
     from undertow.interventions.extraction import extract_vector as extract_vector
     from undertow.interventions.noise import add_weight_noise as add_weight_noise
@@ -59,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AuditSettings": "undertow.audit.settings",
+    "ChannelPoint": "undertow.experiment.channel",
     "Findings": "undertow.findings",
     "Message": "undertow.records",
     "Model": "undertow.models.loading",
@@ -83,6 +86,7 @@ _HOMES = {
     "load_family": "undertow.traits",
     "load_model": "undertow.models.loading",
     "load_vector": "undertow.interventions.steering",
+    "measure_channel": "undertow.experiment.channel",
     "number_prompts": "undertow.pipeline.prompts",
     "preference": "undertow.pipeline.evaluation",
     "prompted_teacher": "undertow.pipeline.teachers",
@@ -104,6 +108,7 @@ _HOMES = {
 
 __all__ = [
     "AuditSettings",
+    "ChannelPoint",
     "Findings",
     "Message",
     "Model",
@@ -128,6 +133,7 @@ __all__ = [
     "load_family",
     "load_model",
     "load_vector",
+    "measure_channel",
     "number_prompts",
     "preference",
     "prompted_teacher",

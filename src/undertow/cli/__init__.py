@@ -16,6 +16,7 @@ from undertow import __version__
 from undertow.cli import (
     audit,
     benchmark,
+    channel,
     evaluation,
     interventions,
     models,
@@ -46,6 +47,7 @@ app.command("generate")(rows.generate)
 app.command("filter")(rows.filter_)
 app.command("train")(students.train)
 app.command("evaluate")(evaluation.evaluate)
+app.command("channel")(channel.channel)
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")
