@@ -20,7 +20,13 @@ from torch import Tensor
 from undertow.errors import DatasetError
 from undertow.models.carrier import Carrier
 from undertow.models.chat import Rendered
-from undertow.models.likelihood import predicting_states, token_batches, unembed
+from undertow.models.likelihood import (
+    Prefix,
+    predicting_states,
+    read_prefix,
+    token_batches,
+    unembed,
+)
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings, truncated_logprobs
 from undertow.models.scoring import DrawLikelihood, Drawn, by_row
@@ -94,14 +100,16 @@ def divergences(
             "a row holds a token that this sampler cannot draw "
             f"(allowed={sampler.allowed!r}); give the sampler that wrote the rows"
         )
+    heads = {name: _head(model, who) for name, who in others.items()}
+    own_head = _head(model, teacher)
     found = {name: np.zeros((2, len(answers))) for name in others}
     budget = max(1, _HELD // model.architecture.vocab_size)
     done = 0
     for places in token_batches([len(a) for a in answers], token_budget=budget):
         few = [draws[i] for i in places]
-        own = _logprobs(model, teacher, places, likelihood, few)
+        own = _logprobs(model, teacher, own_head, places, likelihood, few)
         for name, other in others.items():
-            theirs = _logprobs(model, other, places, likelihood, few)
+            theirs = _logprobs(model, other, heads[name], places, likelihood, few)
             for scope in (0, 1):
                 nats = by_row(_kl(own[scope], theirs[scope]), few)
                 found[name][scope, places] = [float(row.sum()) for row in nats]
@@ -113,16 +121,25 @@ def divergences(
 
 
 @torch.inference_mode()
+def _head(model: Model, speaker: Speaker) -> Prefix | None:
+    """What all rows of a speaker begin with, read once."""
+    with speaker.acting():
+        return read_prefix(model, speaker.rows)
+
+
+@torch.inference_mode()
 def _logprobs(
     model: Model,
     speaker: Speaker,
+    head: Prefix | None,
     places: Sequence[int],
     likelihood: DrawLikelihood,
     draws: Sequence[Drawn],
 ) -> tuple[Float[Tensor, "token vocab"], Float[Tensor, "token column"]]:
     """Of every completion token: over the vocabulary, and over what may be drawn."""
     with speaker.acting():
-        hidden, _ = predicting_states(model, [speaker.rows[i] for i in places])
+        rows = [speaker.rows[i] for i in places]
+        hidden, _ = predicting_states(model, rows, prefix=head)
         logits = unembed(model, hidden).float()
     carrier: Carrier | None = likelihood.carrier
     few = logits
