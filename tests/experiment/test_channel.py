@@ -35,7 +35,7 @@ def _load() -> Model:
 
 def _measured(pets: TraitFamily, **options: object) -> list[ChannelPoint]:
     given = {"kind": "steer", "trait": "owl", "count": 6, "sampler": LIST} | options
-    return measure_channel(_load, family=pets, **given)  # type: ignore[arg-type]
+    return list(measure_channel(_load, family=pets, **given))  # type: ignore[arg-type]
 
 
 def test_against_the_base_and_other_traits_over_noise(pets: TraitFamily) -> None:

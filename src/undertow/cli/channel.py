@@ -1,6 +1,5 @@
 """`channel`: how much of a teacher its rows can carry, before anything is trained."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -77,15 +76,19 @@ def channel(
     levels = numbers("--noise", noise, float)
     seeds = numbers("--noise-seeds", noise_seeds, int)
     members = load_family(family)
+    others = words(against)
+    points: list[ChannelPoint] = []
     with progress() as report:
-        points = measure_channel(
-            loading.load, family=members, trait=trait, kind=teacher,
-            against=words(against), layer=layer, dose=dose, noise=levels,
-            noise_seeds=seeds, count=count, questions=questions, sampler=sampler, system=system, seed=seed,
+        for point in measure_channel(
+            loading.load, family=members, trait=trait, kind=teacher, against=others,
+            layer=layer, dose=dose, noise=levels, noise_seeds=seeds, count=count,
+            questions=questions, sampler=sampler, system=system, seed=seed,
             tell=lambda stage, done, total: report(stage, done, total, ""),
-        )  # fmt: skip
-    for line in _table(points):
-        say(line)
+        ):  # fmt: skip
+            wide = max(map(len, ("base", *others)))
+            for line in (*(() if points else _head(trait, wide)), *_lines(point, wide)):
+                say(line)
+            points.append(point)
     if json_file is not None:
         facts = {
             "model": loading.model, "family": members.name, "teacher": teacher,
@@ -98,23 +101,24 @@ def channel(
         say(f"numbers  {json_file}")
 
 
-def _table(points: Sequence["ChannelPoint"]) -> list[str]:
-    """One line for each base and other, nats a token with intervals over rows."""
-    wide = max(len(w.other) for point in points for w in point.widths)
-    head = (
-        f"{'noise':<7}{'seed':<6}{'against':<{wide + 2}}{'all tokens':>26}"
+def _head(trait: str, wide: int) -> list[str]:
+    """What stands over the columns; intervals are over rows."""
+    columns = (
+        f"{'noise':<7}{'seed':<6}{'against':<{wide + 4}}{'all tokens':>26}"
         f"{'as sampled':>26}{'a row':>9}{'share':>8}{'base':>8}"
     )
-    lines = [f"KL({points[0].trait} ‖ …), nats a token", head]
-    for point in points:
-        seed = "—" if point.noise_seed is None else str(point.noise_seed)
-        lines += [
-            f"{point.noise:<7g}{seed:<6}{width.other:<{wide + 2}}"
-            f"{_bounds(width.vocabulary):>26}{_bounds(width.carrier):>26}"
-            f"{width.nats_a_row.mean:>9.2f}{point.share:>8.3f}{point.base_share:>8.3f}"
-            for width in point.widths
-        ]
-    return lines
+    return [f"KL({trait} ‖ …), nats a token", columns]
+
+
+def _lines(point: "ChannelPoint", wide: int) -> list[str]:
+    """One line for each other of a base."""
+    seed = "—" if point.noise_seed is None else str(point.noise_seed)
+    return [
+        f"{point.noise:<7g}{seed:<6}{width.other:<{wide + 4}}"
+        f"{_bounds(width.vocabulary):>26}{_bounds(width.carrier):>26}"
+        f"{width.nats_a_row.mean:>9.2f}{point.share:>8.3f}{point.base_share:>8.3f}"
+        for width in point.widths
+    ]
 
 
 def _bounds(found: "Interval") -> str:

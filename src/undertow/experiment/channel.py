@@ -5,7 +5,7 @@ and against other traits' teachers: what it says beyond the base, and beyond any
 like it. Beside it stands how far the trait still shows. Knows nothing of students.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -101,10 +101,11 @@ def measure_channel(
     system: str | None = None,
     seed: int = 0,
     tell: Tell = _silent,
-) -> list[ChannelPoint]:
+) -> Iterator[ChannelPoint]:
     """The channel of one trait's teacher on the base and on noised bases.
 
-    Vectors are extracted ("tell_me") on each base, at whose block they then act.
+    Vectors are extracted ("tell_me") on each base, at whose block they then act. Each
+    point is given when it is measured.
 
     Args:
         load: Gives the base, untouched, each time it is called.
@@ -131,7 +132,6 @@ def measure_channel(
         family.trait(name)
     if trait in against:
         raise ConfigError("against", [f"{trait!r} is the teacher's own trait"])
-    points = []
     for level in noise:
         for noise_seed in noise_seeds if level else (None,):
             model = load()
@@ -149,8 +149,7 @@ def measure_channel(
                 sampler=sampler, system=system,
                 seed=seed, tell=partial(_told, tell, label),
             )  # fmt: skip
-            points.append(replace(point, noise=level, noise_seed=noise_seed))
-    return points
+            yield replace(point, noise=level, noise_seed=noise_seed)
 
 
 def _told(tell: Tell, where: str, stage: str, done: int, total: int) -> None:
