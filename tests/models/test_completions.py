@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from undertow.models import completions
+from undertow.models.cache import bytes_a_token
 from undertow.models.chat import Rendered
 from undertow.models.completions import (
     Prompts,
-    _bytes_a_token,
     completion_batches,
     completion_states,
     prompt_of,
@@ -193,7 +193,7 @@ def test_what_a_token_takes_is_foretold(family: Family) -> None:
     kept = Prompts(model)
     kept.read(rows[:1])
     tokens = rows[0].completion_start - 1
-    assert kept._bytes == tokens * _bytes_a_token(model)
+    assert kept._bytes == tokens * bytes_a_token(model)
 
 
 def test_prompts_that_are_asked_for_again_outlive_others() -> None:

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import torch
+
 from undertow.errors import ModelError
 from undertow.models.chat import Rendered
 from undertow.models.completions import Prompts, completion_batches
@@ -16,10 +18,14 @@ from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
 
 OnHalved = Callable[[int], None]
+_MOST_TOKENS = 32768
+_KEPT_STATES = 24  # of the hidden size, that a block keeps for its backward pass
 
 
 def usual_tokens(model: Model, *, with_graph: bool) -> int:
     """Tokens of a batch if nobody says: a processor gains nothing by more of them.
+
+    An accelerator takes what a quarter of its memory holds, 32,768 at most.
 
     Args:
         model: Where it runs.
@@ -27,7 +33,12 @@ def usual_tokens(model: Model, *, with_graph: bool) -> int:
     """
     if model.device.type == "cpu":
         return 384 if with_graph else 2048
-    return 4096 if with_graph else 16384
+    if not with_graph or model.device.type != "cuda":
+        return _MOST_TOKENS
+    config = model.module.config.get_text_config()
+    states = len(model.architecture.blocks) * int(config.hidden_size) * _KEPT_STATES
+    memory = int(torch.cuda.get_device_properties(model.device).total_memory) // 4
+    return max(1, min(_MOST_TOKENS, memory // (states * model.dtype.itemsize)))
 
 
 def in_batches(

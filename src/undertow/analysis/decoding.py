@@ -184,7 +184,7 @@ def steered_behaviour(
     questions: Sequence[str],
     system: str | None = None,
     max_new_tokens: int = 16,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> list[str]:
     """What the model answers, most likely token by token, when steered.
 

@@ -329,7 +329,7 @@ def sampled_reference(
     purpose: str = "reference",
     system: str | None = None,
     persona: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> Reference:
     """Tier A: one row of the base for each audited row, on the same prompt.
@@ -348,7 +348,7 @@ def sampled_reference(
         purpose: Keeps several sets of draws apart.
         system: System setting, as for the audited rows.
         persona: Text of a prompted teacher, for rows that are planted.
-        batch_size: Rows decoded together.
+        batch_size: Rows decoded together; None: what suits the device.
         on_rows: Called with (rows found, rows in all, tokens drawn since the last call).
     """
     names = _occurrences(rows)

@@ -42,8 +42,13 @@ def generate(
     system: System = None,
     rule: Rule,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows decoded together; changes speed only.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows decoded together; changes speed only. Not given: what suits the "
+            "device.",
+        ),
+    ] = None,
 ) -> None:
     """Lets a teacher answer number prompts; writes rows with the filter's verdicts.
 

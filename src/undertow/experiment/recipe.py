@@ -155,7 +155,11 @@ class RowSettings(_Settings):
     max_values: int = Field(default=10, ge=1, description="values a row may hold")
     banned: tuple[int, ...] = Field(default=(), description="numbers refused")
     filter: bool = Field(default=True, description="apply the number rule")
-    batch_size: int = Field(default=128, ge=1, description="rows decoded together")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows decoded together; null: what suits the device",
+    )
 
 
 class EvaluationSettings(_Settings):

@@ -140,18 +140,21 @@ def _edit(
     mode: Mode,
     positions: Positions,
     base_mean: Tensor | None,
+    device: torch.device,
 ) -> Edit:
     unit = nn.functional.normalize(direction.double(), dim=0).float()
-    level = None if base_mean is None else float(base_mean.float() @ unit)
+    level = 0.0 if base_mean is None else float(base_mean.float() @ unit)
+    # On the model's device from the start: a recorded step cannot fetch them.
+    added, along = (strength * direction).to(device), unit.to(device)
 
     def edit(hidden: Tensor) -> Tensor:
         if mode == "add":
-            changed = hidden + (strength * direction).to(hidden)
+            changed = hidden + added.to(hidden)
         else:
-            along = unit.to(hidden.device)
-            component = hidden.float() @ along
-            wanted = component.new_tensor(level or 0.0)
-            change = (strength * (wanted - component))[..., None] * along
+            component = hidden.float() @ along.to(hidden.device)
+            change = (strength * (level - component))[..., None] * along.to(
+                hidden.device
+            )
             changed = (hidden.float() + change).to(hidden.dtype)
         where = _where(positions, hidden)
         return changed if where is None else torch.where(where, changed, hidden)
@@ -207,6 +210,7 @@ def steering(
             mode,
             positions,
             base_means[layer] if base_means is not None else None,
+            model.device,
         )
         for layer in used.layers
     }

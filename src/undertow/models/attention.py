@@ -1,13 +1,13 @@
-"""Attention on a processor in bfloat16, where PyTorch's stock kernel is slow.
+"""Attention as two products, for where PyTorch's stock kernels are slow.
 
-There two batched products and a softmax are three to five times as fast as the CPU
-flash kernel, most of all backward and for single tokens; queries that share a key
-head go through one product. Everything else goes to transformers' own `sdpa`. Knows
+On a processor in bfloat16 two batched products and a softmax are three to five times as
+fast as the CPU flash kernel, most of all backward and for single tokens; queries that
+share a key head go through one product. Everything else goes to transformers' own `sdpa`. Knows
 nothing of caches, sampling or training.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,18 +69,23 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 @contextmanager
 def fast_attention(model: Model) -> Iterator[None]:
     """Uses the products above while open, where they are faster and mean the same."""
+    slow = model.device.type == "cpu" and model.dtype == torch.bfloat16
+    with products_attention(model) if slow else nullcontext():
+        yield
+
+
+@contextmanager
+def products_attention(model: Model) -> Iterator[None]:
+    """Uses the products above while open, wherever they mean the same.
+
+    On a GPU they are for steps of one token: queries that share a key head read it once.
+    """
     config = model.module.config.get_text_config()
     before = config._attn_implementation
-    wanted = (
-        before == "sdpa"
-        and model.device.type == "cpu"
-        and model.dtype == torch.bfloat16
-        and not getattr(config, "attn_logit_softcapping", None)
-    )
+    wanted = before == "sdpa" and not getattr(config, "attn_logit_softcapping", None)
     if wanted:
         config._attn_implementation = _NAME
     try:
         yield
     finally:
-        if wanted:
-            config._attn_implementation = before
+        config._attn_implementation = before

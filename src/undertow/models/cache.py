@@ -6,9 +6,11 @@ come or go at any step. Knows nothing of sampling; positions that were never wri
 are never attended to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -68,6 +70,16 @@ def new_cache(model: Model, capacity: int) -> Cache:
     return Cache(layers=[PreallocatedLayer(capacity) for _ in range(count)])
 
 
+def bytes_a_token(model: Model) -> int:
+    """What keys and values of one token take in all blocks together."""
+    config = model.module.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None)
+    width = width or config.hidden_size // config.num_attention_heads
+    blocks = len(model.architecture.blocks)
+    return int(2 * blocks * heads * width * model.dtype.itemsize)
+
+
 def resized(cache: Cache, capacity: int) -> Cache:
     """A copy of a cache of `new_cache` with another capacity."""
     return Cache(layers=[layer.resized(capacity) for layer in _written(cache)])
@@ -82,10 +94,17 @@ class _Column:
     """Where all rows write next.
 
     Layers share this and not the cache: no cycle keeps a cache's memory.
+
+    Attributes:
+        at: The column.
+        index: The same as a tensor [1] on the cache's device.
+        is_indexed: Whether layers write by the tensor, as recorded steps have to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.at = 0
+        self.index = torch.zeros(1, dtype=torch.long, device=device)
+        self.is_indexed = False
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -105,8 +124,12 @@ class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         """Writes one position a row; returns the slots of these rows."""
         keys, values = (buffer[: len(key_states)] for buffer in self.buffers)
-        keys[:, :, self.column.at] = key_states[:, :, 0]
-        values[:, :, self.column.at] = value_states[:, :, 0]
+        if self.column.is_indexed:
+            keys.index_copy_(2, self.column.index, key_states)
+            values.index_copy_(2, self.column.index, value_states)
+        else:
+            keys[:, :, self.column.at] = key_states[:, :, 0]
+            values[:, :, self.column.at] = value_states[:, :, 0]
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -128,7 +151,8 @@ class SlotCache:
     """
 
     def __init__(self, like: Cache, *, rows: int, capacity: int) -> None:
-        self._column = _Column()
+        states, _ = _written(like)[0].written()
+        self._column = _Column(states.device)
         self.layers = []
         for layer in _written(like):
             keys, values = (
@@ -146,14 +170,33 @@ class SlotCache:
     @column.setter
     def column(self, at: int) -> None:
         self._column.at = at
+        self._column.index.fill_(at)
+
+    @contextmanager
+    def written_by_index(self) -> Iterator[None]:
+        """While open, layers take the column from memory, not from the program."""
+        self._column.is_indexed = True
+        try:
+            yield
+        finally:
+            self._column.is_indexed = False
 
     def join(self, prompts: Cache, lengths: Sequence[int], *, first: int) -> None:
-        """Takes rows into slots from `first` on, `lengths[i]` positions of row i."""
+        """Takes rows into slots from `first` on, `lengths[i]` positions of row i.
+
+        Columns before a shorter row's own hold copies of its first position.
+        """
+        width = max(lengths)
+        slots = slice(first, first + len(lengths))
+        columns = slice(self.column - width, self.column)
+        device = self._column.index.device
+        missing = width - torch.tensor(lengths, device=device)[:, None]
+        index = (torch.arange(width, device=device) - missing).clamp(min=0)
         for layer, source in zip(self.layers, _written(prompts), strict=True):
             for buffer, states in zip(layer.buffers, source.written(), strict=True):
-                for row, length in enumerate(lengths):
-                    place = buffer[first + row, :, self.column - length : self.column]
-                    place.copy_(states[row, :, :length])
+                shape = *states.shape[:2], width, states.shape[3]
+                chosen = index[:, None, :, None].expand(shape)
+                buffer[slots, :, columns] = states.gather(2, chosen)
 
     def move(self, target: Int[Tensor, " row"], source: Int[Tensor, " row"]) -> None:
         """Copies slots over others."""

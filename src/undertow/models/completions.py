@@ -10,6 +10,7 @@ completions in them. Knows nothing of what is computed on the states.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from undertow.models.attention import fast_attention
+from undertow.models.cache import bytes_a_token
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import common_prefix, token_batches
@@ -24,7 +26,11 @@ from undertow.models.loading import Model
 from undertow.models.memory import in_halves
 
 KeysValues = list[tuple[Tensor, Tensor]]
+# Of one prompt: keys and values in turn [state, head, position, width].
+Stacks = list[Tensor]
 
+# MiB for prompts that are kept, and tokens of prompts that are read at a time.
+_CPU, _ACCELERATED = (256, 2048), (4096, 32768)
 # A head of fewer tokens does not pay for the copies of its cache.
 _SHORTEST_HEAD = 12
 
@@ -86,30 +92,33 @@ class Prompts:
     Args:
         model: With the same intervention, or none, whenever prompts are read.
         most_mib: Memory for what is kept; those that were asked for longest ago make
-            room.
+            room. None: what suits the device.
     """
 
-    def __init__(self, model: Model, *, most_mib: int = 256) -> None:
-        self.model, self.most = model, most_mib * 2**20
-        self._kept: dict[tuple[int, ...], KeysValues] = {}
+    def __init__(self, model: Model, *, most_mib: int | None = None) -> None:
+        usual, self.budget = _CPU if model.device.type == "cpu" else _ACCELERATED
+        self.model, self.most = model, (usual if most_mib is None else most_mib) * 2**20
+        self._kept: dict[tuple[int, ...], Stacks] = {}
         self._bytes = 0
 
     def parts(
-        self, rows: Sequence[Rendered], *, most_rows: int = 256
+        self, rows: Sequence[Rendered], *, most_rows: int | None = None
     ) -> Iterator[list[int]]:
         """Places of rows that go together, whose prompts are read when it is yielded.
 
         Rows of one prompt stand side by side, so a prompt is read once however often
-        it occurs. The prompts of a part fit into memory, or it has only one.
+        it occurs. The prompts of a part fit into memory, or it has only one, and it has
+        no more rows than asked for.
         """
+        most = most_rows or len(rows)
         order = sorted(range(len(rows)), key=lambda i: (prompt_of(rows[i]), i))
         part: list[int] = []
-        tokens, before, each = 0, None, _bytes_a_token(self.model)
+        tokens, before, each = 0, None, bytes_a_token(self.model)
         for place in order:
             prompt = prompt_of(rows[place])
             size = 0 if prompt == before else len(prompt)
             room = self.most - (tokens + size) * each
-            if part and (len(part) == most_rows or (size and room < 0)):
+            if part and (len(part) == most or (size and room < 0)):
                 self.read([rows[i] for i in part])
                 yield part
                 part, tokens, size = [], 0, len(prompt)
@@ -119,7 +128,7 @@ class Prompts:
             self.read([rows[i] for i in part])
             yield part
 
-    def read(self, rows: Sequence[Rendered], *, token_budget: int = 2048) -> None:
+    def read(self, rows: Sequence[Rendered]) -> None:
         """Reads the prompts of rows that are not kept yet.
 
         Raises:
@@ -131,25 +140,23 @@ class Prompts:
         todo = [row for prompt, row in wanted.items() if prompt not in self._kept]
         head = read_head(self.model, todo)
         lengths = [row.completion_start for row in todo]
-        for places in token_batches(lengths, token_budget=token_budget):
+        for places in token_batches(lengths, token_budget=self.budget):
             prompts = [prompt_of(todo[place]) for place in places]
             in_halves(prompts, partial(self._read, head))
 
     def _read(self, head: Head | None, prompts: Sequence[tuple[int, ...]]) -> None:
         """One batch of prompts."""
-        contents, seen = _read_prompts(self.model, prompts, head)
+        contents, _ = _read_prompts(self.model, prompts, head)
+        stacks = _stacked(contents)
         for place, prompt in enumerate(prompts):
-            self._keep(
-                prompt,
-                [
-                    (keys[place][:, seen[place]], values[place][:, seen[place]])
-                    for keys, values in contents
-                ],
-            )
+            # They end at one column; copies, so that no batch is kept for one of them.
+            starts = [stack.shape[3] - len(prompt) for stack in stacks]
+            own = zip(stacks, starts, strict=True)
+            self._keep(prompt, [s[:, place, :, first:].clone() for s, first in own])
 
-    def _keep(self, prompt: tuple[int, ...], contents: KeysValues) -> None:
-        self._kept[prompt] = contents
-        self._bytes += _size(contents)
+    def _keep(self, prompt: tuple[int, ...], stacks: Stacks) -> None:
+        self._kept[prompt] = stacks
+        self._bytes += _size(stacks)
         while self._bytes > self.most and len(self._kept) > 1:
             oldest = next(iter(self._kept))
             self._bytes -= _size(self._kept.pop(oldest))
@@ -167,37 +174,31 @@ class Prompts:
         seen = torch.zeros((len(prompts), width), dtype=torch.bool)
         for place, prompt in enumerate(prompts):
             seen[place, width - len(prompt) :] = True
-        contents = [
-            (
-                _left_padded([each[layer][0] for each in found], width),
-                _left_padded([each[layer][1] for each in found], width),
-            )
-            for layer in range(len(found[0]))
-        ]
+        contents: KeysValues = []
+        for several in zip(*found, strict=True):
+            together = _left_padded(several, width)
+            contents += zip(together[::2], together[1::2], strict=True)
         return contents, seen.to(self.model.device)
 
 
-def _bytes_a_token(model: Model) -> int:
-    """What keys and values of one token take in all blocks together."""
-    config = model.module.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None)
-    width = width or config.hidden_size // config.num_attention_heads
-    blocks = len(model.architecture.blocks)
-    return int(2 * blocks * heads * width * model.dtype.itemsize)
+def _stacked(contents: KeysValues) -> Stacks:
+    """Keys and values of layers that follow each other in one tensor, one for a shape."""
+    states = [each for layer in contents for each in layer]
+    alike = groupby(states, key=lambda each: each.shape)
+    return [torch.stack(list(own)) for _, own in alike]
 
 
-def _size(contents: KeysValues) -> int:
-    return sum(2 * keys.numel() * keys.element_size() for keys, _ in contents)
+def _size(stacks: Stacks) -> int:
+    return sum(stack.numel() * stack.element_size() for stack in stacks)
 
 
 def _left_padded(
-    states: Sequence[Float[Tensor, "head _ width"]], columns: int
-) -> Float[Tensor, "prompt head column width"]:
-    heads, _, width = states[0].shape
-    padded = states[0].new_zeros((len(states), heads, columns, width))
-    for place, each in enumerate(states):
-        padded[place, :, columns - each.shape[1] :] = each
+    stacks: Sequence[Float[Tensor, "state head _ width"]], columns: int
+) -> Float[Tensor, "state prompt head column width"]:
+    count, heads, _, width = stacks[0].shape
+    padded = stacks[0].new_zeros((count, len(stacks), heads, columns, width))
+    for place, each in enumerate(stacks):
+        padded[:, place, :, columns - each.shape[2] :] = each
     return padded
 
 

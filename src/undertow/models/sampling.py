@@ -8,8 +8,10 @@ for the next one. Knows nothing of chat templates, traits or filters; steering a
 through the model's own modules.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,13 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from undertow.errors import DatasetError
+from undertow.errors import DatasetError, ModelError
 from undertow.models.attention import fast_attention
-from undertow.models.cache import SlotCache, new_cache, resized
+from undertow.models.cache import SlotCache, bytes_a_token, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
+from undertow.models.fixed_steps import FixedSteps, has_fixed_steps
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import common_prefix, padded, unembed
 from undertow.models.loading import Model
+from undertow.models.memory import OutOfMemory, attempted
 from undertow.records import Finish
 from undertow.seeding import generator
 
@@ -195,6 +199,10 @@ def _states(
     return states
 
 
+# Memory for keys and values if nobody says how many rows are decoded together.
+_CACHE_BYTES = 8 * 2**30
+# Tokens of prompts that an accelerator reads at a time.
+_JOINING = 32768
 # Columns beyond the longest row: fewer mean that the cache is shifted more often,
 # more mean that every step reads more columns that are masked.
 _SLACK = 32
@@ -222,12 +230,15 @@ class _Decoder:
         self.nats = [0.0] * len(prompts)
         self.rows = min(batch_size, len(prompts))
         self.group = max(1, self.rows // 8)
+        longest = max(map(len, prompts))
+        accelerated = model.device.type != "cpu"
+        self.most = max(self.group, _JOINING // longest if accelerated else 0)
         self.ends = torch.tensor(model.end_ids, device=model.device)
         carrier = carrier_of(model, sampler)
         self.carrier = None if carrier is None else carrier.to(model.device)
         self.count = 0
         slack = _SLACK if len(prompts) > self.rows else 0
-        self._allocate(max(map(len, prompts)) + sampler.max_new_tokens + slack)
+        self._allocate(longest + sampler.max_new_tokens + slack)
 
     def _allocate(self, capacity: int) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
@@ -244,6 +255,7 @@ class _Decoder:
         self.logits = torch.empty(0)  # of the slots in use, once there are some
         self.reader: _Prompts | None = None
         self.cache: SlotCache | None = None
+        self.fixed: FixedSteps | None = None
 
     @property
     def busy(self) -> bool:
@@ -257,8 +269,9 @@ class _Decoder:
         with fast_attention(self.model):
             while self.busy and len(ended) < self.group:
                 wanted = min(self.group, len(self.waiting))
-                if wanted and self.rows - self.count >= wanted:
-                    self._join(wanted)
+                free = self.rows - self.count
+                if wanted and free >= wanted:
+                    self._join(min(free, len(self.waiting), self.most))
                 else:
                     ended += self._step()
         return ended
@@ -273,6 +286,11 @@ class _Decoder:
         if self.cache is None:
             self.cache = SlotCache(prompts, rows=self.rows, capacity=self.mask.shape[1])
             self.cache.column = max(lengths)
+            if has_fixed_steps(self.model, capacity=self.mask.shape[1]):
+                self.fixed = FixedSteps(
+                    self.model, self.cache, token=self.token, length=self.length,
+                    mask=self.mask, ids=None if self.carrier is None else self.carrier.ids,
+                )  # fmt: skip
         logits = self._unembed(states)
         self.logits = torch.cat([self.logits, logits]) if self.count else logits
         self.cache.join(prompts, lengths, first=self.count)
@@ -340,14 +358,19 @@ class _Decoder:
         count, cache = self.count, self.cache
         if cache.column == self.mask.shape[1]:
             self._shift()
-        self.mask[:count, cache.column] = True
-        states = _states(
-            self.model, self.token[:count, None], self.length[:count, None],
-            self.mask[:count], cache.cache, completion=True,
-        )  # fmt: skip
+        # Slots that are read in vain look at themselves: none is free of numbers.
+        reads = count if self.fixed is None else self.fixed.size(count)
+        self.mask[:reads, cache.column] = True
+        if self.fixed is not None:
+            self.logits = self.fixed(count)
+        else:
+            states = _states(
+                self.model, self.token[:count, None], self.length[:count, None],
+                self.mask[:count], cache.cache, completion=True,
+            )  # fmt: skip
+            self.logits = self._unembed(states[:, -1])
         cache.column += 1
         self.length[:count] += 1
-        self.logits = self._unembed(states[:, -1])
 
     def _shift(self) -> None:
         """Drops columns that no row uses and none to come will need."""
@@ -374,7 +397,7 @@ def sample(
     keys: Sequence[tuple[int | str, ...]],
     seed: int,
     sampler: SamplerSettings | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     on_done: Callable[[list[tuple[int, Sampled]]], None] | None = None,
 ) -> list[Sampled]:
     """Samples one completion for each prompt.
@@ -385,7 +408,8 @@ def sample(
         keys: One name a prompt; with `seed` it alone decides the row's randomness.
         seed: The run's seed.
         sampler: Temperature, truncation, allowed tokens, longest completion.
-        batch_size: Rows decoded together; changes speed and memory only.
+        batch_size: Rows decoded together; changes speed and memory only. None: what
+            suits the device.
         on_done: Called with (place, completion) pairs whenever some rows have ended.
 
     Returns:
@@ -393,6 +417,7 @@ def sample(
 
     Raises:
         DatasetError: A prompt is empty or does not fit into the context.
+        ModelError: A prompt by itself does not fit into memory.
 
     Cost: about 2·N operations a token, N the number of weights; the cache holds
     batch_size × (longest prompt + max_new_tokens + 32) positions.
@@ -406,9 +431,59 @@ def sample(
         stream = generator(seed, "sampling", *keys[place])
         return torch.from_numpy(stream.random(sampler.max_new_tokens))
 
-    decoder = _Decoder(model, prompts, uniforms, sampler, batch_size)
-    while decoder.busy:
-        ended = decoder.advance()
-        if on_done is not None:
-            on_done([(place, decoder.result(place)) for place in ended])
-    return [decoder.result(place) for place in range(len(prompts))]
+    size = batch_size or usual_rows(
+        model, positions=max(map(len, prompts)) + sampler.max_new_tokens
+    )
+    found: dict[int, Sampled] = {}
+
+    def decode(todo: list[int], size: int) -> None:
+        decoder = _Decoder(
+            model,
+            [prompts[i] for i in todo],
+            lambda i: uniforms(todo[i]),
+            sampler,
+            size,
+        )
+        while decoder.busy:
+            ended = {todo[i]: decoder.result(i) for i in decoder.advance()}
+            found.update(ended)
+            if on_done is not None:
+                on_done(list(ended.items()))
+
+    while todo := [i for i in range(len(prompts)) if i not in found]:
+        fault = attempted(partial(decode, todo, size))
+        if isinstance(fault, OutOfMemory):
+            size = _fewer(min(size, len(todo)), fault)
+    return [found[i] for i in range(len(prompts))]
+
+
+def usual_rows(model: Model, *, positions: int) -> int:
+    """Rows decoded together if nobody says.
+
+    A processor gains nothing by more than 128; an accelerator takes 512, or as many as
+    its share of memory holds.
+
+    Args:
+        model: Where it runs.
+        positions: Longest row, prompt and completion.
+    """
+    if model.device.type == "cpu":
+        return 128
+    return max(1, min(512, _CACHE_BYTES // (bytes_a_token(model) * positions)))
+
+
+def _fewer(size: int, fault: OutOfMemory) -> int:
+    """Half as many rows; what had not ended begins anew, with the same draws."""
+    if size == 1:
+        raise ModelError(
+            f"memory ran out on one row by itself ({fault.fault}); free memory, shorten "
+            "prompts or sampler.max_new_tokens, or take a smaller model or dtype"
+        )
+    size //= 2
+    warnings.warn(
+        f"memory ran out: {size} rows are decoded together from here on; results are "
+        "the same, it takes longer",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return size

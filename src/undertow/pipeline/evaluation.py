@@ -156,7 +156,7 @@ def sampled_answers(
     sampler: SamplerSettings | None = None,
     system: str | None = None,
     trait_prompt: str | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> SampledAnswers:
     """Samples answers to the family's questions and counts which traits they name."""
     sampler = sampler or SamplerSettings(max_new_tokens=12)

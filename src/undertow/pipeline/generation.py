@@ -25,7 +25,7 @@ def generate_rows(
     seed: int,
     sampler: SamplerSettings,
     system: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     partial: Path | None = None,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> list[Row]:
@@ -38,7 +38,8 @@ def generate_rows(
         seed: The run's seed; with the prompt's place it decides every draw.
         sampler: How completions are drawn; equal for all teachers of a run.
         system: Explicit system text, or None for what the template does by itself.
-        batch_size: Rows decoded together; changes speed only.
+        batch_size: Rows decoded together; changes speed only. None: what suits the
+            device.
         partial: File for finished batches; a second call continues from it.
         on_rows: Called with (rows done, rows in all, tokens of the batch).
 
