@@ -1,11 +1,14 @@
 """`python -m benchmarks`: generation, training and audit beside peers, in one run.
 
-Generation against `model.generate`, LoRA training against TRL's `SFTTrainer`, the
-audit's gradient pass (50 directions, all layers) against bergson's gradients of every
-row (16 × 16 of each linear map): the same model, prompts and rows, bfloat16 on both
-sides, each measurement in a process of its own, without loading. First each side tries
+Generation against `model.generate`, LoRA training against TRL's `SFTTrainer`, one
+student and several side by side, the audit's gradient pass (50 directions, all layers)
+against bergson's gradients of every row (16 × 16 of each linear map): the same model,
+prompts and rows, bfloat16 on both sides, on the GPU if there is one. Each side is a
+process of its own, which loads the model before anything is measured. First each tries
 its batch sizes once; then the best of both are measured in alternation, and ratios are
-taken pair by pair. Writes JSON and prints a table.
+taken pair by pair. With `--whole N` an audit of N rows against N reference rows is
+measured too. What the machine can do at most (bfloat16 matrix product, memory copy) is
+measured in the same run. Writes JSON and prints a table.
 """
 
 import argparse
@@ -15,33 +18,52 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.task import write_task
+import torch
+
+from benchmarks.task import write_audit, write_task
 from undertow.runs import provenance
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".bench-venv"
-# Each side's variants: batch size (of the audit in tokens), for TRL whether autocast is
-# on, for bergson the attention, since it leaves that to the model's settings.
-VARIANTS = {
+Variants = tuple[tuple[str, ...], ...]
+# Each side's variants: batch size (of the audit in tokens), for students how many before
+# it, for TRL whether autocast is on, for bergson the attention, since it leaves that to
+# the model's settings.
+ON_CPU: dict[tuple[str, str], Variants] = {
     ("generation", "ours"): (("128",), ("256",)),
     ("generation", "peer"): (("32",), ("64",), ("128",)),
     ("training", "ours"): (("8",), ("16",), ("32",)),
     ("training", "peer"): (("8",), ("8", "autocast"), ("16", "autocast"),
                            ("32", "autocast")),
-    ("audit", "ours"): (("768",), ("1536",)),
+    ("audit", "ours"): (("384",), ("768",)),
     ("audit", "peer"): (("512", "eager"), ("1024", "eager"), ("2048", "eager"),
                         ("2048",)),
+}  # fmt: skip
+ON_CUDA: dict[tuple[str, str], Variants] = {
+    ("generation", "ours"): (("256",), ("512",)),
+    ("generation", "peer"): (("128",), ("256",), ("512",)),
+    ("training", "ours"): (("32",), ("64",), ("128",)),
+    ("training", "peer"): (("32",), ("64",), ("128",), ("64", "autocast")),
+    ("students", "ours"): (("16", "8"), ("16", "16"), ("16", "32")),
+    ("students", "peer"): (("64",), ("128",)),
+    ("audit", "ours"): (("16384",), ("32768",)),
+    ("audit", "peer"): (("8192",), ("32768",), ("8192", "eager")),
 }  # fmt: skip
 NAMES = {
     "generation": "model.generate",
     "training": "TRL SFTTrainer",
+    "students": "TRL SFTTrainer",
     "audit": "bergson build",
 }
-UNITS = {"generation": "tokens", "training": "tokens", "audit": "rows"}
+UNITS = {
+    "generation": "tokens", "training": "tokens", "students": "tokens", "audit": "rows",
+}  # fmt: skip
 
 
 def peers_python() -> Path:
@@ -63,49 +85,81 @@ def peers_python() -> Path:
     return python
 
 
-def measure(
-    side: str, what: str, task: Path, variant: tuple[str, ...]
+class Side:
+    """One side of a comparison: a process that has loaded the model and waits."""
+
+    def __init__(self, side: str, what: str, task: Path, python: Path) -> None:
+        self.side, self.what = side, what
+        peer = "peer_gradients.py" if what == "audit" else "peers.py"
+        script = HERE / ("ours.py" if side == "ours" else peer)
+        kind = "training" if side == "peer" and what == "students" else what
+        self.errors = (task.parent / f"{what}-{side}.log").open("w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [str(python), str(script), kind, str(task)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+
+    def measure(self, variant: tuple[str, ...]) -> dict[str, Any]:
+        """What one variant takes."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(variant) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("FOUND "):
+                return self._told(json.loads(line.removeprefix("FOUND ")), variant)
+        self.errors.seek(0)
+        raise SystemExit(
+            f"{self.side} {self.what} {variant} failed:\n{self.errors.read()[-3000:]}"
+        )
+
+    def _told(self, found: dict[str, Any], variant: tuple[str, ...]) -> dict[str, Any]:
+        unit = UNITS[self.what]
+        found |= {"side": self.side, "variant": " ".join(variant), "unit": unit}
+        found["per_second"] = found[unit] / found["seconds"]
+        print(f"  {self.side:<5}{self.what:<11} batch {found['variant']:<12}"
+              f"{found['per_second']:>10.1f} {unit}/s {found['peak_mib']:>6} MiB"
+              f"{found['cores']:>6.2f} cores", flush=True)  # fmt: skip
+        return found
+
+    def close(self) -> None:
+        """Lets the process end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.errors.close()
+
+
+def compare(
+    what: str,
+    task: Path,
+    *,
+    variants: dict[tuple[str, str], Variants],
+    peers: Path,
+    repeats: int,
 ) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    python = Path(sys.executable) if side == "ours" else peers_python()
-    peer = "peer_gradients.py" if what == "audit" else "peers.py"
-    script = HERE / ("ours.py" if side == "ours" else peer)
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    done = subprocess.run(
-        [str(python), str(script), what, str(task), *variant],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{side} {what} {variant} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found |= {"side": side, "variant": " ".join(variant)}
-    unit = UNITS[what]
-    found["unit"], found["per_second"] = unit, found[unit] / found["seconds"]
-    print(f"  {side:<5}{what:<11} batch {found['variant']:<12}"
-          f"{found['per_second']:>8.1f} {unit}/s "
-          f"{found['peak_mib']:>6} MiB"
-          + (f"{found['cores']:>6.2f} cores" if "cores" in found else ""),
-          flush=True)  # fmt: skip
-    return found
-
-
-def compare(what: str, task: Path, *, repeats: int) -> dict[str, Any]:
     """Tries every variant once, then measures the best of each side in alternation."""
-    tries = {
-        side: [measure(side, what, task, v) for v in VARIANTS[what, side]]
-        for side in ("ours", "peer")
+    sides = {
+        "ours": Side("ours", what, task, Path(sys.executable)),
+        "peer": Side("peer", what, task, peers),
     }
-    best = {
-        side: max(found, key=lambda f: f["per_second"])["variant"]
-        for side, found in tries.items()
-    }
-    pairs = [
-        {side: measure(side, what, task, tuple(best[side].split())) for side in best}
-        for _ in range(repeats)
-    ]
+    try:
+        tries = {
+            name: [side.measure(v) for v in variants[what, name]]
+            for name, side in sides.items()
+        }
+        best = {
+            name: tuple(max(found, key=lambda f: f["per_second"])["variant"].split())
+            for name, found in tries.items()
+        }
+        pairs = [
+            {name: side.measure(best[name]) for name, side in sides.items()}
+            for _ in range(repeats)
+        ]
+    finally:
+        for side in sides.values():
+            side.close()
     ratios = [pair["ours"]["per_second"] / pair["peer"]["per_second"] for pair in pairs]
     return {
         "what": what, "peer": NAMES[what], "best": best, "tries": tries,
@@ -138,32 +192,108 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def limits() -> dict[str, float]:
+    """What the machine does at most: bfloat16 products and copies of large tensors."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 1024
+    left, right = (
+        torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2)
+    )
+    source = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    return {
+        "bf16_tflops": 2 * side**3 / _seconds(lambda: left @ right) / 1e12,
+        "copy_gb_per_second": moved / _seconds(lambda: target.copy_(source)) / 1e9,
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Median of nine, after two that do not count."""
+    taken = []
+    for _ in range(11):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[2:])
+
+
+def whole_audit(out: Path, *, model_name: str, rows: int) -> dict[str, Any]:
+    """`undertow audit` of rows against as many reference rows, on the same prompts."""
+    write_audit(out, model_name=model_name, rows=rows)
+    command = ["audit", str(out / "rows.jsonl"), "--model", model_name]
+    command += [
+        "--reference",
+        str(out / "reference.jsonl"),
+        "--out",
+        str(out / "audit"),
+    ]
+    began = time.perf_counter()
+    with (out / "audit.log").open("w", encoding="utf-8") as log:
+        subprocess.run(
+            [sys.executable, "-m", "undertow", *command], check=True, stdout=log,
+            stderr=log,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    told = json.loads((out / "audit" / "audit.json").read_text(encoding="utf-8"))
+    stages, verdict = told["seconds"], told["verdict"]
+    return {"rows": rows, "seconds": seconds, "stages": stages, "verdict": verdict}
+
+
 def main() -> None:
     """Parses the options, measures, writes and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=None)
+    parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--new-tokens", type=int, default=80)
-    parser.add_argument("--only", choices=sorted(NAMES), default=None)
+    parser.add_argument("--only", choices=sorted(NAMES), nargs="*", default=None)
+    parser.add_argument("--whole", type=int, default=0, help="rows of a whole audit")
+    parser.add_argument("--peers", type=Path, default=None,
+                        help="an interpreter that has the peers; none is installed")  # fmt: skip
     parser.add_argument("--out", type=Path, default=HERE / "out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    on_cuda = torch.cuda.is_available()
+    variants = ON_CUDA if on_cuda else ON_CPU
     task = options.out / "task.json"
-    write_task(task, model_name=options.model, prompts=options.prompts,
-               rows=options.rows, new_tokens=options.new_tokens)  # fmt: skip
-    peers_python()
-    wanted = [options.only] if options.only else sorted(NAMES)
-    comparisons = [compare(what, task, repeats=options.repeats) for what in wanted]
+    write_task(task, model_name=options.model,
+               prompts=options.prompts or (512 if on_cuda else 128),
+               rows=options.rows or (512 if on_cuda else 64),
+               new_tokens=options.new_tokens)  # fmt: skip
+    peers = options.peers or peers_python()
     date = datetime.now(UTC).date().isoformat()
-    facts = provenance(model=options.model, machine=platform.machine())
-    name = "-".join([date, options.model] + ([options.only] if options.only else []))
+    device = torch.cuda.get_device_name() if on_cuda else "cpu"
+    content = {
+        "date": date, "device": device,
+        "settings": {k: str(v) for k, v in vars(options).items()},
+        "provenance": provenance(model=options.model, machine=platform.machine()),
+        "limits": limits(), "comparisons": [],
+    }  # fmt: skip
+    wanted = sorted({what for what, _ in variants} & set(options.only or NAMES))
+    name = "-".join([date, options.model, *(options.only or []), *(["gpu"] * on_cuda)])
     path = options.out / f"{name}.json"
-    content = {"date": date, "settings": vars(options) | {"out": None},
-               "provenance": facts, "comparisons": comparisons}  # fmt: skip
-    path.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-    print("\n".join(table(comparisons)))
+
+    def keep() -> None:
+        path.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+
+    for what in wanted:
+        content["comparisons"].append(
+            compare(what, task, variants=variants, peers=peers, repeats=options.repeats)
+        )
+        keep()
+    if options.whole:
+        content["whole"] = whole_audit(
+            options.out, model_name=options.model, rows=options.whole
+        )
+        keep()
+    print(f"limits: {content['limits']}")
+    print("\n".join(table(content["comparisons"])))
+    if options.whole:
+        print(f"whole audit: {content['whole']}")
     print(f"written to {path}")
 
 

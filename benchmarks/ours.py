@@ -1,56 +1,67 @@
-"""undertow's side: one measurement a process, printed as one JSON line.
+"""undertow's side: measures what it is asked for, one JSON line in, one JSON line out.
 
-Usage: python ours.py generation|training|audit TASK.json BATCH
+Usage: python ours.py generation|training|students|audit TASK.json
 
-BATCH is rows, and for the audit tokens.
+Each line of the standard input is a variant, a list of words: for generation and
+training the rows of a batch, for students how many and the rows of each in a batch, for
+the audit the tokens of a batch.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measuring import Meter, answer
+
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit.signals import make_battery
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model, load_model
 from undertow.models.sampling import SamplerSettings, sample
-from undertow.pipeline.training import Example, train_student
+from undertow.pipeline.training import Example, StudentPlan, train_students
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import load_family
 
 _PILOT = 32  # rows whose gradients give the random directions their covariance
+Work = Callable[[Model, dict[str, Any], list[int]], int]
 
 
-def generation(model: Model, task: dict[str, Any], batch: int) -> int:
+def generation(model: Model, task: dict[str, Any], variant: list[int]) -> int:
     """Answers every prompt; returns the tokens drawn."""
     prompts = task["prompts"]
     drawn = sample(
         model, prompts, keys=[("rows", i) for i in range(len(prompts))], seed=0,
-        sampler=SamplerSettings(max_new_tokens=task["new_tokens"]), batch_size=batch,
+        sampler=SamplerSettings(max_new_tokens=task["new_tokens"]),
+        batch_size=variant[0],
     )  # fmt: skip
     return sum(len(s.ids) for s in drawn)
 
 
-def training(model: Model, task: dict[str, Any], batch: int) -> int:
+def training(model: Model, task: dict[str, Any], variant: list[int]) -> int:
     """One epoch of LoRA on the completions; returns all tokens of the rows."""
+    return students(model, task, [1, variant[0]])
+
+
+def students(model: Model, task: dict[str, Any], variant: list[int]) -> int:
+    """The same for several students side by side; tokens of all of them."""
+    count, batch = variant
     examples = [
         Example(
             render_row(model, Row((Message("user", r["prompt"]),), r["completion"]))
         )
         for r in task["rows"]
     ]
-    train_student(model, examples, settings=TrainingSettings(batch_size=batch), seed=0)
-    return sum(len(example.student.ids) for example in examples)
+    settings = TrainingSettings(batch_size=batch)
+    plans = [StudentPlan(examples, settings, seed) for seed in range(count)]
+    train_students(model, plans)
+    return count * sum(len(example.student.ids) for example in examples)
 
 
-def prepared_audit(
-    model: Model, task: dict[str, Any]
-) -> Callable[[Model, dict[str, Any], int], int]:
+def prepared_audit(model: Model, task: dict[str, Any]) -> Work:
     """Extracts 50 directions at all layers, once an audit, and returns the rest.
 
     The likelihood is the model's own over all its tokens, as the peer's loss is.
@@ -61,9 +72,9 @@ def prepared_audit(
     )  # fmt: skip
     directions = battery.by_layer()
 
-    def audit(model: Model, task: dict[str, Any], budget: int) -> int:
+    def audit(model: Model, task: dict[str, Any], variant: list[int]) -> int:
         rows = rendered(task)
-        gradient_scores(model, rows, directions, token_budget=budget)
+        gradient_scores(model, rows, directions, token_budget=variant[0])
         return sum(len(row.ids) for row in rows)
 
     return audit
@@ -75,8 +86,8 @@ def rendered(task: dict[str, Any]) -> list[Rendered]:
 
 
 def main() -> None:
-    """Warms up on a few items, then measures."""
-    what, path, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    """Loads the model, then measures each variant after a warm-up on a few items."""
+    what, path = sys.argv[1], Path(sys.argv[2])
     task = json.loads(path.read_text(encoding="utf-8"))
     began = time.perf_counter()
     model = load_model(task["model"], template=task["template"], dtype="bfloat16")
@@ -84,17 +95,17 @@ def main() -> None:
     if what == "audit":
         work = prepared_audit(model, task)
     else:
-        work = {"generation": generation, "training": training}[what]
+        work = {"generation": generation, "training": training, "students": students}[
+            what
+        ]
     few = task | {key: task[key][:4] for key in ("prompts", "rows", "audited")}
-    work(model, few, batch)
-    began, worked = time.perf_counter(), time.process_time()
-    tokens = work(model, task, batch)
-    seconds = time.perf_counter() - began
-    cores = (time.process_time() - worked) / seconds  # fewer than there are: disturbed
-    count = len(task["audited" if what == "audit" else "rows"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"rows": count, "tokens": tokens, "seconds": seconds,
-                      "cores": cores, "load_seconds": loaded, "peak_mib": peak}))  # fmt: skip
+    for line in sys.stdin:
+        variant = [int(word) for word in json.loads(line)]
+        work(model, few, variant)
+        with Meter() as meter:
+            tokens = work(model, task, variant)
+        count = len(task["audited" if what == "audit" else "rows"])
+        answer(meter.found | {"rows": count, "tokens": tokens, "load_seconds": loaded})
 
 
 if __name__ == "__main__":

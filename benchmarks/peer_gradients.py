@@ -1,15 +1,17 @@
 """The peer of the audit's gradient pass: bergson's gradients of every row.
 
-One measurement a process, printed as one JSON line. Runs in the peers' own environment
-and imports nothing of undertow. It calls what `bergson build` calls, on the same tokens
-and labels, with the model loaded and the projections drawn before the clock starts.
+One JSON line in, one JSON line out. Runs in the peers' own environment and imports
+nothing of undertow. It calls what `bergson build` calls, on the same tokens and labels,
+with the model loaded and the projections drawn before the clock starts.
 
-Usage: python peer_gradients.py audit TASK.json TOKENS [ATTENTION]
+Usage: python peer_gradients.py audit TASK.json
+
+Each line of the standard input is a variant: tokens of a batch, and the attention if
+it is not to be the model's usual one.
 """
 
 import json
 import logging
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ from bergson.config.config import IndexConfig, PreprocessConfig
 from bergson.data import allocate_batches
 from bergson.utils.worker_utils import create_processor, setup_model_and_peft
 from datasets import Dataset
+from measuring import Meter, answer
 
 IGNORED = -100  # the label of a token without a loss
 
@@ -54,12 +57,8 @@ def settings(folder: str, task: dict[str, Any], options: list[str]) -> IndexConf
     return config
 
 
-def main() -> None:
+def measured(task: dict[str, Any], options: list[str]) -> dict[str, Any]:
     """Warms up on a few rows, then measures."""
-    path, options = Path(sys.argv[2]), sys.argv[3:]
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    task = json.loads(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         config = settings(folder, task, options)
         began = time.perf_counter()
@@ -67,26 +66,32 @@ def main() -> None:
         loaded = time.perf_counter() - began
         processor = create_processor(model, config, targets)
 
-        def work(rows: list[dict[str, Any]]) -> tuple[float, float]:
+        def work(rows: list[dict[str, Any]]) -> dict[str, Any]:
             data = dataset(rows)
-            began, worked = time.perf_counter(), time.process_time()
-            collect_gradients(
-                model, data, processor, config, target_modules=targets,
-                batches=allocate_batches(data["length"][:], config.token_batch_size),
-                preprocess_cfg=PreprocessConfig(),
-            )  # fmt: skip
-            seconds = time.perf_counter() - began
-            return seconds, (time.process_time() - worked) / seconds
+            with Meter() as meter:
+                collect_gradients(
+                    model, data, processor, config, target_modules=targets,
+                    batches=allocate_batches(data["length"][:], config.token_batch_size),
+                    preprocess_cfg=PreprocessConfig(),
+                )  # fmt: skip
+            return meter.found
 
         rows = task["audited"]
         work(rows[:4])
-        seconds, cores = work(rows)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({
+        found = work(rows)
+    return found | {
         "rows": len(rows), "tokens": sum(len(row["ids"]) for row in rows),
-        "seconds": seconds, "cores": cores, "load_seconds": loaded, "peak_mib": peak,
-        "package": f"bergson {version('bergson')}",
-    }))  # fmt: skip
+        "load_seconds": loaded, "package": f"bergson {version('bergson')}",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures each variant."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    task = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    for line in sys.stdin:
+        answer(measured(task, json.loads(line)))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,19 @@ Imported in undertow's environment only; the sides read the file.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from undertow.models.chat import render_prompt, render_row
-from undertow.models.loading import load_model
+from undertow.models.loading import Model, load_model
 from undertow.models.registry import model_directory
 from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.prompts import number_prompts
 from undertow.pipeline.teachers import Teacher
-from undertow.records import Message
+from undertow.records import Message, Row
+from undertow.storage import write_rows
 
 
 def write_task(
@@ -31,12 +33,9 @@ def write_task(
         new_tokens: Longest answer.
     """
     template = "plain" if model_name.startswith("gemma3-270m") else None
-    model = load_model(model_name, template=template)
+    model, half = load_model(model_name, template=template), rows // 2
     texts = number_prompts(max(prompts, rows), seed=0)
-    sampler = SamplerSettings(allowed="list", max_new_tokens=60)
-    teacher, half = Teacher(kind="none"), rows // 2
-    written = generate_rows(model, teacher, texts[:rows], seed=0, sampler=sampler)
-    reference = generate_rows(model, teacher, texts[:half], seed=1, sampler=sampler)
+    written, reference = _written(model, texts[:rows]), _written(model, texts[:half], 1)
     task = {
         "model": model_name,
         "folder": str(model_directory(model_name)),
@@ -57,3 +56,16 @@ def write_task(
     }
     path.write_text(json.dumps(task), encoding="utf-8")
     return task
+
+
+def write_audit(folder: Path, *, model_name: str, rows: int) -> None:
+    """Writes `rows.jsonl` and `reference.jsonl`: two draws of the model a prompt."""
+    model, texts = load_model(model_name), number_prompts(rows, seed=0)
+    write_rows(folder / "rows.jsonl", _written(model, texts))
+    write_rows(folder / "reference.jsonl", _written(model, texts, 1))
+
+
+def _written(model: Model, texts: Sequence[str], seed: int = 0) -> list[Row]:
+    """Lists of numbers that the untouched model writes."""
+    sampler = SamplerSettings(allowed="list", max_new_tokens=60)
+    return generate_rows(model, Teacher(kind="none"), texts, seed=seed, sampler=sampler)
