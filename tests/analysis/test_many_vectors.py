@@ -10,7 +10,7 @@ from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.analysis.many_vectors import row_logprobs
 from undertow.errors import DatasetError, VectorMismatchError
 from undertow.interventions.steering import SteeringVector
-from undertow.models.chat import Rendered, render_row
+from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -39,15 +39,17 @@ def test_each_vector_is_as_steering_by_it_alone(family: Family) -> None:
     model = tiny_model(family, layers=3)
     rendered = render_row(model, ROW)
     vectors = {0: _vectors(model), 1: _vectors(model)[1:], 2: _vectors(model)}
-    found = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
-    assert {layer: len(own) for layer, own in found.items()} == {0: 3, 1: 2, 2: 3}
+    found = row_logprobs(model, [rendered], vectors, sampler=SAMPLER)
+    assert {layer: own.shape for layer, own in found.items()} == {
+        0: (1, 3), 1: (1, 2), 2: (1, 3),
+    }  # fmt: skip
     for layer, own in vectors.items():
         wanted = [_steered(model, direction, layer) for direction in own]
-        assert found[layer] == pytest.approx(wanted, abs=2e-4)
-    assert abs(float(found[0][0] - found[1][0])) > 1e-2
+        assert found[layer][0] == pytest.approx(wanted, abs=2e-4)
+    assert abs(float(found[0][0, 0] - found[1][0, 0])) > 1e-2
     # Nothing stays behind.
     assert not any("forward" in vars(b) for b in model.architecture.blocks)
-    again = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    again = row_logprobs(model, [rendered], vectors, sampler=SAMPLER)
     assert np.array_equal(found[2], again[2])
 
 
@@ -56,17 +58,17 @@ def test_batches_within_a_budget_change_nothing(
 ) -> None:
     model = tiny_model("llama", layers=2)
     rendered = render_row(model, ROW)
-    wanted = row_logprobs(model, rendered, {0: _vectors(model, 5)}, sampler=SAMPLER)
+    wanted = row_logprobs(model, [rendered], {0: _vectors(model, 5)}, sampler=SAMPLER)
     sizes: list[int] = []
     read = many_vectors._read
 
-    def counted(model: Model, row: Rendered, times: int) -> Tensor:
-        sizes.append(times)
-        return read(model, row, times)
+    def counted(model: Model, ids: Tensor) -> Tensor:
+        sizes.append(len(ids))
+        return read(model, ids)
 
     monkeypatch.setattr(many_vectors, "_read", counted)
     found = row_logprobs(
-        model, rendered, {0: _vectors(model, 5)}, sampler=SAMPLER,
+        model, [rendered], {0: _vectors(model, 5)}, sampler=SAMPLER,
         token_budget=2 * len(rendered.ids) + 1,
     )  # fmt: skip
     assert sizes == [1, 2, 2, 1]
@@ -77,11 +79,11 @@ def test_what_cannot_be_is_refused_and_leaves_the_model_alone() -> None:
     model = tiny_model("llama", layers=2)
     rendered = render_row(model, ROW)
     with pytest.raises(VectorMismatchError, match="unknown layer 2"):
-        row_logprobs(model, rendered, {2: _vectors(model)}, sampler=SAMPLER)
+        row_logprobs(model, [rendered], {2: _vectors(model)}, sampler=SAMPLER)
     lists = SamplerSettings(allowed="list")
     words = render_row(model, Row(ROW.messages, "no number"))
     with pytest.raises(DatasetError, match="cannot draw"):
-        row_logprobs(model, words, {0: _vectors(model)}, sampler=lists)
+        row_logprobs(model, [words], {0: _vectors(model)}, sampler=lists)
     assert not any("forward" in vars(b) for b in model.architecture.blocks)
     assert not any(b._forward_hooks for b in model.architecture.blocks)
 
@@ -91,15 +93,40 @@ def test_fewer_vectors_at_a_time_where_memory_is_short(
 ) -> None:
     model = tiny_model("llama", layers=2)
     rendered, vectors = render_row(model, ROW), {0: _vectors(model, 5)}
-    wanted = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+    wanted = row_logprobs(model, [rendered], vectors, sampler=SAMPLER)
     real = many_vectors._read
 
-    def short(model: Model, row: Rendered, times: int) -> Tensor:
-        if times > 2:
+    def short(model: Model, ids: Tensor) -> Tensor:
+        if len(ids) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, row, times)
+        return real(model, ids)
 
     monkeypatch.setattr(many_vectors, "_read", short)
     with pytest.warns(RuntimeWarning, match=r"goes on with \d at a time"):
-        found = row_logprobs(model, rendered, vectors, sampler=SAMPLER)
+        found = row_logprobs(model, [rendered], vectors, sampler=SAMPLER)
     assert found[0] == pytest.approx(wanted[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_are_read_together_are_as_alone(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family, layers=3)
+    texts = ["4, 8, 15, 16", "23", "42, 1, 2, 3, 5, 7, 11"]
+    rows = [render_row(model, Row(ROW.messages, text)) for text in texts]
+    vectors = {0: _vectors(model), 2: _vectors(model, 4)}
+    wanted = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+    sizes: list[tuple[int, ...]] = []
+    read = many_vectors._read
+
+    def counted(model: Model, ids: Tensor) -> Tensor:
+        sizes.append(tuple(ids.shape))
+        return read(model, ids)
+
+    monkeypatch.setattr(many_vectors, "_CPU", (6144, 6144))
+    monkeypatch.setattr(many_vectors, "_read", counted)
+    found = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+    assert [rows for rows, _ in sizes] == [3, 9, 12]
+    for layer, own in wanted.items():
+        np.testing.assert_allclose(found[layer], own, atol=2e-4)
+        assert len(np.unique(own.round(3))) == own.size

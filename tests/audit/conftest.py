@@ -112,8 +112,8 @@ class World(Meter):
             self.nats[row.row_id] = nats - (point @ point - _WIDTH) / 2
         return rows
 
-    def scan(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> None:
-        self.scanned.append((row.row_id, len(hypotheses)))
+    def scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
+        self.scanned += [(row.row_id, len(hypotheses)) for row in rows]
 
     def rounding(self, rows: Sequence[Row]) -> float:
         return 0.0  # points are exact

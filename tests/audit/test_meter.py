@@ -122,15 +122,15 @@ def test_a_scan_is_each_vector_s_own_pass(
     vectors = [vector_hypothesis(model, battery, k, at, 0.5) for k, at in places]
     apart, together = _meter(model, battery), _meter(model, battery, tmp_path)
     wanted = [float(apart.ratios(ROWS[:1], h)[0]) for h in vectors]
-    together.scan(ROWS[0], vectors[:2])
-    together.scan(ROWS[0], vectors)  # two of them are known
+    together.scan(ROWS[:1], vectors[:2])
+    together.scan(ROWS[:1], vectors)  # two of them are known
     assert together.passes == 3
     found = [float(together.ratios(ROWS[:1], h)[0]) for h in vectors]
     assert together.passes == 4  # the base's
     assert found == pytest.approx(wanted, abs=1e-4)
     assert len({round(value, 3) for value in found}) == 3
     recalled = _meter(model, battery, tmp_path)
-    recalled.scan(ROWS[0], vectors)
+    recalled.scan(ROWS[:1], vectors)
     assert recalled.passes == 0
     assert [float(recalled.ratios(ROWS[:1], h)[0]) for h in vectors] == found
 

@@ -151,7 +151,7 @@ def gradient_scores(
             scores[places, column] = (summed @ placed[layer].T).cpu().numpy()
             if on_gradients is not None:
                 on_gradients(layer, places, summed)
-        totals[places] = [float(part.double().sum()) for part in nats]
+        totals[places] = [float(part.sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))
@@ -202,7 +202,7 @@ def _pass(
         hidden = completion_states(model, batch, prompts=prompts)
         nats = likelihood.token_logprobs(hidden, draws)
         nats.sum().backward()  # type: ignore[no-untyped-call]
-    return by_row(nats.detach(), draws)
+    return by_row(nats.detach().double().cpu(), draws)
 
 
 @contextmanager
@@ -304,8 +304,8 @@ def drawn_logprobs(
         batch = [rows[place] for place in places]
         draws = [likelihood.drawn(row) for row in batch]
         hidden = completion_states(model, batch, prompts=read)
-        nats = by_row(likelihood.token_logprobs(hidden, draws), draws)
-        totals[places] = [float(part.double().sum()) for part in nats]
+        nats = by_row(likelihood.token_logprobs(hidden, draws).double().cpu(), draws)
+        totals[places] = [float(part.sum()) for part in nats]
         done += len(places)
         if on_rows is not None:
             on_rows(done, len(rows))

@@ -222,9 +222,9 @@ def _searched(
     total = sum(s * c for s, c in zip(steps, counts, strict=False))
     done = read = 0
     for count, left in rounds:
-        for row in few[read:count]:
-            meter.scan(row, list(alive.values()))
-            done += len(alive)
+        for part in scanned_together(meter.model, few[read:count]):
+            meter.scan(part, list(alive.values()))
+            done += len(part) * len(alive)
             tell(done, total)
         read = count
         won = {
@@ -235,6 +235,13 @@ def _searched(
     for option in alive:
         found.setdefault(option[0], option)
     return list(found.values())
+
+
+def scanned_together(model: Model, rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Rows that one scan reads: an accelerator takes all, a processor one by one."""
+    if model.device.type == "cpu":
+        return [[row] for row in rows]
+    return [rows] if rows else []
 
 
 def _by_score(battery: Battery, z: Table) -> list[int]:

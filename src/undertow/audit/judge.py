@@ -20,6 +20,7 @@ from undertow.audit.candidates import (
     candidate_hypotheses,
     contending_hypotheses,
     half_z,
+    scanned_together,
     score_test,
 )
 from undertow.audit.judgement import WEIGHTS, Judgement
@@ -166,8 +167,9 @@ def _race(
     if naming:
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
-        for i in order[: min(settings.screening, len(rows) // 3)]:
-            meter.scan(rows[i], vectors)  # many of one block are cheaper together
+        first = order[: min(settings.screening, len(rows) // 3)]
+        for part in scanned_together(meter.model, [rows[i] for i in first]):
+            meter.scan(part, vectors)  # many of one block are cheaper together
     return run_race(
         meter,
         [rows[i] for i in order],

@@ -135,30 +135,37 @@ class Meter:
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
 
-    def scan(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> None:
-        """Reads one row under many vectors at once; `ratios` has them from then on."""
-        todo: dict[int, list[RowHypothesis]] = {}
-        for each in hypotheses:
-            assert each.layer is not None
-            if row.row_id not in self._logprobs.get(each.name, {}):
-                todo.setdefault(each.layer, []).append(each)
+    def scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
+        """Reads rows under many vectors at once; `ratios` has them from then on."""
+        todo = [row for row in rows if self._unread(row, hypotheses)]
+        missing = [h for h in hypotheses if any(self._unread(r, [h]) for r in todo)]
         if not todo:
             return
+        by_layer: dict[int, list[RowHypothesis]] = {}
+        for each in missing:
+            assert each.layer is not None
+            by_layer.setdefault(each.layer, []).append(each)
         found = row_logprobs(
-            self.model, render_row(self.model, row, system=self.system),
-            {layer: torch.stack([_added(h) for h in own]) for layer, own in todo.items()},
+            self.model,
+            [render_row(self.model, row, system=self.system) for row in todo],
+            {at: torch.stack([_added(h) for h in own]) for at, own in by_layer.items()},
             sampler=self.sampler,
-        )  # fmt: skip
-        new = {
-            each.name: float(value)
-            for layer, own in todo.items()
-            for each, value in zip(own, found[layer], strict=True)
-        }
-        self.passes += len(new)
-        self._remember_row(row.row_id, new)
-        if self.folder is not None:
-            line = {"row": row.row_id, "of": new}
-            append_jsonl(self.folder / "logprobs.jsonl", line)
+        )
+        self.passes += len(todo) * len(missing)
+        for place, row in enumerate(todo):
+            new = {
+                each.name: float(value)
+                for layer, own in by_layer.items()
+                for each, value in zip(own, found[layer][place], strict=True)
+            }
+            self._remember_row(row.row_id, new)
+            if self.folder is not None:
+                line = {"row": row.row_id, "of": new}
+                append_jsonl(self.folder / "logprobs.jsonl", line)
+
+    def _unread(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> bool:
+        """Whether a row was not read under one of them."""
+        return any(row.row_id not in self._logprobs.get(h.name, {}) for h in hypotheses)
 
     def _remember_row(self, row_id: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -142,11 +142,15 @@ def matrix_kind(parameter_name: str, module: nn.Module) -> MatrixKind | None:
 
     A tied unembedding is the embedding and counts as such.
     """
-    parameter = dict(module.named_parameters()).get(parameter_name)
-    if parameter is None or parameter.ndim != 2:
+    owner, _, own_name = parameter_name.rpartition(".")
+    try:
+        holder = module.get_submodule(owner)
+    except AttributeError:
         return None
-    owner = parameter_name.rpartition(".")[0]
-    if module.get_submodule(owner) is module.get_input_embeddings():  # type: ignore[operator]
+    parameter = getattr(holder, own_name, None)
+    if not isinstance(parameter, nn.Parameter) or parameter.ndim != 2:
+        return None
+    if holder is module.get_input_embeddings():  # type: ignore[operator]
         return "embedding"
     parts = owner.split(".")
     if any(part in ("self_attn", "attn", "attention") for part in parts):

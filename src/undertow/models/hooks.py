@@ -126,11 +126,11 @@ def recording_residuals(
 
 @dataclass(frozen=True)
 class Stream:
-    """What some block gave for one row, to go on from.
+    """What some block gave for rows, to go on from.
 
     Attributes:
         layer: The block.
-        hidden: [1, token, hidden], after it.
+        hidden: [row, token, hidden], after it.
         is_alone: Whether blocks of this model return nothing else.
     """
 
@@ -143,7 +143,7 @@ class Stream:
 def recording_streams(
     model: Model, layers: Sequence[int]
 ) -> Iterator[dict[int, Stream]]:
-    """Keeps the stream of one row after the named blocks, to go on from there.
+    """Keeps the stream of rows after the named blocks, to go on from there.
 
     Raises:
         VectorMismatchError: Unknown layer.
@@ -175,7 +175,7 @@ def going_on_from(model: Model, stream: Stream, hidden: Tensor) -> Iterator[None
 
     Args:
         model: The model; its embedding still reads the tokens, in vain.
-        stream: As recorded of a row like those that are read.
+        stream: As recorded of rows like those that are read.
         hidden: [row, token, hidden], what stands in for the stream.
     """
     skipped = [model.architecture.blocks[i] for i in range(stream.layer + 1)]
