@@ -47,10 +47,10 @@ ON_CPU: dict[tuple[str, str], Variants] = {
 }  # fmt: skip
 ON_CUDA: dict[tuple[str, str], Variants] = {
     ("generation", "ours"): (("256",), ("512",)),
-    ("generation", "peer"): (("128",), ("256",), ("512",)),
+    ("generation", "peer"): (("256",), ("512",)),
     ("training", "ours"): (("32",), ("64",), ("128",)),
-    ("training", "peer"): (("32",), ("64",), ("128",), ("64", "autocast")),
-    ("students", "ours"): (("16", "8"), ("16", "16"), ("16", "32")),
+    ("training", "peer"): (("64",), ("128",), ("128", "autocast")),
+    ("students", "ours"): (("16", "16"), ("16", "32")),
     ("students", "peer"): (("64",), ("128",)),
     ("audit", "ours"): (("16384",), ("32768",)),
     ("audit", "peer"): (("8192",), ("32768",), ("8192", "eager")),

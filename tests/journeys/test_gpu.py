@@ -6,6 +6,7 @@ Skipped where there is none.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from undertow.models.chat import Rendered
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
 from undertow.models.tiny import FAMILIES, Family, tiny_model
+from undertow.pipeline import fixed_passes
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.teachers import Teacher, steered_teacher
@@ -189,6 +191,33 @@ def test_students_are_the_same(together: bool) -> None:
             rows.append(_drawn(model, FREE))
     np.testing.assert_allclose(traces[1], traces[0], rtol=1e-3)
     assert _alike(*rows) >= 0.9
+
+
+def test_training_passes_are_recorded_and_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded: list[int] = []
+    real = fixed_passes.FixedPasses._record
+
+    def record(self: fixed_passes.FixedPasses, inputs: Any) -> None:
+        recorded.append(len(inputs.ids))
+        real(self, inputs)
+        assert self.records
+
+    monkeypatch.setattr(fixed_passes.FixedPasses, "_record", record)
+    settings = TrainingSettings(rank=2, learning_rate=1e-2, batch_size=4, epochs=3)
+    plans = [
+        StudentPlan([Example(row) for row in ROWS[:8]], settings, s) for s in (0, 1)
+    ]
+    train_students(_both()[1], plans)
+    assert 8 in recorded
+
+
+def test_full_students_are_the_same() -> None:
+    settings = TrainingSettings(kind="full", learning_rate=1e-3, batch_size=4, epochs=3)
+    plan = StudentPlan([Example(row) for row in ROWS], settings, 0)
+    traces = [train_students(model, [plan])[0].losses for model in _both()]
+    np.testing.assert_allclose(traces[1], traces[0], rtol=1e-3)
 
 
 def test_choices_are_the_same(family: TraitFamily) -> None:

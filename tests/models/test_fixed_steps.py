@@ -9,7 +9,7 @@ from undertow.analysis.decoding import direction_vector
 from undertow.interventions.steering import steering
 from undertow.models import sampling
 from undertow.models.cache import SlotCache, new_cache
-from undertow.models.fixed_steps import FixedSteps, has_fixed_steps
+from undertow.models.fixed_steps import FixedSteps, is_recordable
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -38,7 +38,7 @@ def _never_recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counts.append(count)
             return super().__call__(count)
 
-    monkeypatch.setattr(sampling, "has_fixed_steps", lambda *_, **__: True)
+    monkeypatch.setattr(sampling, "is_recordable", lambda *_, **__: True)
     monkeypatch.setattr(sampling, "FixedSteps", Unrecorded)
     return counts
 
@@ -105,12 +105,10 @@ def _steps(model: Model, slots: int) -> FixedSteps:
 def test_where_steps_are_recorded(family: Family) -> None:
     model = tiny_model(family)
     on_a_gpu = replace(model, device=torch.device("cuda"))
-    assert not has_fixed_steps(model, capacity=8)
-    assert has_fixed_steps(on_a_gpu, capacity=4096) is (family != "gemma2")
+    assert not is_recordable(model, capacity=8)
+    assert is_recordable(on_a_gpu, capacity=4096) is (family != "gemma2")
     slides = family in ("mistral", "gemma3")  # over 4,096 columns
-    assert has_fixed_steps(on_a_gpu, capacity=4097) is not (
-        slides or family == "gemma2"
-    )
+    assert is_recordable(on_a_gpu, capacity=4097) is not (slides or family == "gemma2")
 
 
 def test_steps_that_cannot_be_recorded_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +121,7 @@ def test_steps_that_cannot_be_recorded_are_run(monkeypatch: pytest.MonkeyPatch) 
 
     model = tiny_model("llama")
     wanted = _sampled(model, batch_size=40)
-    monkeypatch.setattr(sampling, "has_fixed_steps", lambda *_, **__: True)
+    monkeypatch.setattr(sampling, "is_recordable", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", NoGraph)
     monkeypatch.setattr(torch.cuda, "graph", refused)
     with pytest.warns(RuntimeWarning, match="cannot be recorded .operation not perm"):

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from undertow.models.loading import Model
 
-_NAME = "undertow_products"
+_NAME, _CAUSAL = "undertow_products", "undertow_causal"
 # The products keep every score; beyond this many tokens that is too much memory.
 _LONGEST = 512
 
@@ -62,8 +62,14 @@ def _attend(
     return mixed.transpose(1, 2), None
 
 
+def _no_mask(*_: Any, **__: Any) -> None:
+    """For rows that begin at the first column: causal kernels need no more."""
+
+
 AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+AttentionMaskInterface.register(_CAUSAL, _no_mask)
 
 
 @contextmanager
@@ -80,11 +86,27 @@ def products_attention(model: Model) -> Iterator[None]:
 
     On a GPU they are for steps of one token: queries that share a key head read it once.
     """
+    with _instead(model, _NAME):
+        yield
+
+
+@contextmanager
+def causal_attention(model: Model) -> Iterator[None]:
+    """Uses transformers' `sdpa` without looking for packed rows, which asks the device.
+
+    For passes without a cache over rows padded on the right, no wider than a window.
+    """
+    with _instead(model, _CAUSAL):
+        yield
+
+
+@contextmanager
+def _instead(model: Model, name: str) -> Iterator[None]:
+    """Another name for `sdpa` while open, unless the model needs what it cannot do."""
     config = model.module.config.get_text_config()
     before = config._attn_implementation
-    wanted = before == "sdpa" and not getattr(config, "attn_logit_softcapping", None)
-    if wanted:
-        config._attn_implementation = _NAME
+    if before == "sdpa" and not getattr(config, "attn_logit_softcapping", None):
+        config._attn_implementation = name
     try:
         yield
     finally:

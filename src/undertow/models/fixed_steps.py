@@ -24,8 +24,8 @@ from undertow.models.loading import Model
 _FEWEST = 16  # slots of a step: fewer are no faster
 
 
-def has_fixed_steps(model: Model, *, capacity: int) -> bool:
-    """Whether steps may be recorded: on CUDA, with attention that sees every column."""
+def is_recordable(model: Model, *, capacity: int) -> bool:
+    """Whether passes may be recorded: on CUDA, with attention that sees every column."""
     config = model.module.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)

@@ -24,7 +24,7 @@ from undertow.errors import DatasetError, ModelError
 from undertow.models.attention import fast_attention
 from undertow.models.cache import SlotCache, bytes_a_token, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
-from undertow.models.fixed_steps import FixedSteps, has_fixed_steps
+from undertow.models.fixed_steps import FixedSteps, is_recordable
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import common_prefix, padded, unembed
 from undertow.models.loading import Model
@@ -286,7 +286,7 @@ class _Decoder:
         if self.cache is None:
             self.cache = SlotCache(prompts, rows=self.rows, capacity=self.mask.shape[1])
             self.cache.column = max(lengths)
-            if has_fixed_steps(self.model, capacity=self.mask.shape[1]):
+            if is_recordable(self.model, capacity=self.mask.shape[1]):
                 self.fixed = FixedSteps(
                     self.model, self.cache, token=self.token, length=self.length,
                     mask=self.mask, ids=None if self.carrier is None else self.carrier.ids,

@@ -51,6 +51,17 @@ def completion_losses(
 ) -> Float[Tensor, " token"]:
     """Cross-entropy of each completion token, row after row, nats; differentiable."""
     hidden, targets = predicting_states(model, rows)
+    return token_losses(model, hidden, targets, chunk=chunk)
+
+
+def token_losses(
+    model: Model,
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int[Tensor, " token"],
+    *,
+    chunk: int = 256,
+) -> Float[Tensor, " token"]:
+    """Cross-entropy of tokens given the states that predict them, nats."""
     return _chunked(
         model, hidden, chunk,
         lambda logits, part: _hard_loss(logits, targets[part]),

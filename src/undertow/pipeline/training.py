@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
@@ -22,9 +23,11 @@ from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
+from undertow.models.fixed_steps import is_recordable
 from undertow.models.likelihood import predicting_states, token_batches
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses, distillation_losses
 from undertow.pipeline.training_settings import (
     TrainingSettings,
@@ -342,6 +345,7 @@ class _Trainer:
         self.budget = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
         self.attach: Context = nullcontext
         self.stack: AdapterStack | None = None
+        self.fixed: FixedPasses | None = None
 
     @contextmanager
     def acting(self, learners: Sequence[_Learner]) -> Iterator[None]:
@@ -353,11 +357,26 @@ class _Trainer:
             self.attach = lambda: attached_together(self.model, stack)
         elif adapters:
             self.attach = lambda: attached(self.model, adapters[0])
+        self.fixed = self._fixed(learners)
         try:
             yield
         finally:
+            self.fixed = None
             if self.stack is not None:
                 self.stack.release()
+
+    def _fixed(self, learners: Sequence[_Learner]) -> FixedPasses | None:
+        """Passes that can be recorded; None where they cannot, or not by their rows."""
+        if learners[0].plan.settings.kind == "soft":
+            return None
+        longest = max(_length(row) for each in learners for row in each.plan.examples)
+        if not is_recordable(self.model, capacity=longest + 16):
+            return None
+        if self.stack is not None:
+            trained = [matrix for pair in self.stack.pairs.values() for matrix in pair]
+        else:
+            trained = list(learners[0].state.live.values())
+        return FixedPasses(self.model, trained, self.attach)
 
     def update(self, learners: Sequence[_Learner]) -> Iterator[_Learner]:
         """One update of each; yields them as they are done."""
@@ -401,35 +420,37 @@ class _Trainer:
         """Gradients of all parts, added up; the loss of each student."""
         states = self._teacher_states(learners, parts)
         totals = [0.0] * len(learners)
-        with torch.enable_grad(), self.attach():
-            for part, wanted in zip(parts, states, strict=True):
-                losses = self._weighted_losses(part, wanted)
-                each = torch.stack([own.detach().sum() for own in losses]).tolist()
-                for place, (learner, value) in enumerate(
-                    zip(learners, each, strict=True)
-                ):
-                    totals[place] += value
-                    learner.check_finite(totals[place], "loss")
-                torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
+        for part, wanted in zip(parts, states, strict=True):
+            losses = self._part(part, wanted)
+            counts = [sum(_counted(example) for example, _ in own) for own in part]
+            each = [own.sum() for own in torch.split(losses, counts)]
+            for place, value in enumerate(torch.stack(each).tolist()):
+                totals[place] += value
+                learners[place].check_finite(totals[place], "loss")
         if self.stack is not None:
             self.stack.give_gradients()
         return totals
 
-    def _weighted_losses(
+    def _part(
         self, part: Sequence[Sequence[Weighted]], wanted: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """What each token adds to its student's loss, student after student."""
+    ) -> Float[Tensor, " token"]:
+        """Gradients of a part; what each token adds to its student's loss."""
         rows = [example.student for own in part for example, _ in own]
-        if wanted is None:
-            losses = completion_losses(self.model, rows)
-        else:
-            losses = distillation_losses(self.model, rows, wanted, allowed=self.allowed)
         shares = [
             s for own in part for example, s in own for _ in range(_counted(example))
         ]
-        weighted = losses * torch.tensor(shares, device=losses.device)
-        counts = [sum(_counted(example) for example, _ in own) for own in part]
-        return torch.split(weighted, counts)
+        if self.fixed is not None:
+            return self.fixed(rows, shares)
+        with torch.enable_grad(), self.attach():
+            if wanted is None:
+                losses = completion_losses(self.model, rows)
+            else:
+                losses = distillation_losses(
+                    self.model, rows, wanted, allowed=self.allowed
+                )
+            weighted = losses * torch.tensor(shares, device=losses.device)
+            weighted.sum().backward()  # type: ignore[no-untyped-call]
+        return weighted.detach()
 
     def _teacher_states(
         self,

@@ -39,10 +39,12 @@ def _optimizer(
     parameters: list[nn.Parameter], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, foreach=True)
+    fused = parameters[0].device.type == "cuda"  # elsewhere it may not be there
+    if settings.optimizer in ("adamw", "adam"):
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        return kind(
+            parameters, lr=rate, weight_decay=decay, fused=fused, foreach=not fused
+        )
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "sign":
