@@ -140,6 +140,25 @@ def test_a_planted_persona_is_named_among_all_of_them(
     assert "beat every persona but 'dog' at 0.01" in found.reasons[-1]
 
 
+def test_a_weak_persona_s_kind_takes_more_rows(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    weak = 0.4 * shifts.persona("dog")
+    found, brief = (
+        planted(weak, count=600, naming_passes=passes) for passes in (1600, 0)
+    )
+    assert (found.judgement.verdict, found.judgement.kind) == ("shift", "prompt")
+    assert (brief.judgement.verdict, brief.judgement.kind) == ("shift", "unknown")
+    assert found.judgement.p_value == brief.judgement.p_value
+    tried = [
+        int(np.isfinite(each.judgement.race.ratios[:, leader]).sum())
+        for each in (found, brief)
+        for leader in each.judgement.race.leaders[:1]
+    ]
+    assert tried[1] == 24 + 48  # of the screening, and those that the kind takes first
+    assert tried[0] == 24 + 4 * 48
+
+
 def test_personas_are_not_told_apart_where_that_is_not_asked_for(
     planted: Plant, shifts: "Shifts"
 ) -> None:

@@ -7,7 +7,7 @@ personas that come into question race for *what* it is. Knows nothing of files.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -36,7 +36,8 @@ from undertow.traits import TraitFamily
 
 FEWEST = 16
 """Audited rows below which nothing is said."""
-_KIND_ROWS = 48  # on which the leaders of both kinds are compared
+_KIND_ROWS = 48  # on which the leaders of both kinds are compared at first
+_LEADERS = 4  # two of each kind
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -90,15 +91,16 @@ def judge(
         scores, race, len(rows), exact, has_reference=bool(reference.rows),
         slack=meter.rounding(rows[: settings.screening]) / 2,
     )  # fmt: skip
-    if combined_p(arms) <= settings.alpha:
-        found = contending_hypotheses(
+    judgement = _verdict(scores, race, arms, len(rows), settings)
+    if judgement.verdict == "shift":
+        vectors = contending_hypotheses(
             meter, rows[:half], z, mine.scores[:half].astype(np.float64),
             tell=tell,
         )  # fmt: skip
-        race = replace(race_of(found, naming=True), fresh=race.fresh, tried=race.tried)
-    judgement = _verdict(scores, race, arms, len(rows), settings)
-    if judgement.verdict == "shift":
-        judgement = named(judgement, settings=settings)
+        judgement = _explained(
+            judgement, partial(race_of, vectors), rows=len(rows) - half,
+            settings=settings,
+        )  # fmt: skip
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
     if judgement.kind == "prompt" and settings.naming_passes:
@@ -111,6 +113,33 @@ def judge(
             judgement, meter, rows, passed=passed, settings=settings, tell=tell
         )
     return judgement if reference.rows else _without_reference(judgement)
+
+
+def _explained(
+    judgement: Judgement,
+    race_of: Callable[..., Race],
+    *,
+    rows: int,
+    settings: AuditSettings,
+) -> Judgement:
+    """Kind and trait, if need be on twice as many rows, and so on.
+
+    Evidence of bets holds whenever one stops, so looking again costs nothing.
+
+    Args:
+        judgement: A shift.
+        race_of: Races for what it is, with the leaders on so many rows.
+        rows: Those that did not choose the vectors.
+        settings: Budget: the leaders of both kinds take a part of `naming_passes`.
+    """
+    first, tried = judgement.race, min(settings.fresh, _KIND_ROWS)
+    most = min(rows, settings.naming_passes // _LEADERS)
+    while True:
+        race = replace(race_of(leading=tried), fresh=first.fresh, tried=first.tried)
+        told = named(replace(judgement, race=race), settings=settings)
+        if told.kind != "unknown" or not 0 < tried < most:
+            return told
+        tried = min(2 * tried, most)
 
 
 def _by_prompt(
@@ -145,7 +174,7 @@ def _race(
     tell: Tell,
     vectors: Sequence[RowHypothesis],
     *,
-    naming: bool = False,
+    leading: int | None = None,
 ) -> Race:
     """Vectors that one half of the rows chose, raced on the other; personas on both.
 
@@ -157,13 +186,14 @@ def _race(
         settings: Budget.
         tell: Told.
         vectors: Those that race.
-        naming: Something was found, and the race is for what it is: the first vector's
-            trait races as a persona too, and a vector that loses stays.
+        leading: Something was found, and the race is for what it is: the first vector's
+            trait races as a persona too, a vector that loses stays, and the leaders are
+            tried on so many rows. None: nothing was found yet.
     """
     half = len(rows) // 2
     order = [*range(half, len(rows)), *range(half)]
     place = {own: new for new, own in enumerate(order)}
-    names = list(family.names[: settings.personas])
+    names, naming = list(family.names[: settings.personas]), leading is not None
     if naming:
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
@@ -182,7 +212,7 @@ def _race(
         steer_rows=len(rows) - half,
         settings=RaceSettings(
             screening=settings.screening, passes=settings.race_passes,
-            fresh=min(settings.fresh, _KIND_ROWS) if naming else settings.fresh,
+            fresh=settings.fresh if leading is None else leading,
             named=("steer",), losers=naming,
         ),
         on_passes=lambda d, n: tell("likelihoods", d, n),
