@@ -222,15 +222,16 @@ def test_likelihoods_propose_whom_scores_pass_over(
     assert {"ant", "bee"} <= {name for name, _ in own}
     assert len({name for name, _ in own}) == len(own) <= LARGEST + LIKELIEST
     assert [h.strength for h in found[:4]] == [dose * 10 for dose in NAMING_DOSES]
-    # All at each layer that is tried, on the rows farthest along the leading score.
+    # All at every layer, on the rows farthest along the leading score.
     far = np.argsort(-scores[:, 1, 0])[: ROUNDS[-1][0]]
     names = [name for name, _ in world.scanned]
     assert names == 2 * [rows[i].row_id for i in far]
-    assert [count for _, count in world.scanned[:8]] == [6] * 8
-    # Then those that race, at the layers beside theirs and at all doses.
+    # All 24 go on until four rows are read, then 12 are left.
+    assert [count for _, count in world.scanned[:8]] == [24] * 8
+    # Then those that race, at all doses; the largest scores beside their layers too.
     (near,) = {count for _, count in world.scanned[8:]}
-    assert 0 < near <= 6 * 3 * len(NAMING_DOSES)
-    assert told[7] == (48, 48)
+    assert 0 < near <= (4 + 2 * 3) * len(NAMING_DOSES)
+    assert told[7] == (192, 192)
     assert told[-1] == (8 * near, 8 * near)
     least = contending_hypotheses(
         world, rows, np.full_like(z, np.nan), scores, tell=lambda *_: None
@@ -242,7 +243,6 @@ def test_fewer_go_on_after_each_row(
     four_layers: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "ROUNDS", ((1, 12), (3, 6), (4, 3)))
-    monkeypatch.setattr(candidates, "_STEP", 1)
     world = World(four_layers, battery)
     rows = world.write(range(30), "steered", vector_shift("dog", dose=0.6), seed=0)
     scores = world.signals(rows).scores.astype(np.float64)
@@ -251,9 +251,9 @@ def test_fewer_go_on_after_each_row(
         world, rows, _z(battery, ant=(0, 5.0, 9.0, 0)), scores,
         tell=lambda _, done, total: told.append((done, total)),
     )  # fmt: skip
-    # Six named directions at three layers; the lowest is left out.
-    assert [count for _, count in world.scanned[:4]] == [18, 12, 12, 6]
-    assert told[:4] == [(18, 48), (30, 48), (42, 48), (48, 48)]
+    # Six named directions at four layers.
+    assert [count for _, count in world.scanned[:4]] == [24, 12, 12, 6]
+    assert told[:4] == [(24, 54), (36, 54), (48, 54), (54, 54)]
 
 
 def test_unknown_scores_are_passed_over(four_layers: Model, battery: Battery) -> None:

@@ -38,7 +38,6 @@ LARGEST, LIKELIEST = 2, 4
 """Directions that race for a name: by their scores, and by likelihood of a few rows."""
 ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
 """Before that race: rows read by then, and hypotheses that are left after them."""
-_STEP = 3  # blocks from one layer that is tried to the next
 Option = tuple[int, int, float]  # a direction, a layer (its place) and a dose
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
@@ -165,9 +164,10 @@ def contending_hypotheses(
 
     Scores are slopes at the untouched base, and a strong vector bends away from them:
     the largest score is often a wrong direction's, at a wrong layer. So all directions
-    are tried at layers all over the depth, on one suspicious row of the choosing half
-    after another, and fewer go on each time. The largest scores race too: where a
-    vector is weak they are right, and a few rows do not tell.
+    are tried at all layers (a block beside the right one, the right direction can be
+    among the worst), on one suspicious row of the choosing half after another, and
+    fewer go on each time. The largest scores race too: where a vector is weak they are
+    right, and a few rows do not tell.
 
     Args:
         meter: Scores likelihoods.
@@ -182,23 +182,17 @@ def contending_hypotheses(
     first = int(np.nanargmax(z[:, ranked[0]]))
     far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
     few = [rows[i] for i in far.tolist()]
-    count = len(meter.battery.layers)
-    everywhere = [
-        (k, place, DOSES[-1])
-        for place in range(min(1, count - 1), count, _STEP)
-        for k in ranked
-    ]
+    layers = range(len(meter.battery.layers))
+    everywhere = [(k, place, DOSES[-1]) for place in layers for k in ranked]
     found = _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
     large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
-    raced = dict.fromkeys([*large, *((k, place) for k, place, _ in found[:LIKELIEST])])
-    near = dict.fromkeys(
-        (k, at, dose)
-        for k, place in raced
-        for at in range(max(0, place - 1), min(count, place + 2))
-        for dose in NAMING_DOSES
-    )
+    beside = [
+        (k, at) for k, place in large for at in layers[max(0, place - 1) : place + 2]
+    ]
+    raced = [*((k, place) for k, place, _ in found[:LIKELIEST]), *beside]
+    near = dict.fromkeys((*place, dose) for place in raced for dose in NAMING_DOSES)
     tuned = _searched(
-        meter, few, list(near), ((len(few), len(near)),), partial(tell, "blocks")
+        meter, few, list(near), ((len(few), len(near)),), partial(tell, "doses")
     )
     # Rows that lie far out make doses look larger than they are: others choose those.
     return [
