@@ -19,7 +19,7 @@ from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.judgement import Judgement, Kind
 from undertow.audit.meter import Meter
 from undertow.audit.race import Race, RaceSettings, Table, mixed_evidence, run_race
-from undertow.audit.reference import Filter, Reference
+from undertow.audit.reference import Filter
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.records import Row
@@ -175,12 +175,12 @@ def held(
     """Takes back what does not explain the rows as it explains its own.
 
     Something always fits best. So the base writes rows on the same prompts, untouched
-    and under what the verdict says. Rows of either sort, or a mixture of both, are as
-    likely on average (under an even mixture) as the less likely sort at least. Audited
-    rows that are less likely than both, by a paired t test each at the error rate, had
-    another origin: kind and place are taken back as well as the name. And the rows that
-    a named vector may have written have to gain about as much by it as such rows in a
-    mixture of its own and the base's do, else another vector near it was at work.
+    and under what the verdict says. If the audited rows are a mixture of both, they are
+    as likely under that mixture as these are in that proportion. Rows that are less
+    likely, by a paired t test at the error rate, had another origin: kind and place are
+    taken back as well as the name. And the rows that a named vector may have written
+    have to gain about as much by it as such rows in a mixture of its own and the base's
+    do, else another vector near it was at work.
 
     Args:
         judgement: Of kind "steer" or "prompt".
@@ -195,14 +195,16 @@ def held(
     found = _compared(
         meter, few, hypothesis, passed=passed, seed=settings.seed, tell=tell
     )
-    p_value = max(_greater_p(found.base_gaps), _greater_p(found.own_gaps))
+    share = _likeliest_share(found.ratios[:, _AUDITED])
+    lack = found.lack(share)
+    p_value = _greater_p(lack)
     if p_value <= settings.alpha:
-        return _foreign(judgement, hypothesis, found, p_value)
+        return _foreign(judgement, hypothesis, share, lack, p_value)
     if judgement.kind != "steer" or judgement.trait is None:
         return judgement
-    share = _likeliest_share(found.audited)
-    gain = _gain([(1.0, found.audited)], share)
-    most = _gain([(1 - share, found.base), (share, found.own)], share)
+    audited, base, own = found.ratios.T
+    gain = _gain([(1.0, audited)], share)
+    most = _gain([(1 - share, base), (share, own)], share)
     if not gain < EXPLAINED * most:
         return judgement
     reason = (
@@ -215,24 +217,34 @@ def held(
     )
 
 
+_AUDITED, _BASE, _OWN = range(3)
+
+
 @dataclass(frozen=True)
 class _Compared:
     """Audited rows beside what the base writes on their prompts.
 
     Attributes:
-        audited: [row], log ratios under a hypothesis, nats.
-        base: The same of rows of the untouched base.
-        own: And of rows written under the hypothesis.
-        base_gaps: [pair], by how many nats the base's row is likelier than the audited
-            one on its prompt, under an even mixture of base and hypothesis.
-        own_gaps: By how many the hypothesis's row is.
+        logprobs: [prompt, way], nats under the base: of the audited row, of the
+            untouched base's, of the one written under a hypothesis.
+        ratios: [prompt, way], log ratios of the same rows under the hypothesis.
     """
 
-    audited: Table
-    base: Table
-    own: Table
-    base_gaps: Table
-    own_gaps: Table
+    logprobs: Table
+    ratios: Table
+
+    def lack(self, share: float) -> Table:
+        """[prompt]: nats by which the audited row falls short of a mixture's rows.
+
+        All are read under the mixture with that share of rows of the hypothesis.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            likely = self.logprobs + np.logaddexp(
+                np.log1p(-share), np.log(share) + self.ratios
+            )
+            written = (1 - share) * likely[:, _BASE] + share * likely[:, _OWN]
+            lack: Table = written - likely[:, _AUDITED]
+        return lack
 
 
 def _compared(
@@ -244,28 +256,23 @@ def _compared(
     seed: int,
     tell: Tell,
 ) -> _Compared:
-    """Writes rows both ways and reads them all under both."""
+    """Writes rows both ways and reads them all under both; prompts with all three."""
 
-    def write(way: RowHypothesis | None, before: int) -> Reference:
-        return meter.written(
+    def write(way: RowHypothesis | None, before: int) -> dict[int, Row]:
+        found = meter.written(
             few, way, passed=passed, seed=seed,
             on_rows=lambda n, _: tell("check", before + n, 2 * len(few)),
         )  # fmt: skip
+        return dict(zip(found.paired, found.rows, strict=True))
 
     base, own = write(None, 0), write(hypothesis, len(few))
     # In one go: rows of one prompt share its reading.
-    rows = [*few, *base.rows, *own.rows]
-    ratios = meter.ratios(rows, hypothesis)
-    with np.errstate(invalid="ignore"):  # of what the base cannot draw
-        likely = meter.logprobs(rows, None) + np.logaddexp(0.0, ratios)
-    ends = np.cumsum([len(few), len(base.rows)]).tolist()
-    mine, *written = np.split(likely, ends)
-    base_gaps, own_gaps = (
-        values - mine[list(side.paired)]
-        for values, side in zip(written, (base, own), strict=True)
+    places = [place for place in range(len(few)) if place in base and place in own]
+    rows = [row for i in places for row in (few[i], base[i], own[i])]
+    return _Compared(
+        meter.logprobs(rows, None).reshape(-1, 3),
+        meter.ratios(rows, hypothesis).reshape(-1, 3),
     )
-    audited, untouched, steered = np.split(ratios, ends)
-    return _Compared(audited, untouched, steered, base_gaps, own_gaps)
 
 
 def _hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
@@ -289,16 +296,19 @@ def _greater_p(gaps: Table) -> float:
 
 
 def _foreign(
-    judgement: Judgement, hypothesis: RowHypothesis, found: _Compared, p_value: float
+    judgement: Judgement,
+    hypothesis: RowHypothesis,
+    share: float,
+    lack: Table,
+    p_value: float,
 ) -> Judgement:
-    """Without a name, kind or place: what the base writes is likelier, either way."""
-    gaps = (found.base_gaps, found.own_gaps)
-    base, own = (float(gap[np.isfinite(gap)].mean()) for gap in gaps)
+    """Without a name, kind or place: no mixture of what the base writes is like them."""
+    mean = float(lack[np.isfinite(lack)].mean())
     reason = (
-        f"but the rows are {base:.1f} nats each less likely than the base's own, and "
-        f"{own:.1f} than what it writes under {hypothesis.name} (p = {p_value:.2g}): "
-        "another model wrote them, or none, or it was made to by something that was not "
-        "tried; so no trait is named"
+        f"but the rows are {mean:.1f} nats each less likely than what the base writes, "
+        f"{share:.0%} of it under {hypothesis.name}, the likeliest share (p = "
+        f"{p_value:.2g}): another model wrote them, or none, or it was made to by "
+        "something that was not tried; so no trait is named"
     )
     return replace(
         judgement, verdict="shift", trait=None, kind="unknown", layer=None,
