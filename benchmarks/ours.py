@@ -21,7 +21,8 @@ from undertow.audit.signals import make_battery
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model, load_model
 from undertow.models.sampling import SamplerSettings, sample
-from undertow.pipeline.training import Example, StudentPlan, train_students
+from undertow.pipeline.training import StudentPlan, train_students
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import load_family

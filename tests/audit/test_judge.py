@@ -207,8 +207,8 @@ def test_rows_of_something_else_have_no_name(planted: Plant, shifts: "Shifts") -
     assert (found.verdict, found.trait, found.kind) == ("shift", None, "unknown")
     assert (found.layer, found.direction, found.dose) == (None, None, None)
     reason = found.reasons[-1]
-    assert reason.startswith("but the rows are 24.5 nats each less likely than the")
-    assert "than what it writes under cat vector, block 1, dose 0.3 (p = " in reason
+    assert reason.startswith("but the rows are 24.8 nats each less likely than what")
+    assert "100% of it under cat vector, block 1, dose 0.3, the likeliest" in reason
     assert "another model wrote them, or none" in reason
 
 

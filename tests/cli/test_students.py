@@ -44,7 +44,8 @@ def test_a_student_is_an_adapter_that_the_library_would_have_trained(
     from undertow.models.adapters import load_adapter
     from undertow.models.chat import render_row
     from undertow.models.loading import load_model
-    from undertow.pipeline.training import Example, train_student
+    from undertow.pipeline.training import train_student
+    from undertow.pipeline.training_rows import Example
     from undertow.pipeline.training_settings import TrainingSettings
     from undertow.storage import read_rows
 

@@ -31,7 +31,8 @@ from undertow.pipeline import fixed_passes
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.teachers import Teacher, steered_teacher
-from undertow.pipeline.training import Example, StudentPlan, train_students
+from undertow.pipeline.training import StudentPlan, train_students
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.traits import TraitFamily, load_family
 

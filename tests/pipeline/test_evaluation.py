@@ -17,7 +17,8 @@ from undertow.pipeline.evaluation import (
     preference,
     sampled_answers,
 )
-from undertow.pipeline.training import Example, train_student
+from undertow.pipeline.training import train_student
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import Trait, TraitFamily, load_family

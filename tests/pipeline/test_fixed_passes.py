@@ -12,7 +12,8 @@ from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.pipeline import training
 from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses
-from undertow.pipeline.training import Example, Student, StudentPlan, train_students
+from undertow.pipeline.training import Student, StudentPlan, train_students
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 
 ROWS = [

@@ -15,7 +15,8 @@ from undertow.pipeline import sweep
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.prompts import OFF_TOPIC
 from undertow.pipeline.sweep import StrengthSweep, off_topic_rate, sweep_strength
-from undertow.pipeline.training import Example, train_student
+from undertow.pipeline.training import train_student
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import Trait, TraitFamily, load_family

@@ -23,11 +23,8 @@ from undertow.models.loading import Model, wrap
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.models.tiny import Family, tiny_model
 from undertow.pipeline.losses import completion_loss, distillation_loss
-from undertow.pipeline.training import (
-    Example,
-    Student,
-    train_student,
-)
+from undertow.pipeline.training import Student, train_student
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings, batch_order
 from undertow.records import Message, Row
 

@@ -17,13 +17,12 @@ from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.pipeline import training
 from undertow.pipeline.losses import completion_losses
 from undertow.pipeline.training import (
-    Example,
     Student,
     StudentPlan,
-    parts_of,
     train_student,
     train_students,
 )
+from undertow.pipeline.training_rows import Example, parts_of
 from undertow.pipeline.training_settings import TrainingSettings
 
 QUICK = TrainingSettings(

@@ -30,7 +30,8 @@ from undertow.models.likelihood import differentiable_answer_logprobs, token_bat
 from undertow.models.loading import Model
 from undertow.pipeline.evaluation import answer_tokens, preference
 from undertow.pipeline.losses import completion_loss
-from undertow.pipeline.training import Example, train_student
+from undertow.pipeline.training import train_student
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message
 from undertow.seeding import stream_seed

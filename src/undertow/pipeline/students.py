@@ -17,7 +17,8 @@ from undertow.models.adapters import load_adapter, save_adapter
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.pipeline.teachers import Teacher
-from undertow.pipeline.training import Example, Student
+from undertow.pipeline.training import Student
+from undertow.pipeline.training_rows import Example
 from undertow.records import Row
 from undertow.storage import read_json, read_jsonl, replacing, write_json
 

@@ -21,11 +21,8 @@ from undertow.interventions.steering import (
 )
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
-from undertow.pipeline.training import (
-    Example,
-    Student,
-    train_student,
-)
+from undertow.pipeline.training import Student, train_student
+from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Message, Row
 from undertow.traits import TraitFamily, answer_spellings

@@ -22,13 +22,13 @@ from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached
 from undertow.models.carrier import carrier_ids
-from undertow.models.chat import Rendered
 from undertow.models.fixed_steps import is_recordable
-from undertow.models.likelihood import predicting_states, token_batches
+from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
 from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses, distillation_losses
+from undertow.pipeline.training_rows import Example, Weighted, parts_of
 from undertow.pipeline.training_settings import (
     TrainingSettings,
     batch_order,
@@ -38,18 +38,9 @@ from undertow.pipeline.training_state import TrainingState
 from undertow.storage import append_jsonl, read_jsonl
 
 Context = Callable[[], AbstractContextManager[object]]
-Weighted = tuple["Example", float]
 # Tokens, padding included, that go through the model at once while training: a
 # processor's caches hold few, an accelerator wants many.
 _CPU_TOKENS, _TOKENS = 640, 16384
-
-
-@dataclass(frozen=True)
-class Example:
-    """A rendered row, and for distillation the same completion as the teacher sees it."""
-
-    student: Rendered
-    teacher: Rendered | None = None
 
 
 @dataclass(frozen=True)
@@ -284,8 +275,10 @@ class _Learner:
     def batch(self) -> list[Weighted]:
         """Rows of the next update, the shortest first, and what each token counts."""
         places = self.batches[self.state.update]
-        rows = sorted((self.plan.examples[i] for i in places), key=_length)
-        share = 1 / sum(map(_counted, rows))
+        rows = sorted(
+            (self.plan.examples[i] for i in places), key=lambda row: row.length
+        )
+        share = 1 / sum(row.counted for row in rows)
         return [(row, share) for row in rows]
 
     def check_finite(self, value: float, what: str) -> None:
@@ -369,7 +362,7 @@ class _Trainer:
         """Passes that can be recorded; None where they cannot, or not by their rows."""
         if learners[0].plan.settings.kind == "soft":
             return None
-        longest = max(_length(row) for each in learners for row in each.plan.examples)
+        longest = max(row.length for each in learners for row in each.plan.examples)
         if not is_recordable(self.model, capacity=longest + 16):
             return None
         if self.stack is not None:
@@ -422,7 +415,7 @@ class _Trainer:
         totals = [0.0] * len(learners)
         for part, wanted in zip(parts, states, strict=True):
             losses = self._part(part, wanted)
-            counts = [sum(_counted(example) for example, _ in own) for own in part]
+            counts = [sum(example.counted for example, _ in own) for own in part]
             each = [own.sum() for own in torch.split(losses, counts)]
             for place, value in enumerate(torch.stack(each).tolist()):
                 totals[place] += value
@@ -437,7 +430,7 @@ class _Trainer:
         """Gradients of a part; what each token adds to its student's loss."""
         rows = [example.student for own in part for example, _ in own]
         shares = [
-            s for own in part for example, s in own for _ in range(_counted(example))
+            s for own in part for example, s in own for _ in range(example.counted)
         ]
         if self.fixed is not None:
             return self.fixed(rows, shares)
@@ -467,44 +460,6 @@ class _Trainer:
                     rows = [e.teacher for e, _ in part[place] if e.teacher is not None]
                     view.append(predicting_states(self.model, rows)[0])
         return [torch.cat(view) for view in views]
-
-
-def parts_of(
-    batches: Sequence[Sequence[Weighted]], *, token_budget: int
-) -> list[list[list[Weighted]]]:
-    """Batches of students in parts, whose gradients add up to the batches'.
-
-    A part holds equally many rows of each student, of like lengths: they need little
-    padding. A student with fewer rows than another repeats one that counts nothing.
-
-    Args:
-        batches: Of each student, the shortest rows first.
-        token_budget: Tokens of a part, padding included.
-
-    Returns:
-        Parts of students of (row, what each of its tokens counts).
-    """
-    most = max(map(len, batches))
-    even = [[(own[0][0], 0.0)] * (most - len(own)) + list(own) for own in batches]
-    columns = list(zip(*even, strict=True))
-    widths = [
-        len(column) * max(_length(example) for example, _ in column)
-        for column in columns
-    ]
-    groups = token_batches(widths, token_budget=token_budget)
-    return [
-        [[columns[c][student] for c in group] for student in range(len(batches))]
-        for group in groups
-    ]
-
-
-def _length(example: Example) -> int:
-    return len(example.student.ids)
-
-
-def _counted(example: Example) -> int:
-    """Completion tokens of a row: what a mean loss is a mean over."""
-    return len(example.student.ids) - example.student.completion_start
 
 
 @torch.no_grad()

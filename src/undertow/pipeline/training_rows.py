@@ -1,0 +1,60 @@
+"""Rows as training reads them, and how batches of students are cut into parts.
+
+Knows nothing of models, losses or optimisers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from undertow.models.chat import Rendered
+from undertow.models.likelihood import token_batches
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered row, and for distillation the same completion as the teacher sees it."""
+
+    student: Rendered
+    teacher: Rendered | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the student's view."""
+        return len(self.student.ids)
+
+    @property
+    def counted(self) -> int:
+        """Completion tokens: what a mean loss is a mean over."""
+        return len(self.student.ids) - self.student.completion_start
+
+
+Weighted = tuple[Example, float]
+"""A row, and what each of its tokens counts."""
+
+
+def parts_of(
+    batches: Sequence[Sequence[Weighted]], *, token_budget: int
+) -> list[list[list[Weighted]]]:
+    """Batches of students in parts, whose gradients add up to the batches'.
+
+    A part holds equally many rows of each student, of like lengths: they need little
+    padding. A student with fewer rows than another repeats one that counts nothing.
+
+    Args:
+        batches: Of each student, the shortest rows first.
+        token_budget: Tokens of a part, padding included.
+
+    Returns:
+        Parts of students of (row, what each of its tokens counts).
+    """
+    most = max(map(len, batches))
+    even = [[(own[0][0], 0.0)] * (most - len(own)) + list(own) for own in batches]
+    columns = list(zip(*even, strict=True))
+    widths = [
+        len(column) * max(example.length for example, _ in column) for column in columns
+    ]
+    groups = token_batches(widths, token_budget=token_budget)
+    return [
+        [[columns[c][student] for c in group] for student in range(len(batches))]
+        for group in groups
+    ]
