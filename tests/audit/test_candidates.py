@@ -222,16 +222,15 @@ def test_likelihoods_propose_whom_scores_pass_over(
     assert {"ant", "bee"} <= {name for name, _ in own}
     assert len({name for name, _ in own}) == len(own) <= LARGEST + LIKELIEST
     assert [h.strength for h in found[:4]] == [dose * 10 for dose in NAMING_DOSES]
-    # All at every layer, on the rows farthest along the leading score.
+    # All where their score is positive, on the rows farthest along the leading one.
     far = np.argsort(-scores[:, 1, 0])[: ROUNDS[-1][0]]
     names = [name for name, _ in world.scanned]
     assert names == 2 * [rows[i].row_id for i in far]
-    # All 24 go on until four rows are read, then 12 are left.
-    assert [count for _, count in world.scanned[:8]] == [24] * 8
+    assert [count for _, count in world.scanned[:8]] == [6] * 8
     # Then those that race, at all doses; the largest scores beside their layers too.
     (near,) = {count for _, count in world.scanned[8:]}
     assert 0 < near <= (4 + 2 * 3) * len(NAMING_DOSES)
-    assert told[7] == (192, 192)
+    assert told[7] == (48, 48)
     assert told[-1] == (8 * near, 8 * near)
     least = contending_hypotheses(
         world, rows, np.full_like(z, np.nan), scores, tell=lambda *_: None
@@ -246,9 +245,13 @@ def test_fewer_go_on_after_each_row(
     world = World(four_layers, battery)
     rows = world.write(range(30), "steered", vector_shift("dog", dose=0.6), seed=0)
     scores = world.signals(rows).scores.astype(np.float64)
+    z = _z(
+        battery, **dict.fromkeys(("ant", "bee", "cat", "dog", "oak", "elm"), (1.0,) * 4)
+    )
+    z[2, 0] = 9.0
     told: list[tuple[int, int]] = []
     contending_hypotheses(
-        world, rows, _z(battery, ant=(0, 5.0, 9.0, 0)), scores,
+        world, rows, z, scores,
         tell=lambda _, done, total: told.append((done, total)),
     )  # fmt: skip
     # Six named directions at four layers.

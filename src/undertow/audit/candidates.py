@@ -165,9 +165,9 @@ def contending_hypotheses(
     Scores are slopes at the untouched base, and a strong vector bends away from them:
     the largest score is often a wrong direction's, at a wrong layer. So all directions
     are tried at all layers (a block beside the right one, the right direction can be
-    among the worst), on one suspicious row of the choosing half after another, and
-    fewer go on each time. The largest scores race too: where a vector is weak they are
-    right, and a few rows do not tell.
+    among the worst) where their score is positive at all, on one suspicious row of the
+    choosing half after another, and fewer go on each time. The largest scores race too:
+    where a vector is weak they are right, and a few rows do not tell.
 
     Args:
         meter: Scores likelihoods.
@@ -183,7 +183,9 @@ def contending_hypotheses(
     far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
     few = [rows[i] for i in far.tolist()]
     layers = range(len(meter.battery.layers))
-    everywhere = [(k, place, DOSES[-1]) for place in layers for k in ranked]
+    everywhere = [
+        (k, place, DOSES[-1]) for place in layers for k in ranked if z[place, k] > 0
+    ]
     found = _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
     large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
     beside = [
