@@ -215,7 +215,7 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
     assert (after.kind, after.layer) == ("steer", judgement.layer)
     assert after.reasons[:-1] == judgement.reasons
     assert after.reasons[-1].startswith(
-        "but rows that it may have written gain 2.2 nats each, such rows of its own "
+        "but rows that it may have written gain 2.6 nats each, such rows of its own "
         "4.0: something else"
     )
     nameless = replace(found, judgement=replace(judgement, trait=None))

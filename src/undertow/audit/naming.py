@@ -28,7 +28,7 @@ from undertow.traits import TraitFamily
 Tell = Callable[[str, int, int], None]
 
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
-EXPLAINED = 0.6
+EXPLAINED = 0.7
 """Share of its own rows' gain that a named vector has to bring to the audited ones."""
 _FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
 _SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
