@@ -3,7 +3,7 @@
 A name is given only where every other hypothesis of its kind is beaten at the error
 rate, only to a trait, never to a decoy. At last the base itself writes rows, untouched
 and under the leading hypothesis, to see whether that explains the audited ones: if they
-are less likely than both, something else wrote them.
+are less likely than a mixture of both, something else wrote them.
 """
 
 import math
