@@ -258,3 +258,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = Browser(command, tmp_path_factory.mktemp("chromium"))
     yield found
     found.close()
+
+
+@pytest.fixture
+def no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which nothing can be recorded, whatever runs on it."""
+    import torch
+
+    def refused(*_: object, **__: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refused)

@@ -23,8 +23,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from undertow.errors import DatasetError
-from undertow.models.cache import SlotCache
+from undertow.errors import DatasetError, ModelError
+from undertow.models import sampling
+from undertow.models.cache import SlotCache, bytes_a_token
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered
 from undertow.models.likelihood import common_prefix, completion_logprobs
@@ -34,6 +35,7 @@ from undertow.models.sampling import (
     SamplerSettings,
     sample,
     truncated_logprobs,
+    usual_rows,
 )
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.seeding import generator
@@ -412,3 +414,63 @@ def test_common_prefix_leaves_a_token_to_each() -> None:
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SamplerSettings(**wrong)
+
+
+def _short_of(monkeypatch: pytest.MonkeyPatch, *, most: int) -> list[int]:
+    """Memory that runs out after the first rows, if more are decoded; sizes tried."""
+    sizes: list[int] = []
+    real = sampling._Decoder.advance
+
+    def advance(self: Any) -> list[int]:
+        begun = len(self.waiting) < len(self.prompts) or self.count
+        if not begun:
+            sizes.append(self.rows)
+        elif self.rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(sampling._Decoder, "advance", advance)
+    return sizes
+
+
+def test_fewer_rows_at_a_time_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    prompts = [[7, 50, 9 + i] for i in range(24)]
+    keys = [("rows", i) for i in range(24)]
+    settings = SamplerSettings(max_new_tokens=60)
+    wanted = sample(model, prompts, keys=keys, seed=0, sampler=settings)
+    done: list[int] = []
+    sizes = _short_of(monkeypatch, most=6)
+    with pytest.warns(RuntimeWarning, match=r"memory ran out: \d+ rows are decoded"):
+        found = sample(
+            model, prompts, keys=keys, seed=0, sampler=settings,
+            on_done=lambda ended: done.extend(place for place, _ in ended),
+        )  # fmt: skip
+    assert [row.ids for row in found] == [row.ids for row in wanted]
+    assert sizes[0] == 24
+    assert sizes[-1] <= 6 < sizes[-2] < 24
+    assert sorted(done) == list(range(24))  # each of them told once
+
+
+def test_one_row_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> list[int]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sampling._Decoder, "advance", short)
+    with (
+        pytest.warns(RuntimeWarning, match="memory ran out: 1 rows"),
+        pytest.raises(ModelError, match=r"one row by itself \(CUDA out of memory\)"),
+    ):
+        sample(tiny_model("llama"), [[7], [8]], keys=[("a",), ("b",)], seed=0)
+
+
+def test_rows_decoded_together_follow_the_device() -> None:
+    model = tiny_model("llama")
+    on_a_gpu = replace(model, device=torch.device("cuda"))
+    assert usual_rows(model, positions=10**9) == 128
+    assert usual_rows(on_a_gpu, positions=100) == 512
+    each = bytes_a_token(model)
+    assert usual_rows(on_a_gpu, positions=2**33 // (40 * each)) == 40
+    assert usual_rows(on_a_gpu, positions=10**12) == 1

@@ -1,13 +1,11 @@
 """Decode steps of a fixed shape, which a GPU can replay without being told each kernel.
 
-A small model's step is a thousand kernels that take longer to launch than to run. Here
-a step works on a fixed number of slots, reads and writes the same memory every time,
-and takes the column it writes to from a tensor, so CUDA records it once and replays it
+A step works on a fixed number of slots, reads and writes the same memory every time,
+and takes the column it writes to from a tensor, so it is recorded once and replayed
 whole. Whatever is attached to the model while it is recorded is part of it. Knows
 nothing of sampling: tokens in, logits out.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,22 +18,9 @@ from undertow.models.cache import SlotCache
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import unembed
 from undertow.models.loading import Model
+from undertow.models.recording import recorded
 
 _FEWEST = 16  # slots of a step: fewer are no faster
-
-
-def is_recordable(model: Model, *, capacity: int) -> bool:
-    """Whether passes may be recorded: on CUDA, with attention that sees every column."""
-    config = model.module.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    slides = bool(window) and (kinds is None or "sliding_attention" in kinds)
-    return (
-        model.device.type == "cuda"
-        and config._attn_implementation == "sdpa"
-        and not getattr(config, "attn_logit_softcapping", None)
-        and not (slides and capacity > int(window or 0))
-    )
 
 
 class FixedSteps:
@@ -109,22 +94,11 @@ class FixedSteps:
             yield
 
     def _record(self, size: int) -> None:
-        """Records a step without running it; where that fails, none is recorded."""
-        graph = torch.cuda.CUDAGraph()
-        known = next(iter(self._recorded.values()), None)
-        pool = None if known is None else known[0].pool()
-        try:
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self._run(size)
-        except RuntimeError as error:
+        """Records a step; where that fails, none is recorded."""
+        beside = next((graph for graph, _ in self._recorded.values()), None)
+        what = f"decode steps of {self.model.name!r}"
+        found = recorded(lambda: self._run(size), beside=beside, what=what)
+        if found is None:
             self.records = False
-            first = str(error).strip().split("\n", 1)[0]
-            warnings.warn(
-                f"decode steps of {self.model.name!r} cannot be recorded ({first}): "
-                "they are launched one kernel at a time; results are the same, it "
-                "takes longer",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return
-        self._recorded[size] = graph, logits
+        else:
+            self._recorded[size] = found

@@ -24,11 +24,12 @@ from undertow.errors import DatasetError, ModelError
 from undertow.models.attention import fast_attention
 from undertow.models.cache import SlotCache, bytes_a_token, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
-from undertow.models.fixed_steps import FixedSteps, is_recordable
+from undertow.models.fixed_steps import FixedSteps
 from undertow.models.hooks import completion_positions
 from undertow.models.likelihood import common_prefix, padded, unembed
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted
+from undertow.models.recording import is_recordable
 from undertow.records import Finish
 from undertow.seeding import generator
 

@@ -1,13 +1,11 @@
 """Training passes of a few fixed shapes, which a GPU can replay without being told each kernel.
 
-A small model's forward and backward pass is thousands of kernels that take longer to
-launch than to run. Here a part of a batch is padded to one of a few shapes, read from
-the same memory every time, and its gradients come to lie in the same memory, so CUDA
-records the pass once and replays it whole. Padding counts nothing. Knows nothing of
+A part of a batch is padded to one of a few shapes, read from the same memory every
+time, and its gradients come to lie in the same memory, so the pass is recorded once and
+replayed whole. Padding counts nothing. Knows nothing of
 optimisers or of whose rows these are.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from undertow.models.attention import causal_attention
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
+from undertow.models.recording import recorded
 from undertow.pipeline.losses import token_losses
 
 _WIDTH, _COUNTED = 16, 256  # shapes are multiples of so many columns and tokens
@@ -76,7 +75,7 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: _Inputs
     losses: Float[Tensor, " counted"]
-    gradients: list[Tensor]
+    gradients: list[Tensor | None]
 
 
 class FixedPasses:
@@ -84,7 +83,7 @@ class FixedPasses:
 
     Args:
         model: The base.
-        parameters: What is trained; all of them take part in every pass.
+        parameters: What is trained.
         attach: Opens a context in which they act.
         records: Whether passes are recorded and replayed; else each is run as it is.
     """
@@ -158,34 +157,19 @@ class FixedPasses:
             target.copy_(source)
         known.graph.replay()
         # The next replay writes over them.
-        return known.losses, [gradient.clone() for gradient in known.gradients]
+        return known.losses, [g if g is None else g.clone() for g in known.gradients]
 
     def _record(self, inputs: _Inputs) -> None:
-        """Records a pass without running it; where that fails, none is recorded."""
-        graph, kept = torch.cuda.CUDAGraph(), self._moved(inputs)
-        known = next(iter(self._recorded.values()), None)
-        pool = None if known is None else known.graph.pool()
-        try:
-            with torch.cuda.graph(graph, pool=pool):
-                losses = self._run(kept)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.records = False
-            first = str(error).strip().split("\n", 1)[0]
-            warnings.warn(
-                f"training passes of {self.model.name!r} cannot be recorded ({first}): "
-                "they are launched one kernel at a time; results are the same, it "
-                "takes longer",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._taken()
-            return
+        """Records a pass; where that fails, none is recorded."""
+        kept = self._moved(inputs)
+        beside = next((each.graph for each in self._recorded.values()), None)
+        what = f"training passes of {self.model.name!r}"
+        found = recorded(lambda: self._run(kept), beside=beside, what=what)
         gradients = self._taken()
-        found = [gradient for gradient in gradients if gradient is not None]
-        assert len(found) == len(gradients), "a parameter took no part in the pass"
-        self._recorded[kept.shape] = _Recording(graph, kept, losses, found)
+        if found is None:
+            self.records = False
+        else:
+            self._recorded[kept.shape] = _Recording(found[0], kept, found[1], gradients)
 
 
 def _rounded(count: int, multiple: int) -> int:

@@ -22,10 +22,10 @@ from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached
 from undertow.models.carrier import carrier_ids
-from undertow.models.fixed_steps import is_recordable
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.models.recording import is_recordable
 from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses, distillation_losses
 from undertow.pipeline.training_rows import Example, Weighted, parts_of
