@@ -112,7 +112,7 @@ class World(Meter):
             self.nats[row.row_id] = nats - (point @ point - _WIDTH) / 2
         return rows
 
-    def scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
+    def _scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
         self.scanned += [(row.row_id, len(hypotheses)) for row in rows]
 
     def rounding(self, rows: Sequence[Row]) -> float:

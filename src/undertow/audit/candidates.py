@@ -218,10 +218,14 @@ def _searched(
     total = sum(s * c for s, c in zip(steps, counts, strict=False))
     done = read = 0
     for count, left in rounds:
-        for part in scanned_together(meter.model, few[read:count]):
-            meter.scan(part, list(alive.values()))
-            done += len(part) * len(alive)
-            tell(done, total)
+        each = len(alive)
+
+        def on_rows(rows: int, _: int, done: int = done, each: int = each) -> None:
+            tell(done + rows * each, total)
+
+        new = few[read:count]
+        meter.scan(new, list(alive.values()), on_rows=on_rows)
+        done += len(new) * each
         read = count
         won = {
             o: mixed_evidence(meter.ratios(few[:count], h)) for o, h in alive.items()
@@ -231,13 +235,6 @@ def _searched(
     for option in alive:
         found.setdefault(option[0], option)
     return list(found.values())
-
-
-def scanned_together(model: Model, rows: Sequence[Row]) -> list[Sequence[Row]]:
-    """Rows that one scan reads: an accelerator takes all, a processor one by one."""
-    if model.device.type == "cpu":
-        return [[row] for row in rows]
-    return [rows] if rows else []
 
 
 def _by_score(battery: Battery, z: Table) -> list[int]:

@@ -20,7 +20,6 @@ from undertow.audit.candidates import (
     candidate_hypotheses,
     contending_hypotheses,
     half_z,
-    scanned_together,
     score_test,
 )
 from undertow.audit.judgement import WEIGHTS, Judgement
@@ -198,8 +197,7 @@ def _race(
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
         first = order[: min(settings.screening, len(rows) // 3)]
-        for part in scanned_together(meter.model, [rows[i] for i in first]):
-            meter.scan(part, vectors)  # many of one block are cheaper together
+        meter.scan([rows[i] for i in first], vectors)  # cheaper together
     return run_race(
         meter,
         [rows[i] for i in order],

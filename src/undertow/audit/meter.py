@@ -135,8 +135,24 @@ class Meter:
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(base), own - base, np.nan)
 
-    def scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
-        """Reads rows under many vectors at once; `ratios` has them from then on."""
+    def scan(
+        self,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis],
+        *,
+        on_rows: OnRows | None = None,
+    ) -> None:
+        """Reads rows under many vectors at once; `ratios` has them from then on.
+
+        An accelerator takes all rows together, a processor one by one.
+        """
+        size = 1 if self.model.device.type == "cpu" else max(1, len(rows))
+        for start in range(0, len(rows), size):
+            self._scan(rows[start : start + size], hypotheses)
+            if on_rows is not None:
+                on_rows(min(start + size, len(rows)), len(rows))
+
+    def _scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
         todo = [row for row in rows if self._unread(row, hypotheses)]
         missing = [h for h in hypotheses if any(self._unread(r, [h]) for r in todo)]
         if not todo:

@@ -36,6 +36,7 @@ _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _CHECKED = 64  # rows that the explanation is checked on
 _DECOY_PERSONAS = 4
+_AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
 
 
 def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
@@ -215,9 +216,6 @@ def held(
     return replace(
         judgement, verdict="shift", trait=None, reasons=(*judgement.reasons, reason)
     )
-
-
-_AUDITED, _BASE, _OWN = range(3)
 
 
 @dataclass(frozen=True)
