@@ -64,6 +64,18 @@ class ShiftByLayer(_Value):
     control: list[Number]
 
 
+class Channel(_Value):
+    """KL(teacher ‖ base) on the teacher's rows: what a student of them is offered."""
+
+    vocabulary: Estimate = Field(
+        description="nats a token, over all tokens: what soft students see"
+    )
+    carrier: Estimate = Field(
+        description="nats a token, over what the sampler may draw: what rows can carry"
+    )
+    nats_a_row: Estimate = Field(description="of what the sampler may draw, a row")
+
+
 class TrainingTrace(_Value):
     """Loss of one training run, thinned to at most 200 points."""
 
@@ -88,6 +100,9 @@ class Condition(_Value):
     all_traits: dict[str, Number] = Field(
         description="student − control for every trait of the family, nats"
     )
+    channel: Channel | None = Field(
+        default=None, description="null if the recipe asked for none"
+    )
     shift: ShiftByLayer | None = None
     training: TrainingTrace | None = None
     control_training: TrainingTrace | None = None
@@ -110,14 +125,33 @@ class Transfer(_Value):
     )
     shift_cosine: Estimate | None = None
     control_cosine: Estimate | None = None
+    channel: Channel | None = Field(
+        default=None, description="its means over seeds, or of the only one over rows"
+    )
 
 
 class NoiseFactor(_Value):
-    """Mean transfer with noise over mean transfer without."""
+    """Mean transfer with noise over mean transfer without, and the channel's own ratio."""
 
     teacher: str
     noise: float
     ratio: Estimate
+    channel: Estimate | None = Field(
+        default=None,
+        description="mean channel with noise over mean channel without, of what this "
+        "kind of student sees",
+    )
+
+
+class Prediction(_Value):
+    """Whether a wider channel goes with more transfer, over the cells of the grid."""
+
+    scope: Literal["vocabulary", "carrier"] = Field(description="which channel")
+    of: Literal["transfer", "from_base", "shift_cosine"] = Field(
+        description="which measure of the student, as in `transfers`"
+    )
+    correlation: Estimate = Field(description="Spearman's rank correlation over cells")
+    p_value: Number = Field(description="permutation p, two-sided; never 0")
 
 
 class Confusion(_Value):
@@ -195,6 +229,9 @@ class Results(_Value):
     conditions: list[Condition]
     transfers: list[Transfer]
     noise_factors: list[NoiseFactor] = Field(default_factory=list)
+    predictions: list[Prediction] = Field(
+        default_factory=list, description="of the channel, where there are enough cells"
+    )
     confusions: list[Confusion] = Field(default_factory=list)
     sweeps: list[Sweep] = Field(default_factory=list)
     audits: list[AuditOutcome] = Field(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from undertow.experiment.recipe import Recipe
-from undertow.experiment.summary import LIMITS, headline, log_odds, number, summarise
+from undertow.experiment.summary import LIMITS, headline, log_odds, summarise
 from undertow.results import Estimate, Results, Transfer
 from undertow.runs import Run, open_run
 from undertow.traits import Trait, TraitFamily

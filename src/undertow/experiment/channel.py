@@ -21,6 +21,7 @@ from undertow.pipeline.evaluation import preference
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.prompts import number_prompts
 from undertow.pipeline.teachers import Teacher, prompted_teacher, steered_teacher
+from undertow.records import Row
 from undertow.stats import Interval, mean_interval
 from undertow.traits import TraitFamily
 
@@ -198,17 +199,11 @@ def _point(
         system=system, on_rows=lambda done, total, _: tell("rows", done, total),
     )  # fmt: skip
 
-    def speaker(who: Teacher) -> Speaker:
-        rendered = [
-            render_row(model, row, system=system, trait_prompt=who.prompt)
-            for row in rows
-        ]
-        return Speaker(rendered, partial(who.acting, model))
-
     others = {BASE: Teacher(kind="none"), **teachers}
     del others[trait]
     found = divergences(
-        model, speaker(teacher), {name: speaker(who) for name, who in others.items()},
+        model, speaker(model, teacher, rows, system=system),
+        {name: speaker(model, who, rows, system=system) for name, who in others.items()},
         sampler=sampler, on_rows=lambda done, total: tell("divergence", done, total),
     )  # fmt: skip
     share, base_share = (
@@ -220,6 +215,16 @@ def _point(
         rows=len(rows), tokens=int(found[BASE].tokens.sum()),
         widths=tuple(_width(name, each) for name, each in found.items()),
     )  # fmt: skip
+
+
+def speaker(
+    model: Model, who: Teacher, rows: Sequence[Row], *, system: str | None
+) -> Speaker:
+    """Somebody with a teacher's intervention, before whom the rows are laid."""
+    rendered = [
+        render_row(model, row, system=system, trait_prompt=who.prompt) for row in rows
+    ]
+    return Speaker(rendered, partial(who.acting, model))
 
 
 def _share(

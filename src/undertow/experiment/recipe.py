@@ -175,6 +175,12 @@ class EvaluationSettings(_Settings):
     shift_rows: int = Field(
         default=48, ge=0, description="control rows on which shifts are read; 0: none"
     )
+    channel_rows: int = Field(
+        default=24,
+        ge=0,
+        description="a teacher's rows on which its channel is measured before students "
+        "are trained; 0: none",
+    )
 
 
 OF_THE_RECIPE = ("family", "seed", "system", "sampler", "filter", "reference")

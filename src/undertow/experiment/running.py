@@ -22,6 +22,7 @@ from undertow.experiment.stages import (
     Progress,
     learnt,
     make_teacher,
+    read_channel,
     read_out,
     read_shift,
     read_student_out,
@@ -152,6 +153,8 @@ def _run_bases(bases: Sequence[Base], together: int) -> None:
     lessons = {lesson.stage: lesson for cell in cells for lesson in cell.lessons}
     for lesson in lessons.values():
         write_teacher_rows(lesson)
+    for cell in cells:
+        read_channel(cell.lesson)
     train_lessons(list(lessons.values()), together=together)
     for cell in cells:
         _read_cell(cell)

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from undertow.analysis.channel import Divergence, divergences
 from undertow.analysis.shifts import mean_shift, mean_states, shift_cosines
 from undertow.errors import DatasetError
+from undertow.experiment.channel import speaker
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
 from undertow.interventions.extraction import extract_vector
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
@@ -259,6 +261,43 @@ def kept_rows(base: Base, name: str) -> list[Row]:
             "reasons, lower the strength or the noise, or write more rows"
         )
     return rows[: base.recipe.rows.use]
+
+
+def read_channel(lesson: "Lesson") -> None:
+    """How far a teacher is from its base on rows that its student will see.
+
+    Nothing if the recipe asks for no rows, or they are drawn greedily: what is certain
+    has no width.
+    """
+    base = lesson.base
+    recipe, count = base.recipe, base.recipe.evaluation.channel_rows
+    stage = f"{base.place}/{lesson.name}/channel"
+    if not count or recipe.rows.sampler.temperature == 0 or base.run.is_done(stage):
+        return
+    rows = kept_rows(base, lesson.name)[:count]
+    model, system = base.model, recipe.model.system
+    found = divergences(
+        model, speaker(model, lesson.teacher(), rows, system=system),
+        {"base": speaker(model, Teacher(kind="none"), rows, system=system)},
+        sampler=recipe.rows.sampler,
+        on_rows=lambda done, total: base.progress(stage, done, total + 1, ""),
+    )["base"]  # fmt: skip
+    payload = {
+        "tokens": found.tokens.tolist(),
+        "vocabulary": found.vocabulary.tolist(),
+        "carrier": found.carrier.tolist(),
+    }
+    base.run.finish(stage, payload)
+    base.progress(stage, len(rows) + 1, len(rows) + 1, _channel_words(found))
+
+
+def _channel_words(found: Divergence) -> str:
+    """What a student of these rows is offered, said before it is trained."""
+    tokens = found.tokens.sum()
+    return (
+        f"KL(teacher ‖ base) {found.vocabulary.sum() / tokens:.4f} nats a token; as "
+        f"sampled {found.carrier.sum() / tokens:.4f}, {found.carrier.mean():.2f} a row"
+    )
 
 
 @dataclass(frozen=True)

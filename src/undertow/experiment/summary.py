@@ -12,15 +12,23 @@ from typing import Any, Literal
 import numpy as np
 
 from undertow.experiment.audits import NAMES, stage_of
+from undertow.experiment.channel_summary import (
+    cell_channel,
+    channel_ratio,
+    mean_channel,
+    predictions,
+    scope_of,
+)
+from undertow.experiment.estimates import estimate, number
 from undertow.experiment.recipe import Recipe
 from undertow.report.text import estimate_text
 from undertow.results import (
     AuditOutcome,
+    Channel,
     Condition,
     Confusion,
     Estimate,
     NoiseFactor,
-    Number,
     Readout,
     Results,
     RowCounts,
@@ -31,7 +39,6 @@ from undertow.results import (
 )
 from undertow.runs import Run
 from undertow.stats import (
-    Interval,
     mean_interval,
     ratio_interval,
     specificity,
@@ -59,6 +66,7 @@ class _Cell:
     """A finished cell with its read-outs as log-odds [question, trait]."""
 
     facts: dict[str, Any]
+    channel: Channel | None
     base: Matrix
     teacher: Matrix
     control: Matrix
@@ -80,21 +88,6 @@ class _Cell:
         others = np.delete(change, trait, axis=1).mean(axis=1)
         result: Matrix = change[:, trait] - others
         return result
-
-
-def number(value: float | None) -> Number:
-    """A JSON number: None for what could not be computed or has no bound."""
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _estimate(interval: Interval, clusters: str) -> Estimate:
-    return Estimate(
-        mean=number(interval.mean),
-        low=number(interval.low),
-        high=number(interval.high),
-        n=interval.n,
-        clusters=clusters,
-    )
 
 
 def log_odds(payload: dict[str, Any]) -> Matrix:
@@ -122,6 +115,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         conditions=conditions,
         transfers=transfers,
         noise_factors=list(_noise_factors(recipe, cells, names)),
+        predictions=predictions(transfers),
         confusions=list(_confusions(recipe, cells, names)),
         sweeps=_sweeps(recipe, run),
         audits=_audits(recipe, run),
@@ -175,7 +169,8 @@ def _cells(recipe: Recipe, run: Run) -> Iterable[_Cell]:
                         role: log_odds(run.payload(stage))
                         for role, stage in facts["readouts"].items()
                     }
-                    yield _Cell({**facts, "place": place, "name": name}, **odds)
+                    facts |= {"place": place, "name": name}
+                    yield _Cell(facts, cell_channel(run, place, name), **odds)
 
 
 def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condition:
@@ -195,9 +190,10 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
             _readout(run.payload(facts["readouts"][role]), role, trait)
             for role in ROLES
         ],
-        transfer=_estimate(mean_interval(cell.difference(trait)), "question"),
-        transfer_from_base=_estimate(mean_interval(cell.from_base(trait)), "question"),
+        transfer=estimate(mean_interval(cell.difference(trait)), "question"),
+        transfer_from_base=estimate(mean_interval(cell.from_base(trait)), "question"),
         all_traits={n: number(change[i]) for i, n in enumerate(names)},
+        channel=cell.channel,
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
         training=_trace(run.payload(f"{place}/{name}/student/training")),
         control_training=_trace(run.payload(f"{place}/{control}/student/training")),
@@ -223,12 +219,12 @@ def _readout(payload: dict[str, Any], role: Any, trait: int) -> Readout:
     shares = 1 / (1 + np.exp(-odds))
     hits = valid = None
     if "hits" in payload:
-        hits = _estimate(mean_interval(np.array(payload["hits"])[:, trait]), "question")
-        valid = _estimate(mean_interval(payload["valid"]), "question")
+        hits = estimate(mean_interval(np.array(payload["hits"])[:, trait]), "question")
+        valid = estimate(mean_interval(payload["valid"]), "question")
     return Readout(
         role=role,
-        preference=_estimate(mean_interval(odds), "question"),
-        probability=_estimate(mean_interval(shares), "question"),
+        preference=estimate(mean_interval(odds), "question"),
+        probability=estimate(mean_interval(shares), "question"),
         sampled_rate=hits,
         valid_rate=valid,
         by_question=[number(v) for v in odds],
@@ -246,8 +242,8 @@ def _trace(payload: dict[str, Any]) -> TrainingTrace:
 def _over_seeds(rows: Sequence[Matrix]) -> Estimate:
     """Interval of [seed][question] values over seeds, and questions where possible."""
     if len(rows) < 2:
-        return _estimate(mean_interval(rows[0]), "question")
-    return _estimate(two_way_interval(np.stack(rows)), "seed and question")
+        return estimate(mean_interval(rows[0]), "question")
+    return estimate(two_way_interval(np.stack(rows)), "seed and question")
 
 
 def _groups(
@@ -273,7 +269,7 @@ def _transfers(
         if shifts:
             for role in cosines:
                 values = [s[role][s["vector_layer"]] for s in shifts]
-                cosines[role] = _estimate(mean_interval(values), "seed")
+                cosines[role] = estimate(mean_interval(values), "seed")
         yield Transfer(
             teacher=teacher,
             noise=noise,
@@ -283,6 +279,7 @@ def _transfers(
             specific=_over_seeds([c.specific(column) for c in group]),
             shift_cosine=cosines["student"],
             control_cosine=cosines["control"],
+            channel=mean_channel([c.channel for c in group]),
         )
 
 
@@ -295,12 +292,29 @@ def _noise_factors(
         return
     for settings in recipe.teachers:
         clean = _seed_means(recipe, cells, names, settings.label, 0.0)
+        clean_channels = _channels(cells, settings.label, 0.0)
         for level in levels:
             noised = _seed_means(recipe, cells, names, settings.label, level)
             ratio = ratio_interval(noised, clean)
             yield NoiseFactor(
-                teacher=settings.label, noise=level, ratio=_estimate(ratio, "seed")
+                teacher=settings.label,
+                noise=level,
+                ratio=estimate(ratio, "seed"),
+                channel=channel_ratio(
+                    _channels(cells, settings.label, level),
+                    clean_channels,
+                    scope=scope_of(recipe.student.kind),
+                ),
             )
+
+
+def _channels(
+    cells: Sequence[_Cell], teacher: str, noise: float
+) -> list[Channel | None]:
+    wanted = (teacher, noise)
+    return [
+        c.channel for c in cells if (c.facts["teacher"], c.facts["noise"]) == wanted
+    ]
 
 
 def _seed_means(

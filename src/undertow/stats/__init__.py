@@ -6,6 +6,7 @@ at any time. Knows nothing of traits, rows or models. What cannot be computed is
 and a p-value is never 0.
 """
 
+from undertow.stats.correlation import RankCorrelation, rank_correlation
 from undertow.stats.detection import (
     auroc,
     binomial_interval,
@@ -45,6 +46,7 @@ from undertow.stats.permutation import MaxT, paired_max_t, two_sample_max_t
 __all__ = [
     "Interval",
     "MaxT",
+    "RankCorrelation",
     "Specificity",
     "Uniformity",
     "Vector",
@@ -65,6 +67,7 @@ __all__ = [
     "mean_interval",
     "pair_totals",
     "paired_max_t",
+    "rank_correlation",
     "ratio_interval",
     "rows_to_identify",
     "specificity",
