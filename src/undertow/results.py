@@ -154,6 +154,52 @@ class Prediction(_Value):
     p_value: Number = Field(description="permutation p, two-sided; never 0")
 
 
+class Alignment(_Value):
+    """Gradients of one teacher's rows on the plain base, against the traits' vectors."""
+
+    teacher: str | None = Field(description="its name; null: the untouched base")
+    kind: Literal["none", "prompt", "steer", "finetune"]
+    trait: str | None
+    noise: float
+    seed: int
+    rows: int
+    vectors: list[str] = Field(description="traits; their vectors are 'tell_me'")
+    layers: list[int]
+    cosines: list[list[Number]] = Field(
+        description="[layer][vector]: cos(mean gradient, vector)"
+    )
+    nats: list[list[Number]] = Field(
+        description="[layer][vector]: mean slope of a row's log-likelihood by the "
+        "relative dose of the vector, nats"
+    )
+    nats_sd: list[list[Number]] = Field(description="[layer][vector]: its sd over rows")
+    vector_layer: int | None = Field(description="block of the teacher's own vector")
+    dose: Number = Field(description="of that vector, ‖αv‖/‖h‖; 0 for the base")
+
+
+class AlignmentFit(_Value):
+    """What the alignments mean at one block: own vectors against others', and by dose."""
+
+    noise: float
+    layer: int
+    own: Estimate | None = Field(
+        description="cosine of rows steered here with their own trait's vector"
+    )
+    other: Estimate | None = Field(description="and with other traits' vectors")
+    unsteered: Estimate | None = Field(
+        description="cosine of rows of teachers with a trait but no vector, with that "
+        "trait's vector"
+    )
+    untouched: Estimate | None = Field(description="cosine of the base's own rows")
+    slope: Estimate = Field(
+        description="nats a row per dose, by the dose of the teacher's vector"
+    )
+    correlation: Estimate = Field(description="Pearson's r of the two")
+    curvature: Estimate = Field(
+        description="of a parabola instead of the line; holding zero, no bend is shown"
+    )
+
+
 class Confusion(_Value):
     """Lift of student i (row) on trait j (column) against the control, and λ."""
 
@@ -233,6 +279,10 @@ class Results(_Value):
         default_factory=list, description="of the channel, where there are enough cells"
     )
     confusions: list[Confusion] = Field(default_factory=list)
+    alignments: list[Alignment] = Field(
+        default_factory=list, description="gradients of rows, if the recipe asks"
+    )
+    alignment_fits: list[AlignmentFit] = Field(default_factory=list)
     sweeps: list[Sweep] = Field(default_factory=list)
     audits: list[AuditOutcome] = Field(
         default_factory=list, description="sets of rows that were audited blind"

@@ -382,9 +382,3 @@ def test_the_headline_claims_only_what_excludes_zero(
     assert headline([]) == ""
     soft = headline([item], student="soft")
     assert soft.startswith(words.replace("through", "by distillation on")[:40])
-
-
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_null(value: float | None) -> None:
-    assert number(value) is None
-    assert number(0.0) == 0.0

@@ -181,6 +181,12 @@ class EvaluationSettings(_Settings):
         description="a teacher's rows on which its channel is measured before students "
         "are trained; 0: none",
     )
+    gradient_rows: int = Field(
+        default=0,
+        ge=0,
+        description="each teacher's rows, and the base's, whose gradients are held "
+        "against the traits' vectors; 0: none",
+    )
 
 
 OF_THE_RECIPE = ("family", "seed", "system", "sampler", "filter", "reference")

@@ -14,6 +14,7 @@ from typing import Any
 
 from undertow.config import dump_settings
 from undertow.errors import ConfigError, RunError
+from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import audit_blind, is_audited
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
@@ -159,6 +160,7 @@ def _run_bases(bases: Sequence[Base], together: int) -> None:
     for cell in cells:
         _read_cell(cell)
     for base in bases:
+        read_alignments(base, [c.lesson for c in cells if c.lesson.base is base])
         base.run.finish(f"{base.place}/complete", {})
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undertow.experiment.alignment_summary import alignment_fits, alignments
 from undertow.experiment.audits import NAMES, stage_of
 from undertow.experiment.channel_summary import (
     cell_channel,
@@ -106,6 +107,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
     cells = list(_cells(recipe, run))
     conditions = [_condition(recipe, run, cell, names) for cell in cells]
     transfers = list(_transfers(recipe, cells, names))
+    gradients = alignments(recipe, run)
     facts = run.payload("provenance")
     return Results(
         title=recipe.title,
@@ -117,6 +119,8 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         noise_factors=list(_noise_factors(recipe, cells, names)),
         predictions=predictions(transfers),
         confusions=list(_confusions(recipe, cells, names)),
+        alignments=gradients,
+        alignment_fits=alignment_fits(gradients),
         sweeps=_sweeps(recipe, run),
         audits=_audits(recipe, run),
         limits=[*LIMITS, *_own_limits(recipe)],

@@ -6,7 +6,12 @@ at any time. Knows nothing of traits, rows or models. What cannot be computed is
 and a p-value is never 0.
 """
 
-from undertow.stats.correlation import RankCorrelation, rank_correlation
+from undertow.stats.correlation import (
+    LinearFit,
+    RankCorrelation,
+    linear_fit,
+    rank_correlation,
+)
 from undertow.stats.detection import (
     auroc,
     binomial_interval,
@@ -45,6 +50,7 @@ from undertow.stats.permutation import MaxT, paired_max_t, two_sample_max_t
 
 __all__ = [
     "Interval",
+    "LinearFit",
     "MaxT",
     "RankCorrelation",
     "Specificity",
@@ -63,6 +69,7 @@ __all__ = [
     "evalue_p",
     "first_crossing",
     "ks_uniform",
+    "linear_fit",
     "log_evalue_path",
     "mean_interval",
     "pair_totals",

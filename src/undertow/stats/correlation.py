@@ -1,17 +1,19 @@
-"""Rank correlation with an interval and a permutation test.
+"""Correlation of pairs: ranks with a permutation test, and straight lines.
 
 Pure functions of numbers. What cannot be computed is NaN, and a p-value is never 0.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
 from undertow.seeding import generator
-from undertow.stats.intervals import Interval
+from undertow.stats.intervals import Interval, Vector
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 FEWEST = 4
 """Pairs below which no interval can be computed."""
@@ -74,8 +76,62 @@ def rank_correlation(
 
 
 @np.errstate(invalid="ignore")
-def _standardised(ranks: np.ndarray) -> np.ndarray:
+def _standardised(ranks: Vector) -> Vector:
     """Centred and of length 1; NaN if all are equal."""
     centred = ranks - ranks.mean()
-    result: np.ndarray = centred / np.linalg.norm(centred)
+    result: Vector = centred / np.linalg.norm(centred)
     return result
+
+
+class LinearFit(NamedTuple):
+    """y = a + b·x, how well it fits, and whether a bend would fit better.
+
+    Attributes:
+        slope: b, with Student's interval.
+        correlation: Pearson's r, with Fisher's interval.
+        curvature: c of y = a + b·x + c·x², with Student's interval; holding zero, no
+            bend is shown.
+    """
+
+    slope: Interval
+    correlation: Interval
+    curvature: Interval
+
+
+def linear_fit(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> LinearFit:
+    """Least squares of independent pairs; NaN with fewer than four or without spread.
+
+    Raises:
+        ValueError: The two are not equally many.
+    """
+    a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
+    if len(a) != len(b):
+        raise ValueError(f"pairs: {len(a)} numbers against {len(b)}")
+    n = len(a)
+    nothing = Interval(math.nan, math.nan, math.nan, n)
+    known = np.isfinite(a).all() and np.isfinite(b).all()
+    if n < FEWEST or not known or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return LinearFit(nothing, nothing, nothing)
+    r = float(np.corrcoef(a, b)[0, 1])
+    low = high = math.nan
+    if abs(r) < 1 - 1e-12:
+        half = distributions.norm.ppf(0.5 + confidence / 2) / math.sqrt(n - 3)
+        low, high = (math.tanh(math.atanh(r) + s * half) for s in (-1, 1))
+    slope = _last_coefficient(np.stack([np.ones(n), a], 1), b, confidence)
+    bend = nothing
+    if len(np.unique(a)) > 2:
+        bend = _last_coefficient(np.stack([np.ones(n), a, a**2], 1), b, confidence)
+    return LinearFit(slope, Interval(r, low, high, n), bend)
+
+
+def _last_coefficient(columns: Matrix, y: Vector, confidence: float) -> Interval:
+    """The last column's, in ordinary least squares, with Student's interval."""
+    n, k = columns.shape
+    inverse = np.linalg.inv(columns.T @ columns)
+    fitted = inverse @ columns.T @ y
+    value, degrees = float(fitted[-1]), n - k
+    if degrees < 1:
+        return Interval(value, math.nan, math.nan, n)
+    variance = float(((y - columns @ fitted) ** 2).sum()) / degrees * inverse[-1, -1]
+    half = distributions.t.ppf(0.5 + confidence / 2, degrees) * math.sqrt(variance)
+    return Interval(value, value - half, value + half, n)

@@ -1,0 +1,99 @@
+"""The stage that holds gradients of rows against the traits' vectors.
+
+Each teacher's rows and the untouched base's, on the plain base; vectors "tell_me" of
+every trait of the recipe after every block. How gradients are taken is
+`analysis.alignment`'s business, what they mean together `experiment.alignment_summary`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from undertow.analysis.alignment import mean_alignment
+from undertow.experiment.stages import Base, Lesson, kept_rows, write_teacher_rows
+from undertow.interventions.extraction import extract_vector
+from undertow.interventions.steering import SteeringVector
+from undertow.models.chat import render_row
+from undertow.pipeline.teachers import Teacher
+
+UNTOUCHED = "untouched"
+
+
+def untouched_lesson(base: Base) -> Lesson:
+    """Rows of the base itself; nobody learns from them."""
+    return Lesson(base, UNTOUCHED, partial(Teacher, kind="none"))
+
+
+def stage_of(place: str, name: str) -> str:
+    """The stage that holds the gradients of one teacher's rows."""
+    return f"{place}/{name}/gradients"
+
+
+def read_alignments(base: Base, lessons: Sequence[Lesson]) -> None:
+    """Gradients of the rows of each lesson, and of the base's own, if they are wanted.
+
+    Args:
+        base: The base of all lessons.
+        lessons: Whose rows are written.
+    """
+    count = base.recipe.evaluation.gradient_rows
+    every = [*lessons, untouched_lesson(base)] if count else []
+    todo = [
+        lesson
+        for lesson in every
+        if not base.run.is_done(stage_of(base.place, lesson.name))
+    ]
+    if not todo:
+        return
+    vectors = _vectors(base)
+    for lesson in todo:
+        write_teacher_rows(lesson)
+        _read(lesson, vectors, count)
+
+
+def _vectors(base: Base) -> dict[str, SteeringVector]:
+    return {
+        trait: extract_vector(
+            base.model, method="tell_me", family=base.family, trait=trait,
+            system=base.recipe.model.system, seed=base.shared_seed,
+        )
+        for trait in base.recipe.traits
+    }  # fmt: skip
+
+
+def _by_layer(vectors: Mapping[str, SteeringVector]) -> dict[int, Tensor]:
+    """[vector, hidden] by block, each as long as the stream there: dose 1."""
+    one = next(iter(vectors.values()))
+    return {
+        layer: torch.stack([v.direction(layer) for v in vectors.values()])
+        for layer in one.layers
+    }
+
+
+def _read(lesson: Lesson, vectors: dict[str, SteeringVector], count: int) -> None:
+    """One set of rows against all vectors."""
+    base, stage = lesson.base, stage_of(lesson.base.place, lesson.name)
+    rows = [
+        render_row(base.model, row, system=base.recipe.model.system)
+        for row in kept_rows(base, lesson.name)[:count]
+    ]
+    found = mean_alignment(
+        base.model, rows, _by_layer(vectors), sampler=base.recipe.rows.sampler,
+        on_rows=lambda done, total: base.progress(stage, done, total, ""),
+    )  # fmt: skip
+    # Nats by dose instead of by length: comparable between blocks and models.
+    lengths = torch.tensor(next(iter(vectors.values())).residual_norms).numpy()[:, None]
+    teacher, layer, dose = lesson.teacher(), None, None
+    if teacher.vector is not None:
+        layer = teacher.vector.layers[0]
+        dose = teacher.vector.dose_of_strength(teacher.strength, layer)
+    base.run.finish(
+        stage,
+        {"kind": teacher.kind, "trait": teacher.trait, "vector_layer": layer,
+         "dose": 0.0 if teacher.kind == "none" else dose, "rows": found.rows,
+         "vectors": list(vectors), "layers": list(found.layers),
+         "cosines": found.cosines.tolist(), "nats": (found.mean * lengths).tolist(),
+         "nats_sd": (found.sd * lengths).tolist()},
+    )  # fmt: skip
