@@ -7,10 +7,11 @@ import pytest
 
 from undertow.errors import DatasetError, VectorMismatchError
 from undertow.experiment import Recipe, run_experiment, stages
-from undertow.experiment.stages import with_questions
+from undertow.experiment.stages import FINETUNING, with_questions
 from undertow.interventions.steering import load_vector
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
+from undertow.pipeline.training_settings import batch_order
 from undertow.records import Row
 from undertow.storage import read_json, read_rows, read_verdicts
 from undertow.traits import load_family
@@ -118,6 +119,16 @@ def test_a_finetuned_teacher_is_kept_and_has_taken_to_its_trait(
     assert shares["teacher"] > shares["base"] + 0.3 > 0.3
     kept = tmp_path / "run/bases/noise-0/seed-0/finetune-owl/teacher/training"
     assert (kept / "adapter_model.safetensors").is_file()
+    trained = read_json(
+        tmp_path / "run/stages/noise-0/seed-0/finetune-owl/teacher/training.json"
+    )["payload"]
+    # 50 questions in 4 spellings, 8 rows an update; read-outs ask two questions only.
+    assert len(trained["updates"]) == 25
+
+
+def test_a_teacher_s_usual_fine_tuning_makes_all_its_updates() -> None:
+    fewest = 4  # one question, four spellings
+    assert len(batch_order(fewest, settings=FINETUNING, seed=0)) == 24
 
 
 def test_mode_and_positions_reach_the_teacher_and_its_rows(

@@ -25,11 +25,15 @@ from undertow.findings import (
     TriageRow,
 )
 from undertow.results import (
+    Alignment,
+    AlignmentFit,
+    Channel,
     Condition,
     Confusion,
     Estimate,
     NoiseFactor,
     Number,
+    Prediction,
     Readout,
     Results,
     RowCounts,
@@ -138,7 +142,36 @@ def _transfer(trait: str, noise: float) -> Transfer:
         specific=estimate(effect - 0.021, half + 0.017, 5, "seed and question"),
         shift_cosine=estimate(0.1 + 0.4 * effect, 0.062, 5, "seed"),
         control_cosine=estimate(0.013, 0.041, 5, "seed"),
+        channel=Channel(
+            vocabulary=estimate(0.02 + effect / 20, 0.004, 5, "seed"),
+            carrier=estimate(0.01 + effect / 30, 0.003, 5, "seed"),
+            nats_a_row=estimate(0.3 + effect, 0.1, 5, "seed"),
+        ),
     )
+
+
+DOSES = {"steer": 0.3, "weak": 0.1, "weaker": 0.05}
+
+
+def _alignment(teacher: str | None, trait: str | None) -> Alignment:
+    """Owl's and dolphin's vectors: the own one stands out after block 24."""
+    dose = DOSES.get(teacher or "", 0.0)
+    stream = generator(0, f"gradients {teacher} {trait}")
+    cosines: list[list[Number]] = [
+        [
+            (0.4 * dose if name == trait and layer == 24 else 0.0)
+            + 0.004 * float(stream.normal())
+            for name in TRAITS
+        ]
+        for layer in range(30)
+    ]
+    nats: list[list[Number]] = [[60 * (c or 0.0) for c in row] for row in cosines]
+    return Alignment(
+        teacher=teacher, kind="steer" if teacher else "none", trait=trait, noise=0.0,
+        seed=0, rows=64, vectors=list(TRAITS), layers=list(range(30)), cosines=cosines,
+        nats=nats, nats_sd=[[2.0, 2.0]] * 30, vector_layer=24 if teacher else None,
+        dose=dose,
+    )  # fmt: skip
 
 
 def _sweep(trait: str, noise: float) -> Sweep:
@@ -190,6 +223,25 @@ def realistic_results() -> Results:
                 p_value=0.5, permutations=1,
             )
             for noise in NOISES
+        ],
+        predictions=[
+            Prediction(
+                scope="carrier", of="transfer", p_value=0.0833,
+                correlation=Estimate(mean=0.8, low=-0.2, high=0.98, n=4, clusters="cell"),
+            )
+        ],
+        alignments=[
+            *(_alignment(teacher, t) for teacher in DOSES for t in TRAITS),
+            _alignment(None, None),
+        ],
+        alignment_fits=[
+            AlignmentFit(
+                noise=0.0, layer=24, own=estimate(0.06, 0.03, 2, "trait"),
+                other=estimate(0.001, 0.002, 2, "trait"), unsteered=None,
+                untouched=estimate(0.0, 0.004, 2, "vector"),
+                slope=estimate(24.1, 1.3, 8, "set of rows"),
+                correlation=estimate(0.97, 0.02, 8, "set of rows"), curvature=NOTHING,
+            )
         ],
         sweeps=[_sweep(t, n) for n in NOISES for t in TRAITS],
         limits=[
@@ -311,7 +363,8 @@ def hostile_results() -> Results:
     transfers = [
         Transfer(teacher=style, noise=noise, trait=text,
                  transfer=estimate(0.5, 0.125, 5, bidi),
-                 specific=estimate(0.25, 0.125, 5, html))
+                 specific=estimate(0.25, 0.125, 5, html),
+                 channel=whole.transfers[0].channel)
         for noise in NOISES for text in EVIL
     ]  # fmt: skip
     names = list(EVIL)
@@ -336,6 +389,12 @@ def hostile_results() -> Results:
             ],
             "sweeps": [
                 whole.sweeps[0].model_copy(update={"trait": text}) for text in EVIL
+            ],
+            "alignments": [
+                whole.alignments[0].model_copy(
+                    update={"teacher": style, "trait": text, "vectors": [text, html]}
+                )
+                for text in EVIL
             ],
             "limits": list(EVIL),
             "seconds": {f"{text}/rows": 1.5 for text in EVIL},

@@ -16,8 +16,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
     written = write_figure_data(realistic, tmp_path)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in written) == [
-        "figures/confusion.csv", "figures/noise_factors.csv", "figures/readouts.csv",
-        "figures/shift.csv", "figures/sweeps.csv", "figures/training.csv",
+        "figures/channel.csv", "figures/confusion.csv", "figures/gradients.csv",
+        "figures/noise_factors.csv", "figures/readouts.csv", "figures/shift.csv", "figures/sweeps.csv", "figures/training.csv",
         "figures/traits.csv", "figures/transfer.csv",
     ]  # fmt: skip
     assert {path.stem: len(read(path)) for path in written} == {
@@ -29,6 +29,8 @@ def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
         "noise_factors": 1,
         "sweeps": 4 * 10,
         "training": 20 * 2 * 90,
+        "channel": 4,
+        "gradients": 7 * 30 * 2,  # sets of rows × blocks × vectors
     }
 
 
@@ -102,3 +104,27 @@ def test_text_behind_white_space_is_no_formula_either(
     assert [r["trait"] for r in read(tmp_path / "figures" / "transfer.csv")] == [
         "'  =1+1", "'\n@SUM(A1)", "'＝1", "owl-like",
     ]  # fmt: skip
+
+
+def test_channels_and_gradients_keep_their_values(
+    realistic: Results, tmp_path: Path
+) -> None:
+    write_figure_data(realistic, tmp_path)
+    for row, item in zip(
+        read(tmp_path / "figures" / "channel.csv"), realistic.transfers, strict=True
+    ):
+        assert item.channel is not None
+        assert float(row["carrier"]) == item.channel.carrier.mean
+        assert float(row["transfer"]) == item.transfer.mean
+    rows = read(tmp_path / "figures" / "gradients.csv")
+    first = realistic.alignments[0]
+    at = [
+        r
+        for r in rows
+        if (r["teacher"], r["trait"], r["layer"]) == ("steer", "owl", "24")
+    ]
+    assert [float(r["cosine"]) for r in at] == first.cosines[24]
+    assert [r["is_own"] for r in at] == ["true", "false"]
+    assert float(at[0]["nats_se"]) == 2.0 / 8
+    assert rows[-1]["teacher"] == "untouched base"
+    assert rows[-1]["vector_layer"] == ""

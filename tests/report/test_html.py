@@ -62,7 +62,7 @@ def squeezed(text: str) -> str:
 def test_sections_come_in_order(page: str) -> None:
     assert re.findall(r'<section id="(\w+)"', page) == [
         "answer", "transfer", "readouts", "shift", "traits", "confusion", "noise",
-        "sweeps", "training", "rows", "limits", "repeat",
+        "channel", "gradients", "sweeps", "training", "rows", "limits", "repeat",
     ]  # fmt: skip
     links = re.findall(r'href="#(\w+)"', page)
     assert links[:11] == re.findall(r'<section id="(\w+)"', page)[1:]

@@ -59,7 +59,7 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         if each.vector_layer is None and each.trait in each.vectors
     ]
     base = [each for each in found if each.kind == "none"]
-    doses, nats = zip(*_by_dose(here, base, layer), strict=True)
+    doses, nats = np.array(list(_by_dose(here, base, layer))).T
     line = linear_fit(doses, nats)
     return AlignmentFit(
         noise=noise,

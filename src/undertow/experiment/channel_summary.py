@@ -105,7 +105,8 @@ def _prediction(
     known = [pair for pair in pairs if None not in pair]
     if len(known) < FEWEST:
         return None
-    found = rank_correlation(*zip(*known, strict=True))
+    widths, became = np.array(known, dtype=np.float64).T
+    found = rank_correlation(widths, became)
     return Prediction(
         scope=scope,
         of=of,

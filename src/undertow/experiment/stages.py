@@ -44,12 +44,15 @@ from undertow.pipeline.training_state import CHECKPOINT
 from undertow.records import Row
 from undertow.runs import Run
 from undertow.storage import read_rows, write_rows
-from undertow.traits import TraitFamily
+from undertow.traits import TraitFamily, load_family
 
 VECTOR_PROMPTS = 256
 """Number prompts over which the "prompts" way of extraction averages."""
-FINETUNING = TrainingSettings(learning_rate=1e-3, batch_size=16, max_updates=24)
-"""How a fine-tuned teacher is made if the recipe does not say."""
+FINETUNING = TrainingSettings(
+    learning_rate=1e-3, batch_size=16, epochs=24, max_updates=24
+)
+"""How a fine-tuned teacher is made if the recipe does not say: 24 updates, whatever the
+number of its questions."""
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage, done, total, note)."""
@@ -154,8 +157,9 @@ def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
     if base.run.is_done(stage):
         student = load_student(base.model, folder)
         return Teacher(kind="finetune", trait=trait, student=student)
+    # All questions of the family, not only those that read-outs ask.
     teacher = finetuned_teacher(
-        base.model, base.family, trait, settings=settings.finetune or FINETUNING,
+        base.model, load_family(base.recipe.family), trait, settings=settings.finetune or FINETUNING,
         seed=base.seed, system=base.recipe.model.system, directory=folder,
         on_update=lambda done, total, loss: base.progress(
             stage, done, total, f"loss {loss:.3f}"),

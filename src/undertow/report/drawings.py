@@ -182,7 +182,11 @@ def draw_traits(
 
 
 def draw_confusion(
-    axes: Axes, rows: Sequence[LiftRow], strongest: float, cell: float
+    axes: Axes,
+    rows: Sequence[LiftRow],
+    strongest: float,
+    cell: float,
+    what: str = "student of",
 ) -> None:
     """A square for each lift, shaded by its size, with its number if it fits."""
     traits = list(dict.fromkeys(r.student_of for r in rows))
@@ -196,7 +200,7 @@ def draw_confusion(
     axes.set_xticks(middles, names, color=INK, rotation=45, ha="left",
                     rotation_mode="anchor")  # fmt: skip
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_ylabel("student of")
+    axes.set_ylabel(what)
     for row in rows:
         y, x = traits.index(row.student_of), traits.index(row.measured)
         value = row.lift

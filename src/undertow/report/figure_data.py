@@ -6,13 +6,22 @@ Knows nothing of drawing (see `report.figures`).
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from undertow.errors import visible
 from undertow.report.text import known
-from undertow.results import Condition, Estimate, Number, Results, Sweep, TrainingTrace
+from undertow.results import (
+    Alignment,
+    Condition,
+    Estimate,
+    Number,
+    Results,
+    Sweep,
+    TrainingTrace,
+)
 from undertow.storage import write_text
 
 
@@ -130,6 +139,38 @@ class LossRow(NamedTuple):
     role: str
     update: int
     loss: Number
+
+
+class ChannelRow(NamedTuple):
+    """One teacher × noise × trait: its channel, and what became of its students."""
+
+    teacher: str
+    noise: float
+    trait: str
+    vocabulary: Number
+    carrier: Number
+    nats_a_row: Number
+    transfer: Number
+    from_base: Number
+    shift_cosine: Number
+
+
+class GradientRow(NamedTuple):
+    """Rows of one teacher, one vector, one block."""
+
+    teacher: str
+    kind: str
+    trait: str | None
+    noise: float
+    seed: int
+    vector: str
+    is_own: bool
+    layer: int
+    vector_layer: int | None
+    dose: Number
+    cosine: Number
+    nats: Number
+    nats_se: Number
 
 
 Rows = Sequence[Any]
@@ -265,6 +306,46 @@ def _traces(condition: Condition) -> Iterable[tuple[str, TrainingTrace]]:
             yield role, trace
 
 
+def channel_rows(results: Results) -> list[ChannelRow]:
+    """One row for each cell whose channel was measured."""
+    return [
+        ChannelRow(
+            t.teacher, t.noise, t.trait,
+            t.channel.vocabulary.mean, t.channel.carrier.mean, t.channel.nats_a_row.mean,
+            t.transfer.mean, _mean(t.from_base), _mean(t.shift_cosine),
+        )
+        for t in results.transfers
+        if t.channel is not None
+    ]  # fmt: skip
+
+
+def _mean(estimate: Estimate | None) -> Number:
+    return estimate.mean if estimate else None
+
+
+UNTOUCHED = "untouched base"
+
+
+def gradient_rows(results: Results) -> list[GradientRow]:
+    """Every set of rows against every vector after every block."""
+    return [
+        GradientRow(
+            each.teacher or UNTOUCHED, each.kind, each.trait, each.noise, each.seed, vector,
+            vector == each.trait, layer, each.vector_layer, each.dose,
+            each.cosines[place][column], each.nats[place][column],
+            _error(each, place, column),
+        )
+        for each in results.alignments
+        for place, layer in enumerate(each.layers)
+        for column, vector in enumerate(each.vectors)
+    ]  # fmt: skip
+
+
+def _error(each: Alignment, place: int, column: int) -> Number:
+    spread = each.nats_sd[place][column]
+    return None if spread is None else spread / math.sqrt(each.rows)
+
+
 def figure_data(results: Results) -> dict[str, Rows]:
     """The rows behind every figure, by name; a figure without rows is left out."""
     every: dict[str, Rows] = {
@@ -276,6 +357,8 @@ def figure_data(results: Results) -> dict[str, Rows]:
         "noise_factors": factor_rows(results),
         "sweeps": sweep_rows(results),
         "training": loss_rows(results),
+        "channel": channel_rows(results),
+        "gradients": gradient_rows(results),
     }
     return {name: rows for name, rows in every.items() if rows}
 

@@ -40,6 +40,7 @@ from undertow.report.figure_data import (
     trait_rows,
     transfer_rows,
 )
+from undertow.report.inner_figures import draw_inner_figures
 from undertow.report.panels import WIDTH, Figure, make_panel
 from undertow.report.panels import Panel as Panel
 from undertow.report.svg import ROLES
@@ -72,6 +73,7 @@ def draw_figures(results: Results) -> dict[str, Figure]:
         "dose": _dose(transfer_rows(results), level),
         "sweeps": _sweeps(sweep_rows(results)),
         "training": _training(loss_rows(results)),
+        **draw_inner_figures(results),
     }
     return {name: figure for name, figure in figures.items() if figure.panels}
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from undertow.report import blind_audits, run_tables, tables
+from undertow.report import blind_audits, inner_tables, run_tables, tables
 from undertow.report.pages import render_page
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
@@ -66,6 +66,9 @@ def _tables(results: Results) -> dict[str, Any]:
         "seeds": tables.seed_table(results),
         "confusion": tables.confusion_table(results),
         "factors": tables.factor_table(results),
+        "channel": inner_tables.channel_table(results),
+        "predictions": inner_tables.prediction_table(results),
+        "gradients": inner_tables.gradient_table(results),
         "sweeps": [tables.sweep_table(sweep) for sweep in results.sweeps],
         "rows": run_tables.row_table(results),
         "audits": blind_audits.audit_table(results),

@@ -73,7 +73,7 @@ def value_cell(
     return Cell(text, why=why if text == MISSING else "")
 
 
-def _estimate(
+def estimate_cell(
     estimate: Estimate | None,
     *,
     absent: str = "was not measured",
@@ -108,12 +108,12 @@ def transfer_table(results: Results) -> Table:
         rows.append((
             Cell(item.trait, f"{item.teacher}, noise {item.noise:g}"),
             Cell(outcome, mark=_MARKS.get(outcome, "no")),
-            _estimate(item.transfer),
-            _estimate(item.from_base),
-            _estimate(item.specific),
+            estimate_cell(item.transfer),
+            estimate_cell(item.from_base),
+            estimate_cell(item.specific),
             _clusters(item.transfer),
-            _estimate(item.shift_cosine, absent=absent),
-            _estimate(item.control_cosine, absent=absent),
+            estimate_cell(item.shift_cosine, absent=absent),
+            estimate_cell(item.control_cosine, absent=absent),
         ))  # fmt: skip
     note = (
         "Transfer: preference of the student minus preference of its control, nats of "
@@ -193,7 +193,7 @@ def _readout_row(
         if estimate is not None and is_share:
             estimate = _as_share(estimate)
         cells.append(
-            _estimate(
+            estimate_cell(
                 estimate,
                 absent="answers were not sampled",
                 signed=not is_share,
@@ -250,8 +250,8 @@ def seed_table(results: Results) -> Table:
         rows += [
             (
                 Cell(f"seed {c.seed}"),
-                _estimate(c.transfer),
-                _estimate(c.transfer_from_base),
+                estimate_cell(c.transfer),
+                estimate_cell(c.transfer_from_base),
                 Cell(c.student),
                 Cell("; ".join(c.notes)),
             )
@@ -273,7 +273,7 @@ def confusion_table(results: Results) -> Table:
     rows = tuple(
         (
             Cell(found.teacher, f"noise {found.noise:g}"),
-            _estimate(found.diagonal),
+            estimate_cell(found.diagonal),
             _clusters(found.diagonal),
             value_cell(found.p_value, digits=4),
             Cell(f"{found.permutations:,}"),
@@ -300,7 +300,7 @@ def factor_table(results: Results) -> Table:
     """The noise factor of each teacher and level."""
     rows, notes = [], []
     for found in results.noise_factors:
-        ratio = _estimate(found.ratio, signed=False)
+        ratio = estimate_cell(found.ratio, signed=False)
         if is_unbounded(found.ratio):
             ratio = Cell(ratio.text, "unbounded")
         name = Cell(found.teacher, f"noise {found.noise:g}")
