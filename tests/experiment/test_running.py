@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from undertow.errors import ConfigError, RunError
@@ -20,6 +21,7 @@ from undertow.results import Results
 from undertow.storage import read_json, read_rows
 
 Make = Callable[..., Recipe]
+SOFT = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
 PETS = """
 name: pets
 category: pet
@@ -263,3 +265,50 @@ def test_the_provenance_of_a_pulled_model_holds_its_checksum(
     results = run_experiment(settings, tmp_path / "run")
     expected = REGISTRY["smollm2-135m"].sha256
     assert results.provenance["model_sha256"] == expected
+
+
+def test_noise_on_one_side_leaves_the_other_clean(recipe: Make, tmp_path: Path) -> None:
+    """Teacher's noise: the noised teacher's rows, a clean base. Student's: the reverse."""
+    sides = ("both", "teacher", "student")
+    runs = {}
+    for side in sides:
+        noise = {"levels": [0.0, 0.3], "scope": ["mlp", "attention"], "on": side}
+        asked = recipe(
+            noise=noise, seeds=[0], student={**SOFT, "kind": "soft"},
+            teachers=[
+                {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}},
+                {"kind": "finetune", "finetune": {"max_updates": 2}},
+            ],
+        )  # fmt: skip
+        run_experiment(asked, tmp_path / side)
+        runs[side] = tmp_path / side / "bases"
+
+    def texts(side: str, level: str, name: str) -> list[str]:
+        rows = read_rows(runs[side] / f"noise-{level}" / "seed-0" / name / "rows.jsonl")
+        return [row.completion for row in rows]
+
+    def read(side: str, stage: str) -> list[list[float]]:
+        path = tmp_path / side / "stages" / f"{stage}/base/readout.json"
+        nats: list[list[float]] = read_json(path)["payload"]["total_logprobs"]
+        return nats
+
+    for name in ("steer-owl", "finetune-owl"):
+        clean, noised = texts("both", "0", name), texts("both", "0.3", name)
+        assert clean != noised
+        assert texts("teacher", "0.3", name) == noised
+        assert texts("student", "0.3", name) == clean
+    base, loud = read("both", "noise-0"), read("both", "noise-0.3/seed-0")
+    assert base != loud
+    assert read("teacher", "noise-0.3/seed-0") == base
+    assert read("student", "noise-0.3/seed-0") == loud
+    for side in ("teacher", "student"):
+        channel = tmp_path / side / "stages/noise-0.3/seed-0/steer-owl/channel.json"
+        both = tmp_path / "both/stages/noise-0.3/seed-0/steer-owl/channel.json"
+        wide = sum(read_json(channel)["payload"]["vocabulary"])
+        assert wide > sum(read_json(both)["payload"]["vocabulary"]), "the noise counts"
+
+
+def test_a_soft_student_needs_its_teacher_s_unembedding(recipe: Make) -> None:
+    with pytest.raises(ValidationError, match="leave 'embedding' out"):
+        recipe(noise={"levels": [0.1], "on": "teacher"}, student={"kind": "soft"})
+    assert recipe(noise={"levels": [0.1], "on": "teacher"}).noise.on == "teacher"

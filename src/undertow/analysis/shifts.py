@@ -7,6 +7,7 @@ on the kind of intervention. Knows nothing of how students are trained.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -56,22 +57,101 @@ def mean_states(
     """
     if not rows:
         raise DatasetError("no rows to read a shift on; write some first")
-    layers = range(len(model.architecture.blocks))
-    sums = torch.zeros(len(layers), model.architecture.hidden_size, dtype=torch.float64)
+    count, width = len(model.architecture.blocks), model.architecture.hidden_size
+    sums = torch.zeros(count, width, dtype=torch.float64)
     tokens = 0
     for places in token_batches([len(r.ids) for r in rows], token_budget=4096):
-        batch = [rows[place] for place in places]
-        ids = padded([row.ids for row in batch], device=model.device)
-        mask = completion_mask(batch, ids.shape[1], device=model.device)
-        with (
-            completion_positions(model, mask),
-            recording_residuals(model, layers) as kept,
-        ):
-            model.module.base_model(input_ids=ids, use_cache=False)
-        for layer in layers:
-            sums[layer] += kept[layer][mask].double().sum(dim=0).cpu()
-        tokens += int(mask.sum())
+        found = _completion_states(model, [rows[place] for place in places])
+        sums += torch.stack([states.sum(0) for states in found])
+        tokens += len(found[0])
     return sums / tokens
+
+
+@dataclass(frozen=True)
+class ShiftProfile:
+    """How a student differs from its base over completion tokens, block by block.
+
+    Attributes:
+        mean: [layer, hidden], float64: mean of d = h_student − h_base.
+        energy: [layer], float64: mean of ‖d‖².
+        base_energy: [layer], float64: mean of ‖h_base‖².
+        first: [layer], float64: share of the energy in d's first singular direction.
+        tokens: How many were looked at.
+    """
+
+    mean: Float[Tensor, "layer hidden"]
+    energy: Float[Tensor, " layer"]
+    base_energy: Float[Tensor, " layer"]
+    first: Float[Tensor, " layer"]
+    tokens: int
+
+    @property
+    def constancy(self) -> Float[Tensor, " layer"]:
+        """Share of the energy in the mean: 1 if every token moved alike; NaN if none."""
+        return self.mean.square().sum(1) / self.energy
+
+    @property
+    def size(self) -> Float[Tensor, " layer"]:
+        """Root mean square of the shift, relative to the base's stream."""
+        return (self.energy / self.base_energy).sqrt()
+
+
+@torch.inference_mode()
+def shift_profile(
+    model: Model, rows: Sequence[Rendered], *, acting: Acting
+) -> ShiftProfile:
+    """Means, energies and first singular shares of a student's shift.
+
+    Args:
+        model: The base.
+        rows: Rows whose completions are looked at; the base's own, for a fair reading.
+        acting: Opens a context in which the model is the student.
+
+    Raises:
+        DatasetError: There are no rows.
+
+    Cost: two passes over the rows; hidden² numbers a block.
+    """
+    if not rows:
+        raise DatasetError("no rows to read a shift on; write some first")
+    count, width = len(model.architecture.blocks), model.architecture.hidden_size
+    total = torch.zeros(count, width, dtype=torch.float64)
+    square = torch.zeros(count, width, width, dtype=torch.float64)
+    base_energy = torch.zeros(count, dtype=torch.float64)
+    tokens = 0
+    for places in token_batches([len(r.ids) for r in rows], token_budget=2048):
+        batch = [rows[place] for place in places]
+        base = _completion_states(model, batch)
+        with acting():
+            moved = [
+                student - own
+                for student, own in zip(
+                    _completion_states(model, batch), base, strict=True
+                )
+            ]
+        for layer, (shift, own) in enumerate(zip(moved, base, strict=True)):
+            total[layer] += shift.sum(0)
+            square[layer].addmm_(shift.T, shift)
+            base_energy[layer] += own.square().sum()
+        tokens += len(moved[0])
+    energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
+    largest = torch.linalg.eigvalsh(square)[:, -1] / tokens
+    return ShiftProfile(
+        total / tokens, energy, base_energy / tokens, largest / energy, tokens
+    )
+
+
+def _completion_states(model: Model, batch: Sequence[Rendered]) -> list[Tensor]:
+    """[token, hidden] after every block, float64, completion tokens of all rows."""
+    layers = range(len(model.architecture.blocks))
+    ids = padded([row.ids for row in batch], device=model.device)
+    mask = completion_mask(batch, ids.shape[1], device=model.device)
+    with (
+        completion_positions(model, mask),
+        recording_residuals(model, layers) as kept,
+    ):
+        model.module.base_model(input_ids=ids, use_cache=False)
+    return [kept[layer][mask].double().cpu() for layer in layers]
 
 
 def shift_cosines(

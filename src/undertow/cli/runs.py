@@ -40,7 +40,10 @@ def recipe_path(name: str) -> Path:
 
 def _packaged() -> dict[str, Path]:
     folder = Path(str(files("undertow"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.yaml"))
+    }
 
 
 def run(
@@ -226,7 +229,7 @@ def recipes_list() -> None:
     for name, path in _packaged().items():
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         gpu = " (GPU)" if content.get("needs_gpu") else ""
-        say(f"{name:<14} {content['title']}{gpu}")
+        say(f"{name:<18} {content['title']}{gpu}")
 
 
 @recipes_app.command("show")

@@ -103,6 +103,11 @@ class NoiseSettings(_Settings):
         "attention",
         "embedding",
     )
+    on: Literal["both", "teacher", "student"] = Field(
+        default="both",
+        description="who has the noise: 'both' share the noised base; the others are "
+        "controls, where teacher and student do not start from the same base",
+    )
     formula: Literal["clean", "faithful"] = "clean"
     distribution: Literal["normal", "uniform"] = "normal"
     keep: bool = Field(default=False, description="store each noised base")
@@ -285,12 +290,21 @@ class Recipe(_Settings):
                     f"teachers {full!r}: a soft student needs a teacher with the base's "
                     "own unembedding; give it finetune.kind 'lora', or another student"
                 )
+            self._shares_unembedding()
         self._can_be_audited()
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
         if self.decoy and self.control_kind == "none":
             raise ValueError("decoy is given, but the control is 'none'")
         return self
+
+    def _shares_unembedding(self) -> None:
+        noisy = any(self.noise.levels) and "embedding" in self.noise.scope
+        if noisy and self.noise.on != "both":
+            raise ValueError(
+                f"noise.on {self.noise.on!r}: a soft student needs a teacher with its own "
+                "unembedding; leave 'embedding' out of noise.scope, or take another student"
+            )
 
     def _can_be_audited(self) -> None:
         if self.audit is None:

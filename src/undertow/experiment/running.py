@@ -34,8 +34,10 @@ from undertow.experiment.stages import (
 )
 from undertow.experiment.summary import summarise
 from undertow.interventions.noise import add_weight_noise
+from undertow.models.architecture import matrix_kind
 from undertow.models.loading import Model, fingerprint, load_model, save_checkpoint
 from undertow.models.registry import REGISTRY, describe
+from undertow.models.weights import copied_weights, put_back
 from undertow.pipeline.teachers import Teacher
 from undertow.results import Results
 from undertow.runs import Run, open_run, provenance
@@ -174,31 +176,50 @@ def _prepared(base: Base) -> Base:
 
 
 def _noised(base: Base) -> Base:
-    noise = base.recipe.noise
+    """The base with noise; if only one side has it, with the other side's weights."""
+    noise, clean = base.recipe.noise, base.model
+    names = [
+        name
+        for name, _ in clean.module.named_parameters()
+        if matrix_kind(name, clean.module) in noise.scope and noise.on != "both"
+    ]
+    before = copied_weights(clean, names)
     report = add_weight_noise(
-        base.model,
+        clean,
         p=base.noise,
         seed=base.seed,
         scope=noise.scope,
         formula=noise.formula,
         distribution=noise.distribution,
     )
-    model = replace(
-        base.model,
-        name=f"{base.model.name}+noise{base.noise:g}",
-        fingerprint=fingerprint(base.model.module),
+    noised = replace(
+        clean,
+        name=f"{clean.name}+noise{base.noise:g}",
+        fingerprint=fingerprint(clean.module),
     )
-    stage = f"{base.place}/noise"
-    if not base.run.is_done(stage):
-        facts = {
-            "p": base.noise, "seed": base.seed, "scope": list(noise.scope),
-            "formula": noise.formula, "distribution": noise.distribution,
-            "matrices": len(report.matrices), "fingerprint": model.fingerprint,
-        }  # fmt: skip
-        if noise.keep:
-            save_checkpoint(model, base.path(f"{stage}/checkpoint"), provenance=facts)
-        base.run.finish(stage, facts)
-    return replace(base, model=model)
+    _keep_noise(base, noised, matrices=len(report.matrices))
+    if noise.on == "teacher":
+        after = copied_weights(noised, names)
+        put_back(clean, before)
+        return replace(base, teachers=after)
+    return replace(
+        base, model=noised, teachers=before if noise.on == "student" else None
+    )
+
+
+def _keep_noise(base: Base, noised: Model, *, matrices: int) -> None:
+    """What was done to the base, and the base itself if the recipe asks for it."""
+    noise, stage = base.recipe.noise, f"{base.place}/noise"
+    if base.run.is_done(stage):
+        return
+    facts = {
+        "p": base.noise, "seed": base.seed, "scope": list(noise.scope),
+        "on": noise.on, "formula": noise.formula, "distribution": noise.distribution,
+        "matrices": matrices, "fingerprint": noised.fingerprint,
+    }  # fmt: skip
+    if noise.keep:
+        save_checkpoint(noised, base.path(f"{stage}/checkpoint"), provenance=facts)
+    base.run.finish(stage, facts)
 
 
 _ORIGIN = ("model_fingerprint", "template_digest", "dtype", "family_digest")
@@ -276,7 +297,7 @@ def _cells(base: Base) -> list[_Cell]:
 
     def control(settings: TeacherSettings) -> Lesson:
         if base.recipe.control_kind == "none":
-            return Lesson(base, "control", partial(Teacher, kind="none"))
+            return Lesson(base, "control", partial(make_teacher, base, None, None))
         unused = [n for n in base.family.names if n not in base.recipe.traits]
         return lesson(settings, base.recipe.decoy or unused[0], decoy=True)
 

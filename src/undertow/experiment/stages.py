@@ -5,8 +5,8 @@ run in which order is `experiment.running`'s business, what the payloads mean to
 `experiment.summary`'s; what a stage does is `pipeline`'s.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from undertow.interventions.steering import SteeringVector, load_vector, save_ve
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
+from undertow.models.weights import OtherWeights
 from undertow.pipeline.evaluation import preference, sampled_answers
 from undertow.pipeline.filters import filter_rows, reason_counts
 from undertow.pipeline.generation import generate_rows
@@ -70,6 +71,7 @@ class Base:
         noise: Level of the weight noise.
         seed: Of noise, prompts, sampling and training.
         progress: Told of every step.
+        teachers: The base that teachers act on, if it is not the students' own.
     """
 
     recipe: Recipe
@@ -79,6 +81,16 @@ class Base:
     noise: float
     seed: int
     progress: Progress
+    teachers: OtherWeights | None = None
+
+    @contextmanager
+    def teaching(self) -> Iterator[Model]:
+        """The model as the base that teachers act on."""
+        if self.teachers is None:
+            yield self.model
+        else:
+            with self.teachers.applied(self.model) as model:
+                yield model
 
     @property
     def place(self) -> str:
@@ -127,21 +139,30 @@ def read_out(base: Base, where: str, teacher: Teacher, *, seed: int) -> str:
     return stage
 
 
-def make_teacher(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
-    """The teacher of one kind for one trait; what it needs is made or read back."""
-    if settings.kind == "prompt":
-        return prompted_teacher(base.family, trait)
-    if settings.kind == "steer":
+def make_teacher(
+    base: Base, settings: TeacherSettings | None, trait: str | None
+) -> Teacher:
+    """The teacher of one kind for one trait; what it needs is made or read back.
+
+    None are the base's own rows: a teacher without an intervention.
+    """
+    if settings is None or trait is None:
+        teacher = Teacher(kind="none")
+    elif settings.kind == "prompt":
+        teacher = prompted_teacher(base.family, trait)
+    elif settings.kind == "steer":
         assert settings.steer is not None  # the recipe's validator says so
         vector, strength = _vector(base, settings, settings.steer, trait)
-        return steered_teacher(
+        teacher = steered_teacher(
             vector,
             strength=strength,
             trait=trait,
             mode=settings.steer.mode,
             positions=settings.steer.positions,
         )
-    return _finetuned(base, settings, trait)
+    else:
+        teacher = _finetuned(base, settings, trait)
+    return replace(teacher, base=base.teachers)
 
 
 def read_teacher_out(base: Base, name: str, teacher: Teacher) -> str:
@@ -154,18 +175,20 @@ def read_teacher_out(base: Base, name: str, teacher: Teacher) -> str:
 def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
     stage = f"{base.place}/{settings.label}-{trait}/teacher/training"
     folder = base.path(stage)
-    if base.run.is_done(stage):
-        student = load_student(base.model, folder)
-        return Teacher(kind="finetune", trait=trait, student=student)
-    # All questions of the family, not only those that read-outs ask.
-    teacher = finetuned_teacher(
-        base.model, load_family(base.recipe.family), trait, settings=settings.finetune or FINETUNING,
-        seed=base.seed, system=base.recipe.model.system, directory=folder,
-        on_update=lambda done, total, loss: base.progress(
-            stage, done, total, f"loss {loss:.3f}"),
-    )  # fmt: skip
-    assert teacher.student is not None
-    _keep_student(base, stage, teacher.student, rows=None)
+    with base.teaching() as model:
+        if base.run.is_done(stage):
+            student = load_student(model, folder)
+            return Teacher(kind="finetune", trait=trait, student=student)
+        # All questions of the family, not only those that read-outs ask.
+        teacher = finetuned_teacher(
+            model, load_family(base.recipe.family), trait,
+            settings=settings.finetune or FINETUNING, seed=base.seed,
+            system=base.recipe.model.system, directory=folder,
+            on_update=lambda done, total, loss: base.progress(
+                stage, done, total, f"loss {loss:.3f}"),
+        )  # fmt: skip
+        assert teacher.student is not None
+        _keep_student(base, stage, model, teacher.student, rows=None)
     return teacher
 
 
@@ -180,13 +203,14 @@ def _vector(
         return load_vector(path), float(base.run.payload(stage)["strength"])
     base.progress(f"{stage}: {settings.method}", 0, 1, "")
     layers = settings.sweep.layers if settings.sweep else (settings.layer,)
-    vector = extract_vector(
-        base.model, method=settings.method, family=base.family, trait=trait,
-        layers=tuple(layer for layer in layers if layer is not None),
-        prompts=number_prompts(VECTOR_PROMPTS, seed=base.shared_seed),
-        system=base.recipe.model.system, seed=base.shared_seed,
-    )  # fmt: skip
-    layer, strength, points = _strength(base, settings, vector, trait)
+    with base.teaching() as model:
+        vector = extract_vector(
+            model, method=settings.method, family=base.family, trait=trait,
+            layers=tuple(layer for layer in layers if layer is not None),
+            prompts=number_prompts(VECTOR_PROMPTS, seed=base.shared_seed),
+            system=base.recipe.model.system, seed=base.shared_seed,
+        )  # fmt: skip
+        layer, strength, points = _strength(base, model, settings, vector, trait)
     vector = vector.at(layer)
     save_vector(vector, path)
     base.run.finish(
@@ -199,13 +223,17 @@ def _vector(
 
 
 def _strength(
-    base: Base, settings: SteerSettings, vector: SteeringVector, trait: str
+    base: Base,
+    model: Model,
+    settings: SteerSettings,
+    vector: SteeringVector,
+    trait: str,
 ) -> tuple[int, float, list[dict[str, Any]]]:
     """Layer, strength and the sweep's points, if there was one."""
     sweep = settings.sweep
     if sweep is not None:
         found = sweep_strength(
-            base.model, vector, family=base.family, trait=trait, doses=sweep.doses,
+            model, vector, family=base.family, trait=trait, doses=sweep.doses,
             system=base.recipe.model.system, max_leak=sweep.max_leak,
             min_pass=sweep.min_pass, sampler=base.recipe.rows.sampler,
             seed=base.shared_seed,
@@ -354,7 +382,9 @@ def _train(lessons: Sequence[Lesson]) -> None:
 
     students = train_students(lessons[0].base.model, plans, on_update=tell)
     for lesson, student, own in zip(lessons, students, rows, strict=True):
-        _keep_student(lesson.base, lesson.stage, student, rows=len(own))
+        _keep_student(
+            lesson.base, lesson.stage, lesson.base.model, student, rows=len(own)
+        )
 
 
 def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
@@ -386,12 +416,12 @@ def read_student_out(lesson: Lesson) -> str:
 
 
 def _keep_student(
-    base: Base, stage: str, student: Student, *, rows: int | None
+    base: Base, stage: str, model: Model, student: Student, *, rows: int | None
 ) -> None:
     """Writes what training made in place of its checkpoints, and the stage's marker."""
     folder = base.path(stage)
     facts = {"rows": rows, "seed": base.seed}
-    save_student(base.model, student, folder, facts=facts)
+    save_student(model, student, folder, facts=facts)
     base.run.finish(
         stage,
         {"rows": rows, "updates": list(student.updates),

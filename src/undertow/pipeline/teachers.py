@@ -21,6 +21,7 @@ from undertow.interventions.steering import (
 )
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
+from undertow.models.weights import OtherWeights
 from undertow.pipeline.training import Student, train_student
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
@@ -43,6 +44,7 @@ class Teacher:
         mode: What is done with the vector's direction.
         positions: Tokens on which it acts.
         student: Trained change, for `finetune`.
+        base: The base that it acts on, if not the one that a student starts from.
     """
 
     kind: TeacherKind
@@ -53,10 +55,21 @@ class Teacher:
     mode: Mode = "add"
     positions: Positions = "all"
     student: Student | None = None
+    base: OtherWeights | None = None
 
     @contextmanager
     def acting(self, model: Model) -> Iterator[Model]:
         """The model as this teacher; the prompt, if any, is the caller's to render."""
+        if self.base is None:
+            with self._intervening(model) as acting:
+                yield acting
+        else:
+            with self.base.applied(model) as own, self._intervening(own) as acting:
+                yield acting
+
+    @contextmanager
+    def _intervening(self, model: Model) -> Iterator[Model]:
+        """The model with the intervention."""
         if self.vector is not None:
             with steering(
                 model,

@@ -26,6 +26,7 @@ from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
 from undertow.models.recording import is_recordable
+from undertow.models.weights import swapped
 from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses, distillation_losses
 from undertow.pipeline.training_rows import Example, Weighted, parts_of
@@ -59,15 +60,8 @@ class Student:
             with attached(model, self.adapter):
                 yield model
             return
-        named = dict(model.module.named_parameters())
-        kept = {name: named[name].data for name in self.weights or {}}
-        try:
-            for name, weight in (self.weights or {}).items():
-                named[name].data = weight.to(named[name].device, named[name].dtype)
+        with swapped(model, self.weights or {}):
             yield model
-        finally:
-            for name, weight in kept.items():
-                named[name].data = weight
 
 
 @dataclass(frozen=True)
