@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from undertow.cli.runs import _packaged, audit_lines
+from undertow.audit import cost
+from undertow.cli.runs import _demo_recipe, _packaged, audit_lines
 from undertow.results import AuditOutcome, AuditTruth
 
 if TYPE_CHECKING:
@@ -119,6 +120,45 @@ def test_a_report_needs_a_finished_run(command: "Command", tmp_path: Path) -> No
     assert found.status == 2
     assert f"{tmp_path / 'results.json'}: not there; the run is not finished" in (
         found.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("flops", "name", "said"),
+    [
+        (0.4e12, "demo", ""),
+        (0.1e12, "demo-small", "This machine computes 0.10 TFLOP/s"),
+    ],
+)
+def test_a_slow_machine_gets_the_small_demo_and_keeps_it(
+    flops: float,
+    name: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: flops)
+    assert _demo_recipe(tmp_path) == _packaged()[name]
+    assert capsys.readouterr().out.startswith(said)
+    begun = tmp_path / "recipe.yaml"
+    begun.write_text("title: begun")
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1 / 0)
+    assert _demo_recipe(tmp_path) == begun, "a run that was begun is not changed"
+
+
+def test_the_small_demo_asks_the_same_of_less() -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe
+
+    whole, small = (
+        load_settings(Recipe, _packaged()[name], []) for name in ("demo", "demo-small")
+    )
+    assert small.teachers == whole.teachers
+    assert small.rows.sampler == whole.rows.sampler
+    assert small.student == whole.student
+    assert (
+        len(small.seeds) * small.rows.count * 4 == len(whole.seeds) * whole.rows.count
     )
 
 

@@ -40,10 +40,11 @@ def recipe_path(name: str) -> Path:
 
 def _packaged() -> dict[str, Path]:
     folder = Path(str(files("undertow"))) / "recipes"
-    return {
+    found = {
         path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*.yaml"))
+        for path in folder.rglob("*.yaml")
     }
+    return dict(sorted(found.items()))
 
 
 def run(
@@ -78,10 +79,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("demo-run"),
     overrides: Set = None,
 ) -> None:
-    """Biased teacher, number rows, student and control, read-outs, report."""
+    """Biased teacher, number rows, student and control, read-outs, report, audits.
+
+    A slow machine gets a quarter of the work; `undertow run demo` is always the whole.
+    """
     from undertow.models.registry import is_pulled, pull
 
-    path = recipe_path("demo")
+    path = _demo_recipe(out)
     if not is_pulled("smollm2-135m"):
         with progress() as report_progress:
             pull(
@@ -89,6 +93,27 @@ def demo(
                 progress=lambda s, done, total: report_progress(s, done, total, ""),
             )
     _run(path, out, overrides or [], allow_cpu=True)
+
+
+_FAST = 2.5e11
+"""Operations a second that the whole demo needs for its twelve minutes."""
+
+
+def _demo_recipe(out: Path) -> Path:
+    """The demo that fits the machine; the one that was begun, if one was."""
+    from undertow.audit.cost import timed_flops
+    from undertow.runs import RECIPE
+
+    if (out / RECIPE).exists():
+        return out / RECIPE
+    flops = timed_flops(dtype="auto", device="auto")
+    if flops >= _FAST:
+        return recipe_path("demo")
+    say(
+        f"This machine computes {flops / 1e12:.2f} TFLOP/s, so this is the small demo "
+        f"(undertow run demo --out {out} is the whole one)."
+    )
+    return recipe_path("demo-small")
 
 
 def _run(
