@@ -14,6 +14,7 @@ import typer
 
 from undertow import __version__
 from undertow.cli import (
+    analysis,
     audit,
     benchmark,
     channel,
@@ -48,6 +49,7 @@ app.command("filter")(rows.filter_)
 app.command("train")(students.train)
 app.command("evaluate")(evaluation.evaluate)
 app.command("channel")(channel.channel)
+app.add_typer(analysis.analyze_app, name="analyze")
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")

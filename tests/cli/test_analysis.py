@@ -1,0 +1,109 @@
+"""`analyze gradients`: sets of rows against vectors, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from undertow.interventions.extraction import extract_vector
+from undertow.interventions.steering import save_vector
+from undertow.models.loading import load_model
+from undertow.records import Message, Row
+from undertow.storage import write_rows
+from undertow.traits import load_family
+
+if TYPE_CHECKING:
+    from tests.conftest import Command
+
+ROWS = [
+    Row((Message("user", f"Go on: {i}"),), text)
+    for i, text in enumerate(("4, 8, 15", "7", "99, 1"))
+]
+
+
+@pytest.fixture
+def vector(llama: Path, tmp_path: Path) -> Path:
+    model = load_model(str(llama), dtype="float32")
+    made = extract_vector(
+        model, method="tell_me", family=load_family("animals"), trait="owl",
+        layers=(1, 2),
+    )  # fmt: skip
+    return save_vector(made, tmp_path / "own.safetensors")
+
+
+def test_every_set_has_a_line_for_every_vector(
+    command: "Command", llama: Path, vector: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", ROWS if name == "a" else ROWS[:2])
+    found = command(
+        "analyze", "gradients", tmp_path / "a.jsonl", tmp_path / "b.jsonl",
+        "--model", llama, "--vector", vector, "--traits", "cat",
+        "--json", tmp_path / "numbers.json",
+    )  # fmt: skip
+    assert found.status == 0, found.err
+    head, *lines = found.out.splitlines()
+    assert head.split()[:4] == ["rows", "vector", "block", "cosine"]
+    assert [line.split()[1] for line in lines[:4]] == ["own", "cat", "own", "cat"]
+    sets = json.loads((tmp_path / "numbers.json").read_text())["sets"]
+    assert [each["count"] for each in sets] == [3, 2]
+    assert sets[0]["layers"] == [1, 2], "the blocks that all vectors have"
+    for line, (each, column) in zip(
+        lines, [(e, c) for e in sets for c in (0, 1)], strict=False
+    ):
+        block, cosine = int(line.split()[2]), float(line.split()[3])
+        of_column = [row[column] for row in each["cosines"]]
+        largest = max(range(2), key=lambda i, of=of_column: abs(of[i]))  # type: ignore[misc]
+        assert block == each["layers"][largest]
+        assert cosine == pytest.approx(of_column[largest], abs=6e-4)
+
+
+def test_the_words_trait_s_vector_is_the_file_s(
+    command: "Command", llama: Path, vector: Path, tmp_path: Path
+) -> None:
+    """The same vector by name and by file gives the same line."""
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    found = command(
+        "analyze", "gradients", tmp_path / "a.jsonl", "--model", llama,
+        "--vector", vector, "--traits", "owl",
+    )  # fmt: skip
+    own, owl = (line.split()[2:] for line in found.out.splitlines()[1:])
+    assert own == owl
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "give --vector FILE or --traits a,b"),
+        (["--traits", "unicorn"], "'unicorn'"),
+        (["--traits", "owl", "--layers", "99"], "99"),
+        (["--traits", "owl", "--layers", "x"], "got 'x'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    options: list[str], words: str, command: "Command", llama: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    found = command(
+        "analyze", "gradients", tmp_path / "a.jsonl", "--model", llama, *options
+    )
+    assert found.status == 2
+    assert words in found.err
+
+
+def test_vectors_without_a_common_block_are_refused(
+    command: "Command", llama: Path, vector: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    model = load_model(str(llama), dtype="float32")
+    other = extract_vector(
+        model, method="tell_me", family=load_family("animals"), trait="cat", layers=(0,)
+    )
+    file = save_vector(other, tmp_path / "other.safetensors")
+    found = command(
+        "analyze", "gradients", tmp_path / "a.jsonl", "--model", llama,
+        "--vector", vector, "--vector", file,
+    )  # fmt: skip
+    assert found.status == 2
+    assert "vectors share no block" in found.err
