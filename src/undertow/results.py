@@ -64,6 +64,21 @@ class ShiftByLayer(_Value):
     control: list[Number]
 
 
+class ShiftShape(_Value):
+    """How a student's shift is made, after each block, over completion tokens."""
+
+    layers: list[int]
+    size: list[Number] = Field(
+        description="root mean square of the shift, relative to the base's stream"
+    )
+    constancy: list[Number] = Field(
+        description="share of its energy in the mean: 1 if every token moved alike"
+    )
+    first: list[Number] = Field(
+        description="share of its energy in the first singular direction"
+    )
+
+
 class Channel(_Value):
     """KL(teacher ‖ base) on the teacher's rows: what a student of them is offered."""
 
@@ -104,6 +119,8 @@ class Condition(_Value):
         default=None, description="null if the recipe asked for none"
     )
     shift: ShiftByLayer | None = None
+    shape: ShiftShape | None = Field(default=None, description="of the student's shift")
+    control_shape: ShiftShape | None = None
     training: TrainingTrace | None = None
     control_training: TrainingTrace | None = None
     notes: list[str] = Field(default_factory=list)

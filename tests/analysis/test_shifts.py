@@ -7,7 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from undertow.analysis.shifts import mean_shift, shift_cosines, shift_norms
+from undertow.analysis.shifts import (
+    mean_shift,
+    shift_cosines,
+    shift_norms,
+    shift_profile,
+)
 from undertow.errors import DatasetError
 from undertow.interventions.steering import Positions, SteeringVector, steering
 from undertow.models.chat import Rendered
@@ -102,3 +107,49 @@ def test_cosines_and_norms_by_hand() -> None:
 def test_no_rows_have_no_shift() -> None:
     with pytest.raises(DatasetError, match="no rows to read a shift on"):
         mean_shift(tiny_model("llama"), [], acting=nullcontext)
+
+
+def _token_states(model: Model, row: Rendered, layer: int) -> torch.Tensor:
+    """[token, hidden] of one row's completion after a block, on the plain module."""
+    ids = torch.tensor([row.ids])
+    with torch.inference_mode(), recording_residuals(model, [layer]) as kept:
+        model.module.base_model(input_ids=ids, use_cache=False)
+    return kept[layer][0, row.completion_start :].double()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_profile_is_that_of_every_token_by_hand(family: Family) -> None:
+    model = tiny_model(family)
+    planted = partial(steering, model, _vector(model, 1), strength=3.0)
+    found = shift_profile(model, ROWS, acting=planted)
+    for layer in (1, 3):
+        base = torch.cat([_token_states(model, row, layer) for row in ROWS])
+        with planted():
+            shift = torch.cat([_token_states(model, row, layer) for row in ROWS]) - base
+        energy = shift.square().sum(1).mean()
+        torch.testing.assert_close(
+            found.mean[layer], shift.mean(0), rtol=1e-4, atol=1e-5
+        )
+        assert float(found.energy[layer]) == pytest.approx(float(energy), rel=1e-4)
+        size = energy / base.square().sum(1).mean()
+        assert float(found.size[layer]) == pytest.approx(float(size.sqrt()), rel=1e-4)
+        first = torch.linalg.svdvals(shift)[0] ** 2 / shift.square().sum()
+        assert float(found.first[layer]) == pytest.approx(float(first), rel=1e-3)
+    assert found.tokens == sum(len(r.ids) - r.completion_start for r in ROWS)
+    torch.testing.assert_close(found.mean, mean_shift(model, ROWS, acting=planted))
+
+
+def test_one_vector_moves_every_token_alike_where_it_acts() -> None:
+    model = tiny_model("llama")
+    planted = partial(steering, model, _vector(model, 1), strength=3.0)
+    found = shift_profile(model, ROWS, acting=planted)
+    assert float(found.constancy[1]) == pytest.approx(1.0, abs=1e-6)
+    assert float(found.first[1]) == pytest.approx(1.0, abs=1e-6)
+    assert 0 < float(found.constancy[3]) < 0.999
+    assert math.isnan(float(found.constancy[0])), "nothing moved there"
+    assert float(found.size[0]) == 0
+
+
+def test_a_profile_needs_rows() -> None:
+    with pytest.raises(DatasetError, match="no rows to read a shift on"):
+        shift_profile(tiny_model("llama"), [], acting=nullcontext)

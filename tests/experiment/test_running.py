@@ -67,6 +67,12 @@ def test_a_run_leaves_what_the_design_names(recipe: Make, tmp_path: Path) -> Non
         assert results.provenance[key], key
     assert results.conditions[0].shift is not None
     assert results.conditions[1].shift is None, "a prompt has no vector"
+    for condition in results.conditions:
+        assert condition.shape is not None
+        assert condition.control_shape is not None
+        assert len(condition.shape.size) == len(condition.shape.layers) == 4
+        assert all(0 <= (c or 0) <= 1 for c in condition.shape.constancy)
+        assert condition.shape.size[-1] != condition.control_shape.size[-1]
 
 
 def test_what_depends_on_the_base_alone_is_done_once(

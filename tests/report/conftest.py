@@ -38,6 +38,7 @@ from undertow.results import (
     Results,
     RowCounts,
     ShiftByLayer,
+    ShiftShape,
     Sweep,
     TrainingTrace,
     Transfer,
@@ -85,6 +86,17 @@ def _trace(end: float, seed: int) -> TrainingTrace:
     return TrainingTrace(updates=updates, loss=loss)
 
 
+def _shape(effect: float) -> ShiftShape:
+    """A shift that grows with depth, and is constant as far as there is an effect."""
+    layers = list(range(30))
+    return ShiftShape(
+        layers=layers,
+        size=[0.002 * layer for layer in layers],
+        constancy=[None if layer == 0 else min(0.9, abs(effect)) for layer in layers],
+        first=[None if layer == 0 else 0.5 for layer in layers],
+    )
+
+
 def _condition(trait: str, noise: float, seed: int) -> Condition:
     stream = generator(seed, f"{trait}{noise}")
     effect = EFFECT[trait, noise] + 0.12 * float(stream.normal())
@@ -124,6 +136,8 @@ def _condition(trait: str, noise: float, seed: int) -> Condition:
         transfer_from_base=estimate(effect + 0.11, 0.22),
         all_traits=change,
         shift=ShiftByLayer(layers=layers, vector_layer=24, student=curve, control=rest),
+        shape=_shape(effect),
+        control_shape=_shape(0.0),
         training=_trace(1.3, seed),
         control_training=_trace(1.2, seed),
         notes=["control: control"],

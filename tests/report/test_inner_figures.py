@@ -52,6 +52,21 @@ def test_labels_say_the_cosines(figures: dict[str, Figure]) -> None:
     assert "Mean cosine with the own vector +0.12" in figures["scores"].panels[0].label
 
 
+def test_shapes_are_means_by_teacher(figures: dict[str, Figure]) -> None:
+    size, constancy, first = figures["shape"].panels
+    assert size.title == "Size, relative to the stream"
+    assert "steer, no noise 0.06; steer, noise 0.05 0.06" in size.label
+    assert "steer, no noise 0.50" in first.label
+    quiet, loud = (
+        float(text.rsplit(maxsplit=1)[1])
+        for text in constancy.label.split(": ")[1].split("; ")
+    )
+    assert quiet < loud, "more transfer was planted with noise"
+    assert [words for _, words in figures["shape"].legend] == [
+        "steer, no noise", "steer, noise 0.05"
+    ]  # fmt: skip
+
+
 def test_scores_rise_with_the_dose(figures: dict[str, Figure]) -> None:
     for name in ("series-1", "series-2"):
         found = sorted(marks(figures["doses"].panels[0].svg, name))

@@ -327,6 +327,6 @@ def _read_cell(cell: _Cell) -> None:
             "control": read_student_out(control),
             "student": read_student_out(cell.lesson),
         },
-        "shift": read_shift(base, control.name, teacher, learnt(cell.lesson)),
+        **read_shift(base, control.name, teacher, learnt(cell.lesson)),
     }
     base.run.finish(stage, facts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from undertow.analysis.channel import Divergence, divergences
-from undertow.analysis.shifts import mean_shift, mean_states, shift_cosines
+from undertow.analysis.shifts import ShiftProfile, shift_cosines, shift_profile
 from undertow.errors import DatasetError
 from undertow.experiment.channel import speaker
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
@@ -432,29 +432,51 @@ def _keep_student(
 
 def read_shift(
     base: Base, control: str, teacher: Teacher, student: Student
-) -> dict[str, Any] | None:
-    """Cosine of both students' shifts with the teacher's vector, layer by layer.
+) -> dict[str, Any]:
+    """Where both students' streams differ from the base's, block by block.
 
-    None if the teacher has no vector or the recipe asks for no shifts.
+    "shape" and "control_shape": how large the shifts are and how far all tokens moved
+    alike. "shift": their cosines with the teacher's vector; None if it has none. All
+    are None if the recipe asks for no rows.
     """
     count = base.recipe.evaluation.shift_rows
-    if teacher.vector is None or not count:
-        return None
-    model, vector = base.model, teacher.vector
-    base.progress(f"{base.place}: shift of {teacher.trait}", 0, 1, "")
+    if not count:
+        return {"shape": None, "control_shape": None, "shift": None}
+    model = base.model
+    stage = f"{base.place}: shift of {teacher.trait}"
+    base.progress(stage, 0, 1, "")
     rows = [
         render_row(model, row, system=base.recipe.model.system)
         for row in kept_rows(base, control)[:count]
     ]
-    layer = vector.layers[0]
-    cosines, states = {}, mean_states(model, rows)
     other = load_student(model, base.path(f"{base.place}/{control}/student/training"))
-    for role, who in (("student", student), ("control", other)):
-        shift = mean_shift(model, rows, acting=_acting(who, model), base_states=states)
-        cosines[role] = shift_cosines(shift, vector.direction(layer))
-    base.progress(f"{base.place}: shift of {teacher.trait}", 1, 1, "")
-    layers = list(range(len(model.architecture.blocks)))
-    return {"layers": layers, "vector_layer": layer, **cosines}
+    own, others = (
+        shift_profile(model, rows, acting=_acting(who, model))
+        for who in (student, other)
+    )
+    base.progress(stage, 1, 1, "")
+    facts: dict[str, Any] = {
+        "shape": _shape(own), "control_shape": _shape(others), "shift": None,
+    }  # fmt: skip
+    if teacher.vector is not None:
+        layer = teacher.vector.layers[0]
+        direction = teacher.vector.direction(layer)
+        facts["shift"] = {
+            "layers": list(range(len(own.mean))),
+            "vector_layer": layer,
+            "student": shift_cosines(own.mean, direction),
+            "control": shift_cosines(others.mean, direction),
+        }
+    return facts
+
+
+def _shape(profile: ShiftProfile) -> dict[str, Any]:
+    return {
+        "layers": list(range(len(profile.mean))),
+        "size": profile.size.tolist(),
+        "constancy": profile.constancy.tolist(),
+        "first": profile.first.tolist(),
+    }
 
 
 def _acting(student: Student, model: Model) -> Callable[[], Any]:

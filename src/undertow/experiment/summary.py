@@ -34,6 +34,7 @@ from undertow.results import (
     Results,
     RowCounts,
     ShiftByLayer,
+    ShiftShape,
     Sweep,
     TrainingTrace,
     Transfer,
@@ -199,10 +200,16 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         all_traits={n: number(change[i]) for i, n in enumerate(names)},
         channel=cell.channel,
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
+        shape=_shape(facts.get("shape")),
+        control_shape=_shape(facts.get("control_shape")),
         training=_trace(run.payload(f"{place}/{name}/student/training")),
         control_training=_trace(run.payload(f"{place}/{control}/student/training")),
         notes=[f"control: {control}"],
     )
+
+
+def _shape(facts: dict[str, Any] | None) -> ShiftShape | None:
+    return ShiftShape(**facts) if facts else None
 
 
 def _row_counts(run: Run, name: str) -> RowCounts:

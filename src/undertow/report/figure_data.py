@@ -78,6 +78,20 @@ class ShiftRow(NamedTuple):
     cosine: Number
 
 
+class ShapeRow(NamedTuple):
+    """How one student's shift is made after one block."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    role: str
+    layer: int
+    size: Number
+    constancy: Number
+    first: Number
+
+
 class TraitRow(NamedTuple):
     """Student − control on one trait of the family, nats, one seed."""
 
@@ -230,6 +244,19 @@ def shift_rows(results: Results) -> list[ShiftRow]:
     ]  # fmt: skip
 
 
+def shape_rows(results: Results) -> list[ShapeRow]:
+    """One row for each condition × {student, control} × layer."""
+    return [
+        ShapeRow(c.teacher, c.noise, c.trait, c.seed, role, *values)
+        for c in results.conditions
+        for role, shape in (("student", c.shape), ("control", c.control_shape))
+        if shape is not None
+        for values in zip(
+            shape.layers, shape.size, shape.constancy, shape.first, strict=False
+        )
+    ]
+
+
 def trait_rows(results: Results) -> list[TraitRow]:
     """One row for each condition and trait of the family."""
     return [
@@ -352,6 +379,7 @@ def figure_data(results: Results) -> dict[str, Rows]:
         "transfer": transfer_rows(results),
         "readouts": readout_rows(results),
         "shift": shift_rows(results),
+        "shape": shape_rows(results),
         "traits": trait_rows(results),
         "confusion": lift_rows(results),
         "noise_factors": factor_rows(results),

@@ -26,8 +26,10 @@ from undertow.report.figure_data import (
     ChannelRow,
     GradientRow,
     LiftRow,
+    ShapeRow,
     channel_rows,
     gradient_rows,
+    shape_rows,
 )
 from undertow.report.inner_tables import (
     MEASURES,
@@ -46,6 +48,7 @@ MARKS = "osD^vP"
 def draw_inner_figures(results: Results) -> dict[str, Figure]:
     """Every figure of this module that has something to show, by name."""
     figures = {
+        "shape": _shape(shape_rows(results)),
         "channel": _channel(results),
         "scores": _scores(gradient_rows(results)),
         "gradients": _by_layer(gradient_rows(results)),
@@ -56,6 +59,69 @@ def draw_inner_figures(results: Results) -> dict[str, Figure]:
 
 def _legend(traits: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((series(place), trait) for place, trait in enumerate(traits))
+
+
+# ── shapes of shifts ─────────────────────────────────────────────────────────────
+
+SHAPES = {
+    "size": "size, relative to the stream",
+    "constancy": "share of energy in the mean",
+    "first": "share in the first direction",
+}
+
+
+def _shape(rows: Sequence[ShapeRow]) -> Figure:
+    """Each measure block by block, a line for each kind of teacher."""
+    rows = [r for r in rows if r.role == "student" and known(r.size)]
+    teachers = list(dict.fromkeys((r.teacher, r.noise) for r in rows))
+    noisy, panels = any(r.noise for r in rows), []
+    for measure, words in SHAPES.items() if rows else ():
+        last = max(r.layer for r in rows)
+        ends = {
+            teacher: mean_of(
+                getattr(r, measure) for r in rows
+                if r.layer == last and (r.teacher, r.noise) == teacher
+            )
+            for teacher in teachers
+        }  # fmt: skip
+        panels.append(
+            make_panel(
+                f"shape-{measure}", words[0].upper() + words[1:],
+                "After the last block: " + "; ".join(
+                    f"{name}{noise_name(noise, is_noisy=noisy)} {number(value)}"
+                    for (name, noise), value in ends.items()
+                ),
+                partial(draw_shape, rows=rows, measure=measure, teachers=teachers),
+                height=210.0, left=52.0,
+            )
+        )  # fmt: skip
+    legend = tuple(
+        (series(place), name + noise_name(noise, is_noisy=noisy))
+        for place, (name, noise) in enumerate(teachers)
+    )
+    return Figure(tuple(panels), legend)
+
+
+def draw_shape(
+    axes: Axes,
+    rows: Sequence[ShapeRow],
+    measure: str,
+    teachers: Sequence[tuple[str, float]],
+) -> None:
+    """Mean over traits and seeds after each block; beyond six teachers dashed."""
+    bare(axes, grid="y")
+    axes.set_xlabel("layer (block, from 0)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.set_ylim(0, None if measure == "size" else 1)
+    for place, teacher in enumerate(teachers):
+        own = [r for r in rows if (r.teacher, r.noise) == teacher]
+        layers = sorted({r.layer for r in own})
+        means = [
+            mean_of(getattr(r, measure) for r in own if r.layer == layer)
+            for layer in layers
+        ]
+        axes.plot(layers, means, color=PALETTE[series(place)], linewidth=2,
+                  linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
 
 
 # ── channels ─────────────────────────────────────────────────────────────────────
