@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -136,9 +136,17 @@ def _damaged(path: Path) -> RunError:
     )
 
 
+def _as_it_is(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 @contextmanager
 def open_run(
-    directory: Path | str, *, recipe_text: str, resume: bool = True
+    directory: Path | str,
+    *,
+    recipe_text: str,
+    resume: bool = True,
+    resolve: Callable[[Path], str] = _as_it_is,
 ) -> Iterator[Run]:
     """Opens a run directory for one process, made if it is missing.
 
@@ -147,6 +155,8 @@ def open_run(
         recipe_text: The resolved recipe; stored in a new directory, compared in one
             that is there.
         resume: Continue a run that is there; if False, refuse.
+        resolve: Reads a stored recipe as it compares with the one that is given, such
+            as with settings that did not exist when it was stored.
 
     Raises:
         RunError: The directory is locked by another process, belongs to another
@@ -154,7 +164,7 @@ def open_run(
     """
     place = Path(directory)
     with _locked(place):
-        _settle_recipe(place, recipe_text, resume=resume)
+        _settle_recipe(place, recipe_text, resume=resume, resolve=resolve)
         for draft in place.rglob(f"{DRAFT_PREFIX}*"):
             # Left by a process that was killed; the lock says that nobody writes.
             with suppress(OSError):
@@ -197,7 +207,9 @@ def _who(holder: Path) -> str:
         return ""
 
 
-def _settle_recipe(directory: Path, text: str, *, resume: bool) -> None:
+def _settle_recipe(
+    directory: Path, text: str, *, resume: bool, resolve: Callable[[Path], str]
+) -> None:
     """Stores the recipe, or checks that the one there is the same."""
     path = directory / RECIPE
     if not path.exists():
@@ -214,7 +226,9 @@ def _settle_recipe(directory: Path, text: str, *, resume: bool) -> None:
         return
     if not resume:
         raise RunError(f"{directory}: holds a run already; choose a new directory")
-    stored = path.read_text(encoding="utf-8", errors="replace")
+    stored = _as_it_is(path)
+    if stored != text:
+        stored = resolve(path)
     change = [
         line
         for line in difflib.unified_diff(

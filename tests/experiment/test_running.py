@@ -228,6 +228,25 @@ def test_a_directory_of_another_recipe_is_refused(recipe: Make, tmp_path: Path) 
         run_experiment(recipe(seeds=[1]), tmp_path / "run")
 
 
+def test_a_run_of_an_earlier_version_goes_on(recipe: Make, tmp_path: Path) -> None:
+    """Its recipe lacks settings that came later; at their defaults it is the same."""
+    asked = recipe(seeds=[0])
+    first = run_experiment(asked, tmp_path / "run")
+    stored = tmp_path / "run" / "recipe.yaml"
+    text = stored.read_text()
+    old = "".join(
+        line for line in text.splitlines(keepends=True) if "channel_rows" not in line
+    )
+    assert old != text
+    stored.write_text(old)
+    assert measured(run_experiment(asked, tmp_path / "run")) == measured(first)
+    with pytest.raises(RunError, match="belongs to another recipe"):
+        run_experiment(recipe(seeds=[0], evaluation={"channel_rows": 3}), stored.parent)
+    stored.write_text("title: [\n")
+    with pytest.raises(RunError, match="belongs to another recipe"):
+        run_experiment(asked, stored.parent)
+
+
 @pytest.mark.parametrize("what", ["model", "family", "dtype"])
 def test_a_run_is_not_continued_with_another_origin(
     what: str, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from undertow.config import dump_settings
+from undertow.config import dump_settings, load_settings
 from undertow.errors import ConfigError, RunError
 from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import audit_blind, is_audited
@@ -75,7 +75,9 @@ def run_experiment(
     """
     family = with_questions(load_family(recipe.family), recipe.evaluation.questions)
     _check(recipe, family)
-    with open_run(Path(directory), recipe_text=dump_settings(recipe)) as run:
+    with open_run(
+        Path(directory), recipe_text=dump_settings(recipe), resolve=_resolved
+    ) as run:
         model: Model | None = None
         for noise in recipe.noise.levels:
             model = None
@@ -96,6 +98,14 @@ def run_experiment(
         results = summarise(recipe, family, run)
         write_json(run.path("results.json"), results.model_dump(mode="json"))
     return results
+
+
+def _resolved(path: Path) -> str:
+    """A stored recipe with settings that came later at their defaults, if it is one."""
+    try:
+        return dump_settings(load_settings(Recipe, path))
+    except ConfigError:
+        return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _check(recipe: Recipe, family: TraitFamily) -> None:
