@@ -79,6 +79,15 @@ class ShiftShape(_Value):
     )
 
 
+class Causes(_Value):
+    """What the student's mean shift does at one block, nats of the trait's log-odds."""
+
+    layer: int
+    whole: Estimate = Field(description="student − base: what is to be explained")
+    sufficient: Estimate = Field(description="base with the shift − base")
+    necessary: Estimate = Field(description="student − student without the shift")
+
+
 class Channel(_Value):
     """KL(teacher ‖ base) on the teacher's rows: what a student of them is offered."""
 
@@ -121,6 +130,9 @@ class Condition(_Value):
     shift: ShiftByLayer | None = None
     shape: ShiftShape | None = Field(default=None, description="of the student's shift")
     control_shape: ShiftShape | None = None
+    causes: Causes | None = Field(
+        default=None, description="null if the recipe names no block"
+    )
     training: TrainingTrace | None = None
     control_training: TrainingTrace | None = None
     notes: list[str] = Field(default_factory=list)

@@ -27,6 +27,7 @@ from undertow.findings import (
 from undertow.results import (
     Alignment,
     AlignmentFit,
+    Causes,
     Channel,
     Condition,
     Confusion,
@@ -138,6 +139,12 @@ def _condition(trait: str, noise: float, seed: int) -> Condition:
         shift=ShiftByLayer(layers=layers, vector_layer=24, student=curve, control=rest),
         shape=_shape(effect),
         control_shape=_shape(0.0),
+        causes=Causes(
+            layer=24,
+            whole=estimate(effect + 0.11, 0.22),
+            sufficient=estimate(0.7 * effect, 0.1),
+            necessary=estimate(0.4 * effect, 0.2),
+        ),
         training=_trace(1.3, seed),
         control_training=_trace(1.2, seed),
         notes=["control: control"],

@@ -3,6 +3,7 @@
 import pytest
 
 from undertow.report.inner_tables import (
+    cause_table,
     channel_table,
     gradient_table,
     prediction_table,
@@ -56,6 +57,24 @@ def test_gradients_of_own_and_other_vectors(realistic: Results) -> None:
     assert found["#r over doses"][0] == "+0.97"
     assert found["#bend"][0] == "—"
     assert "every teacher was steered" in table.all_notes[-1]
+
+
+def test_what_a_shift_does_stands_beside_what_is_to_be_explained(
+    realistic: Results, empty: Results
+) -> None:
+    table = cause_table(realistic)
+    assert len(table.rows) == len(realistic.conditions)
+    causes = realistic.conditions[0].causes
+    assert causes is not None
+    name, block, whole, sufficient, necessary = texts(table.rows[0])
+    assert name == ("owl", "steer, noise 0, seed 0")
+    assert block[0] == "24"
+    for found, wanted in zip(
+        (whole, sufficient, necessary),
+        (causes.whole, causes.sufficient, causes.necessary), strict=True,
+    ):  # fmt: skip
+        assert found[0] == f"{wanted.mean:+.2f}"
+    assert cause_table(empty).rows == ()
 
 
 @pytest.mark.parametrize("mean", [None, float("nan")])

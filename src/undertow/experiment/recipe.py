@@ -180,6 +180,12 @@ class EvaluationSettings(_Settings):
     shift_rows: int = Field(
         default=48, ge=0, description="control rows on which shifts are read; 0: none"
     )
+    cause_layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="block at which a student's mean shift is added to the base, and "
+        "taken from the student, to see what it does; null: none",
+    )
     channel_rows: int = Field(
         default=24,
         ge=0,

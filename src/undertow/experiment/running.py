@@ -16,6 +16,7 @@ from undertow.config import dump_settings, load_settings
 from undertow.errors import ConfigError, RunError
 from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import audit_blind, is_audited
+from undertow.experiment.causes import read_causes
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
@@ -171,6 +172,7 @@ def _run_bases(bases: Sequence[Base], together: int) -> None:
     train_lessons(list(lessons.values()), together=together)
     for cell in cells:
         _read_cell(cell)
+        read_causes(cell.lesson, cell.control.name)
     for base in bases:
         read_alignments(base, [c.lesson for c in cells if c.lesson.base is base])
         base.run.finish(f"{base.place}/complete", {})

@@ -25,6 +25,7 @@ from undertow.experiment.recipe import Recipe
 from undertow.report.text import estimate_text
 from undertow.results import (
     AuditOutcome,
+    Causes,
     Channel,
     Condition,
     Confusion,
@@ -202,9 +203,24 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
         shape=_shape(facts.get("shape")),
         control_shape=_shape(facts.get("control_shape")),
+        causes=_causes(run, cell, trait),
         training=_trace(run.payload(f"{place}/{name}/student/training")),
         control_training=_trace(run.payload(f"{place}/{control}/student/training")),
         notes=[f"control: {control}"],
+    )
+
+
+def _causes(run: Run, cell: _Cell, trait: int) -> Causes | None:
+    stage = f"{cell.facts['place']}/{cell.facts['name']}/causes"
+    if not run.is_done(stage):
+        return None
+    facts = run.payload(stage)
+    added, taken = (log_odds(facts[key])[:, trait] for key in ("added", "taken"))
+    return Causes(
+        layer=facts["layer"],
+        whole=estimate(mean_interval(cell.from_base(trait)), "question"),
+        sufficient=estimate(mean_interval(added - cell.base[:, trait]), "question"),
+        necessary=estimate(mean_interval(cell.student[:, trait] - taken), "question"),
     )
 
 

@@ -66,6 +66,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "seeds": tables.seed_table(results),
         "confusion": tables.confusion_table(results),
         "factors": tables.factor_table(results),
+        "causes": inner_tables.cause_table(results),
         "channel": inner_tables.channel_table(results),
         "predictions": inner_tables.prediction_table(results),
         "gradients": inner_tables.gradient_table(results),

@@ -71,6 +71,31 @@ def prediction_table(results: Results) -> Table:
     return Table("What the channel foretold", columns, tuple(rows), (note,))
 
 
+def cause_table(results: Results) -> Table:
+    """What each student's mean shift does when it is added, and when it is taken."""
+    rows = [
+        (
+            Cell(c.trait, f"{c.teacher}, noise {c.noise:g}, seed {c.seed}"),
+            Cell(str(c.causes.layer)),
+            estimate_cell(c.causes.whole),
+            estimate_cell(c.causes.sufficient),
+            estimate_cell(c.causes.necessary),
+        )
+        for c in results.conditions
+        if c.causes is not None
+    ]
+    note = (
+        "The student's mean shift over completion tokens, after one block. Sufficient: "
+        "how far the base moves when the shift is added to it at every token. Necessary: "
+        "how far the student falls back when it is taken away. Both are to be held "
+        f"against student − base. Brackets: {level_text(results.confidence)} intervals "
+        "over questions."
+    )
+    columns = ("trait", "#block", "#student − base", "#base + shift − base",
+               "#student − (student − shift)")  # fmt: skip
+    return Table("What the shift does, nats", columns, tuple(rows), (note,))
+
+
 def prediction_words(found: Prediction) -> str:
     """A correlation in words."""
     if not known(found.correlation.mean):
