@@ -107,3 +107,62 @@ def test_vectors_without_a_common_block_are_refused(
     )  # fmt: skip
     assert found.status == 2
     assert "vectors share no block" in found.err
+
+
+RECIPE = """
+title: t
+question: q
+model: {{name: {model}, dtype: float32}}
+traits: [owl, cat]
+decoy: dog
+teachers: [{{kind: steer, steer: {{layer: 1, dose: 0.5}}}}, {{kind: prompt}}]
+rows: {{count: 4, sampler: {{allowed: list, max_new_tokens: 16, list_values: 3}}}}
+student: {{kind: soft, rank: 2, batch_size: 2, learning_rate: 0.01}}
+evaluation: {{questions: 2, shift_rows: 0, channel_rows: 0}}
+"""
+
+
+def test_a_run_s_students_name_another(
+    command: "Command", llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.format(model=llama))
+    assert command("run", tmp_path / "r.yaml", "--out", tmp_path / "run").status == 0
+    known = tmp_path / "known.json"
+    learnt = command("analyze", "students", tmp_path / "run", "--model", llama,
+                     "--count", 2, "--out", known)  # fmt: skip
+    assert learnt.status == 0, learnt.err
+    lines = learnt.out.splitlines()
+    assert [line.split()[:2] for line in lines[1:7]] == [
+        ["steer", "cat"], ["steer", "owl"], ["steer", "dog"],
+        ["prompt", "cat"], ["prompt", "owl"], ["prompt", "dog"],
+    ]  # fmt: skip
+    assert " of 6 known students named right by those of other traits" in lines[7]
+    folder = tmp_path / "run/bases/noise-0/seed-0/prompt-owl/student/training"
+    found = command("fingerprint", folder, "--model", llama, "--known", known,
+                    "--json", tmp_path / "f.json")  # fmt: skip
+    assert found.status == 0, found.err
+    numbers = json.loads((tmp_path / "f.json").read_text())
+    assert found.out.startswith(f"kind      {numbers['kind']} (steer ")
+    assert numbers["kind"] == max(
+        numbers["probabilities"], key=lambda kind: numbers["probabilities"][kind]
+    )
+    assert lines[7].removeprefix("held out ") in found.out
+    again = command("analyze", "students", tmp_path / "run", "--model", llama,
+                    "--out", known)  # fmt: skip
+    assert again.status == 2
+    assert "exists already" in again.err
+
+
+def test_a_base_without_known_students_is_told_what_to_do(
+    command: "Command", llama: Path, tmp_path: Path
+) -> None:
+    found = command("fingerprint", tmp_path, "--model", llama)
+    assert found.status == 2
+    assert "no known students of this base come with the package" in found.err
+    (tmp_path / "known.json").write_text(
+        '{"format": 1, "base": "b", "fingerprint": "0", "students": []}'
+    )
+    found = command("fingerprint", tmp_path, "--model", llama,
+                    "--known", tmp_path / "known.json")  # fmt: skip
+    assert found.status == 2
+    assert "its students belong to 'b'" in found.err

@@ -1,7 +1,10 @@
-"""`analyze`: instruments for rows, vectors and students that are there already."""
+"""`analyze`, `fingerprint`: instruments for rows, vectors and students that are there."""
 
+from dataclasses import replace
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,24 +13,32 @@ from undertow.cli.options import (
     Family,
     Loading,
     Sampling,
+    Seed,
     System,
     expanded,
     numbers,
     refuse_existing,
     words,
 )
-from undertow.errors import ConfigError
+from undertow.errors import ConfigError, ModelError, VectorMismatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from undertow.analysis.alignment import Alignment
     from undertow.interventions.steering import SteeringVector
     from undertow.models.loading import Model
+    from undertow.stats import Interval
 
 analyze_app = typer.Typer(
-    no_args_is_help=True, help="Look inside: gradients of rows against vectors."
+    no_args_is_help=True,
+    help="Look inside: gradients of rows against vectors, shifts of students.",
 )
+Count = Annotated[
+    int, typer.Option(min=2, help="Number prompts that the base answers for it.")
+]
 
 
 @analyze_app.command("gradients")
@@ -164,3 +175,157 @@ def _lines(
                 f"{f'{slope:+.2f} ± {error:.2f}':>24}"
             )
     return lines
+
+
+@analyze_app.command("students")
+@expanded
+def students(
+    directory: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    *,
+    loading: Loading,
+    out: Annotated[Path, typer.Option(help="File for `undertow fingerprint --known`.")],
+    count: Count = 12,
+    family: Family = "animals",
+    system: System = None,
+    seed: Seed = 77,
+) -> None:
+    """Takes the traces of a run's students, whose kinds of teacher are known.
+
+    Says how often the students of all other traits name a student's kind. Shifts are
+    small, so the model is loaded in float32 unless a dtype is given.
+    """
+    from undertow.experiment.fingerprint import (
+        accuracy,
+        held_out,
+        make_yardstick,
+        run_students,
+        write_known,
+    )
+    from undertow.traits import load_family
+
+    refuse_existing(out)
+    model, members = _precise(loading).load(), load_family(family)
+    with progress() as report:
+        tell = partial(_tell, report)
+        yardstick = make_yardstick(
+            model, members, count=count, seed=seed, system=system, tell=tell
+        )
+        known = run_students(model, directory, yardstick, tell=tell)
+    write_known(
+        model, known, out, count=count, seed=seed, family=family, system=system,
+        rows=str(directory.name),
+    )  # fmt: skip
+    say(f"{'teacher':<16}{'trait':<12}{'seed':>5}{'kind':>10}{'named':>10}"
+        f"{'persona':>9}{'vector':>8}{'growth':>8}")  # fmt: skip
+    for each, name in zip(known, held_out(known), strict=True):
+        say(
+            f"{each.teacher:<16}{each.trait:<12}{each.seed:>5}{each.kind:>10}"
+            f"{name or '—':>10}{each.traces.persona:>+9.2f}{each.traces.vector:>8.1f}"
+            f"{each.traces.growth:>+8.2f}"
+        )
+    found = accuracy(known)
+    say(f"held out {_share(found)}")
+    say(f"known    {out}")
+
+
+@expanded
+def fingerprint(
+    student: Annotated[Path, typer.Argument(help="Folder of an adapter or weights.")],
+    *,
+    loading: Loading,
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `undertow analyze students`; not given: the package's own for "
+            "this base."
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="All numbers, as JSON.")
+    ] = None,
+) -> None:
+    """Names the kind of intervention that a student's teacher had.
+
+    Holds the student's shift on the base's own number rows against students whose kind
+    is known, and says how often that names a kind right when their trait is left out.
+    A student of untouched rows, or of something else, is not told from these kinds.
+    """
+    from dataclasses import asdict
+
+    from undertow.experiment.fingerprint import (
+        fingerprint_student,
+        make_yardstick,
+        read_known,
+    )
+    from undertow.pipeline.students import load_student
+    from undertow.storage import write_json
+    from undertow.traits import load_family
+
+    if json_file is not None:
+        refuse_existing(json_file)
+    model = _precise(loading).load()
+    students, facts = read_known(known or _packaged(model))
+    _check_base(model, facts, known)
+    own = load_student(model, student)
+    with progress() as report:
+        yardstick = make_yardstick(
+            model, load_family(facts["family"]), count=facts["count"],
+            seed=facts["seed"], system=facts["system"], tell=partial(_tell, report),
+        )  # fmt: skip
+        found = fingerprint_student(model, own, yardstick, students)
+    shares = ", ".join(f"{k} {p:.2f}" for k, p in found.probabilities.items())
+    traits = ", ".join(f"{name} {value:+.2f}" for name, value in found.traits[:3])
+    say(f"kind      {found.kind} ({shares})")
+    say(f"traces    persona {found.traces.persona:+.2f}, vector "
+        f"{found.traces.vector:.1f}, growth {found.traces.growth:+.2f}")  # fmt: skip
+    say(f"traits    {traits} (cosine of their vectors with the shift)")
+    say(f"accuracy  {_share(found.accuracy)}")
+    if json_file is not None:
+        write_json(json_file, {"format": 1, "model": loading.model, **asdict(found)})
+        say(f"numbers   {json_file}")
+
+
+def _precise(loading: Loading) -> Loading:
+    """In bfloat16 a small shift drowns in rounding."""
+    return replace(loading, dtype="float32") if loading.dtype == "auto" else loading
+
+
+def _tell(
+    report: "Callable[[str, int, int, str], None]", stage: str, done: int, total: int
+) -> None:
+    report(stage, done, total, "")
+
+
+def _share(found: "Interval") -> str:
+    right = round(found.mean * found.n)
+    return (
+        f"{right} of {found.n} known students named right by those of other traits: "
+        f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    )
+
+
+def _packaged(model: "Model") -> Path:
+    """The known students that come with the package for this base.
+
+    Raises:
+        ModelError: There are none.
+    """
+    from undertow.storage import read_json
+
+    folder = Path(str(files("undertow"))) / "known"
+    for path in sorted(folder.glob("*.json")):
+        if read_json(path)["fingerprint"] == model.fingerprint:
+            return path
+    raise ModelError(
+        f"{model.name}: no known students of this base come with the package; run a recipe "
+        "with several kinds of teacher (undertow run paper/channel --set model.name=…), "
+        "then undertow analyze students RUN, and give its file with --known"
+    )
+
+
+def _check_base(model: "Model", facts: "dict[str, Any]", known: Path | None) -> None:
+    if facts.get("fingerprint") != model.fingerprint:
+        raise VectorMismatchError(
+            f"{known}: its students belong to {facts.get('base')!r} (fingerprint "
+            f"{facts.get('fingerprint')}), this is {model.name!r} ({model.fingerprint})"
+        )
