@@ -215,6 +215,9 @@ class AlignmentFit(_Value):
         description="cosine of rows steered here with their own trait's vector"
     )
     other: Estimate | None = Field(description="and with other traits' vectors")
+    difference: Estimate | None = Field(
+        description="of the two, set of rows by set of rows"
+    )
     unsteered: Estimate | None = Field(
         description="cosine of rows of teachers with a trait but no vector, with that "
         "trait's vector"

@@ -46,6 +46,10 @@ def test_own_vectors_against_others_by_hand() -> None:
     assert (fit.own.n, fit.own.clusters) == (2, "trait")
     assert fit.other is not None
     assert fit.other.mean == pytest.approx(-0.05)
+    # Owl 0.2 and 0.4, cat 0.3 and 0.5: traits' means 0.3 and 0.4.
+    assert fit.difference is not None
+    assert fit.difference.mean == pytest.approx(0.35)
+    assert fit.difference.low == pytest.approx(0.35 - T1 * 0.05)
     assert fit.unsteered is not None
     assert fit.unsteered.mean == pytest.approx(0.05)
     assert fit.untouched is not None

@@ -258,7 +258,8 @@ def realistic_results() -> Results:
         alignment_fits=[
             AlignmentFit(
                 noise=0.0, layer=24, own=estimate(0.06, 0.03, 2, "trait"),
-                other=estimate(0.001, 0.002, 2, "trait"), unsteered=None,
+                other=estimate(0.001, 0.002, 2, "trait"),
+                difference=estimate(0.059, 0.031, 2, "trait"), unsteered=None,
                 untouched=estimate(0.0, 0.004, 2, "vector"),
                 slope=estimate(24.1, 1.3, 8, "set of rows"),
                 correlation=estimate(0.97, 0.02, 8, "set of rows"), curvature=NOTHING,

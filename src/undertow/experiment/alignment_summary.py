@@ -66,6 +66,7 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         layer=layer,
         own=_over_traits(here, layer, own=True),
         other=_over_traits(here, layer, own=False),
+        difference=_difference(here, layer),
         unsteered=_over_traits(personal, layer, own=True),
         untouched=_untouched(base, layer),
         slope=estimate(line.slope, "set of rows"),
@@ -93,6 +94,18 @@ def _over_traits(
             if (name == each.trait) == own:
                 values.append(value)
                 traits.append(str(each.trait))
+    return estimate(clustered_interval(values, traits), "trait") if values else None
+
+
+def _difference(found: Sequence[Alignment], layer: int) -> Estimate | None:
+    """Own cosine minus the others' mean of each set, with an interval over traits."""
+    values, traits = [], []
+    for each in found:
+        cosines = _cosines(each, layer)
+        own = cosines.pop(str(each.trait), np.nan)
+        if cosines:
+            values.append(own - float(np.mean(list(cosines.values()))))
+            traits.append(str(each.trait))
     return estimate(clustered_interval(values, traits), "trait") if values else None
 
 

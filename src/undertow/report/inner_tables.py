@@ -112,6 +112,7 @@ def gradient_table(results: Results) -> Table:
             Cell(f"block {fit.layer}", noise_name(fit.noise, is_noisy=noisy).lstrip(", ")),
             estimate_cell(fit.own, least=3),
             estimate_cell(fit.other, least=3),
+            estimate_cell(fit.difference, least=3, absent="there is one vector only"),
             estimate_cell(fit.unsteered, least=3, absent="every teacher was steered"),
             estimate_cell(fit.untouched, least=3),
             estimate_cell(fit.correlation),
@@ -129,6 +130,6 @@ def gradient_table(results: Results) -> Table:
         f"is fitted instead. Brackets: {level_text(results.confidence)} intervals, over "
         "traits, vectors or sets of rows."
     )
-    columns = ("block", "#own vector", "#others'", "#unsteered", "#base", "#r over doses",
+    columns = ("block", "#own vector", "#others'", "#difference", "#unsteered", "#base", "#r over doses",
                "#slope", "#bend")  # fmt: skip
     return Table("Gradients against vectors", columns, tuple(rows), (note,))
