@@ -112,7 +112,6 @@ def draw_shape(
     bare(axes, grid="y")
     axes.set_xlabel("layer (block, from 0)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.set_ylim(0, None if measure == "size" else 1)
     for place, teacher in enumerate(teachers):
         own = [r for r in rows if (r.teacher, r.noise) == teacher]
         layers = sorted({r.layer for r in own})
@@ -122,6 +121,7 @@ def draw_shape(
         ]
         axes.plot(layers, means, color=PALETTE[series(place)], linewidth=2,
                   linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
+    axes.set_ylim(0, None if measure == "size" else 1)
 
 
 # ── channels ─────────────────────────────────────────────────────────────────────
@@ -166,7 +166,9 @@ def draw_channel(
     widths = points(getattr(r, scope) for r in rows)
     axes.set(xlim=(min(widths) / 1.4, max(widths) * 1.4),
              ylim=limits([getattr(r, measure) for r in rows]))  # fmt: skip
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    # Labels stand side by side: three a decade if there are two decades at most.
+    subs = (1.0, 2.0, 5.0) if max(widths) < 50 * min(widths) else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
