@@ -107,6 +107,36 @@ def test_every_recipe_validates_and_opens_with_its_command(path: Path) -> None:
     assert any("undertow " in line for line in head), "no command in the head"
 
 
+STUDIES = sorted((ROOT / "docs" / "studies").iterdir())
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_every_kept_study_is_drawn_again(folder: Path, tmp_path: Path) -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe
+    from undertow.report.figure_data import write_figure_data
+    from undertow.report.html import write_report
+    from undertow.results import Results
+    from undertow.storage import read_json
+
+    results = Results.model_validate(read_json(folder / "results.json"))
+    assert load_settings(Recipe, folder / "recipe.yaml", []).title == results.title
+    page = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert results.headline.split(". ")[0] in page
+    written = {path.stem for path in write_figure_data(results, tmp_path)}
+    assert "transfer" in written
+    assert f"studies/{folder.name}" in (ROOT / "docs" / "replication.md").read_text()
+
+
+def test_the_package_s_known_students_are_named_as_the_documents_say() -> None:
+    from undertow.experiment.fingerprint import accuracy, read_known
+
+    known, _ = read_known(ROOT / "src" / "undertow" / "known" / "smollm2-135m.json")
+    found = accuracy(known)
+    assert (round(found.mean * found.n), found.n) == (27, 28)
+    assert "27 of 28" in (ROOT / "docs" / "replication.md").read_text()
+
+
 def test_there_are_recipes() -> None:
     assert RECIPES
 
