@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from undertow.analysis.alignment import mean_alignment as mean_alignment
+    from undertow.analysis.shifts import shift_profile as shift_profile
     from undertow.audit.auditor import audit_rows as audit_rows
     from undertow.audit.settings import AuditSettings as AuditSettings
     from undertow.errors import UndertowError as UndertowError
@@ -86,6 +88,7 @@ _HOMES = {
     "load_family": "undertow.traits",
     "load_model": "undertow.models.loading",
     "load_vector": "undertow.interventions.steering",
+    "mean_alignment": "undertow.analysis.alignment",
     "measure_channel": "undertow.experiment.channel",
     "number_prompts": "undertow.pipeline.prompts",
     "preference": "undertow.pipeline.evaluation",
@@ -98,6 +101,7 @@ _HOMES = {
     "sampled_answers": "undertow.pipeline.evaluation",
     "save_checkpoint": "undertow.models.loading",
     "save_vector": "undertow.interventions.steering",
+    "shift_profile": "undertow.analysis.shifts",
     "steered_teacher": "undertow.pipeline.teachers",
     "steering": "undertow.interventions.steering",
     "train_student": "undertow.pipeline.training",
@@ -133,6 +137,7 @@ __all__ = [
     "load_family",
     "load_model",
     "load_vector",
+    "mean_alignment",
     "measure_channel",
     "number_prompts",
     "preference",
@@ -145,6 +150,7 @@ __all__ = [
     "sampled_answers",
     "save_checkpoint",
     "save_vector",
+    "shift_profile",
     "steered_teacher",
     "steering",
     "train_student",
