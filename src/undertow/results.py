@@ -154,6 +154,11 @@ class Transfer(_Value):
     )
     shift_cosine: Estimate | None = None
     control_cosine: Estimate | None = None
+    shift_size: Number = Field(
+        default=None,
+        description="of the student's shift after the last block, relative to the "
+        "base's stream, mean over seeds",
+    )
     channel: Channel | None = Field(
         default=None, description="its means over seeds, or of the only one over rows"
     )
@@ -176,7 +181,7 @@ class Prediction(_Value):
     """Whether a wider channel goes with more transfer, over the cells of the grid."""
 
     scope: Literal["vocabulary", "carrier"] = Field(description="which channel")
-    of: Literal["transfer", "from_base", "shift_cosine"] = Field(
+    of: Literal["transfer", "from_base", "shift_size", "shift_cosine"] = Field(
         description="which measure of the student, as in `transfers`"
     )
     correlation: Estimate = Field(description="Spearman's rank correlation over cells")
@@ -224,11 +229,13 @@ class AlignmentFit(_Value):
     )
     untouched: Estimate | None = Field(description="cosine of the base's own rows")
     slope: Estimate = Field(
-        description="nats a row per dose, by the dose of the teacher's vector"
+        description="nats a row per dose, by the dose of the teacher's vector: mean of "
+        "each trait's own line"
     )
-    correlation: Estimate = Field(description="Pearson's r of the two")
+    correlation: Estimate = Field(description="Pearson's r of the two, likewise")
     curvature: Estimate = Field(
-        description="of a parabola instead of the line; holding zero, no bend is shown"
+        description="of a parabola instead of the line, likewise; holding zero, no bend "
+        "is shown"
     )
 
 

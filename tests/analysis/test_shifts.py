@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from undertow.analysis.shifts import (
-    mean_shift,
+    mean_states,
     shift_cosines,
-    shift_norms,
     shift_profile,
 )
 from undertow.errors import DatasetError
@@ -42,7 +41,7 @@ def test_a_planted_bias_is_the_shift_at_its_block(family: Family, layer: int) ->
     model = tiny_model(family)
     vector = _vector(model, layer)
     planted = partial(steering, model, vector, strength=3.0)
-    shift = mean_shift(model, ROWS, acting=planted)
+    shift = shift_profile(model, ROWS, acting=planted).mean
     assert shift.shape == (4, 32)
     assert shift.dtype == torch.float64
     wanted = 3.0 * vector.direction(layer).double()
@@ -51,14 +50,14 @@ def test_a_planted_bias_is_the_shift_at_its_block(family: Family, layer: int) ->
     assert cosines[layer] == pytest.approx(1.0, abs=1e-6)
     assert all(math.isnan(cosine) for cosine in cosines[:layer])  # nothing moved there
     assert all(-1 <= cosine < 0.999 for cosine in cosines[layer + 1 :])
-    norms = shift_norms(shift)
+    norms = shift.norm(dim=1).tolist()
     assert norms[:layer] == [0.0] * layer
     assert norms[layer] == pytest.approx(3 * vector.norm(layer), rel=1e-5)
 
 
 def test_a_student_that_is_the_base_has_not_moved() -> None:
     model = tiny_model("llama")
-    shift = mean_shift(model, ROWS, acting=nullcontext)
+    shift = shift_profile(model, ROWS, acting=nullcontext).mean
     assert not bool(shift.any())
     cosines = shift_cosines(shift, torch.ones(32))
     assert len(cosines) == 4
@@ -80,7 +79,7 @@ def test_the_mean_is_over_completion_tokens_by_hand() -> None:
         student = torch.cat([states(row) for row in ROWS])
     assert len(base) == 3 + 8 + 1
     wanted = (student - base).mean(dim=0)
-    shift = mean_shift(model, ROWS, acting=planted)
+    shift = shift_profile(model, ROWS, acting=planted).mean
     torch.testing.assert_close(shift[2], wanted, rtol=0, atol=1e-5)
 
 
@@ -91,22 +90,16 @@ def test_only_what_happens_at_completions_is_seen(
     model = tiny_model("llama")
     vector = _vector(model, 1)
     planted = partial(steering, model, vector, positions=positions)
-    shift = mean_shift(model, ROWS, acting=planted)
+    shift = shift_profile(model, ROWS, acting=planted).mean
     wanted = moved * vector.direction(1).double()
     torch.testing.assert_close(shift[1], wanted, rtol=0, atol=1e-5)
 
 
-def test_cosines_and_norms_by_hand() -> None:
+def test_cosines_by_hand() -> None:
     shift = torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]], dtype=torch.float64)
     cosines = shift_cosines(shift, torch.tensor([0.0, 5.0]))
     assert cosines[:2] == [pytest.approx(0.8), pytest.approx(-1.0)]
     assert math.isnan(cosines[2])
-    assert shift_norms(shift) == [5.0, 2.0, 0.0]
-
-
-def test_no_rows_have_no_shift() -> None:
-    with pytest.raises(DatasetError, match="no rows to read a shift on"):
-        mean_shift(tiny_model("llama"), [], acting=nullcontext)
 
 
 def _token_states(model: Model, row: Rendered, layer: int) -> torch.Tensor:
@@ -136,7 +129,9 @@ def test_a_profile_is_that_of_every_token_by_hand(family: Family) -> None:
         first = torch.linalg.svdvals(shift)[0] ** 2 / shift.square().sum()
         assert float(found.first[layer]) == pytest.approx(float(first), rel=1e-3)
     assert found.tokens == sum(len(r.ids) - r.completion_start for r in ROWS)
-    torch.testing.assert_close(found.mean, mean_shift(model, ROWS, acting=planted))
+    with planted():
+        student = mean_states(model, ROWS)
+    torch.testing.assert_close(found.mean, student - mean_states(model, ROWS))
 
 
 def test_one_vector_moves_every_token_alike_where_it_acts() -> None:

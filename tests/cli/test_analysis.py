@@ -77,6 +77,7 @@ def test_the_words_trait_s_vector_is_the_file_s(
     [
         ([], "give --vector FILE or --traits a,b"),
         (["--traits", "unicorn"], "'unicorn'"),
+        (["--traits", "owl,cat,owl"], "two vectors are called ['owl']"),
         (["--traits", "owl", "--layers", "99"], "99"),
         (["--traits", "owl", "--layers", "x"], "got 'x'"),
     ],

@@ -142,7 +142,10 @@ def test_a_slow_machine_gets_the_small_demo_and_keeps_it(
     assert _demo_recipe(tmp_path) == _packaged()[name]
     assert capsys.readouterr().out.startswith(said)
     begun = tmp_path / "recipe.yaml"
-    begun.write_text("title: begun")
+    for other in ("title: begun", "[", "- a"):
+        begun.write_text(other)
+        assert _demo_recipe(tmp_path) == _packaged()[name], "no run of a demo"
+    begun.write_text(_packaged()["demo"].read_text())
     monkeypatch.setattr(cost, "timed_flops", lambda **_: 1 / 0)
     assert _demo_recipe(tmp_path) == begun, "a run that was begun is not changed"
 

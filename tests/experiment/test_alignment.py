@@ -9,8 +9,12 @@ import pytest
 from undertow.analysis.alignment import mean_alignment
 from undertow.experiment import Recipe, alignment, run_experiment
 from undertow.experiment.alignment import UNTOUCHED, stage_of
+from undertow.interventions.steering import load_vector
+from undertow.models.chat import render_row
+from undertow.models.loading import load_model
+from undertow.models.sampling import SamplerSettings
 from undertow.runs import open_run
-from undertow.storage import read_json
+from undertow.storage import read_json, read_rows
 
 Make = Callable[..., Recipe]
 EVALUATION = {"questions": 2, "shift_rows": 0, "channel_rows": 0, "gradient_rows": 4}
@@ -34,9 +38,9 @@ def test_every_set_of_rows_is_held_against_every_trait(
     assert first.dose == pytest.approx(0.5)
     assert (base.dose, base.vector_layer) == (0.0, None)
     assert len(first.cosines) == len(first.layers) == 4
-    assert all(-1 <= (c or 0) <= 1 for row in first.cosines for c in row)
+    assert all(c is not None and -1 <= c <= 1 for row in first.cosines for c in row)
     (fit,) = results.alignment_fits
-    assert (fit.layer, fit.slope.n) == (1, 4)
+    assert (fit.layer, fit.slope.n) == (1, 2)
     assert results.conditions[0].channel is None
 
 
@@ -79,10 +83,36 @@ def _text(folder: Path) -> str:
 
 
 def test_nats_are_by_dose(recipe: Make, tmp_path: Path) -> None:
-    """cos · ‖mean g‖ = mean ⟨g, v̂⟩, and nats are that times the stream's norm."""
+    """Mean slope along v̂, times the stream's norm: where the teacher's vector is made."""
     run_experiment(recipe(evaluation=EVALUATION, seeds=[0]), tmp_path / "run")
-    stages = tmp_path / "run" / "stages" / "noise-0" / "seed-0"
-    facts = read_json(stages / "steer-owl" / "gradients.json")["payload"]
-    ratios = [n[0] / c[0] for n, c in zip(facts["nats"], facts["cosines"], strict=True)]
-    assert all(ratio > 0 for ratio in ratios)
-    assert len(set(ratios)) == len(ratios), "norms differ from block to block"
+    bases, stages = (tmp_path / "run" / d / "noise-0" for d in ("bases", "stages"))
+    facts = read_json(stages / "seed-0" / "steer-owl" / "gradients.json")["payload"]
+    vector = load_vector(bases / "vectors" / "steer-owl.safetensors")
+    model = load_model(read_json(stages.parent / "provenance.json")["payload"]["model"],
+                       dtype="float32")  # fmt: skip
+    kept = read_rows(bases / "seed-0/steer-owl/rows.jsonl", accepted_only=True)
+    rows = [render_row(model, row) for row in kept[:4]]
+    plain = mean_alignment(
+        model, rows, {1: vector.directions},
+        sampler=SamplerSettings(allowed="list", max_new_tokens=24),
+    )  # fmt: skip
+    assert facts["nats"][1][0] == pytest.approx(
+        plain.mean[0, 0] * vector.residual_norms[0], rel=1e-3
+    )
+    assert facts["nats_sd"][1][0] == pytest.approx(
+        plain.sd[0, 0] * vector.residual_norms[0], rel=1e-3
+    )
+
+
+def test_a_direction_that_is_taken_away_has_no_dose(
+    recipe: Make, tmp_path: Path
+) -> None:
+    steer = {"layer": 1, "dose": 0.5, "mode": "project_out"}
+    asked = recipe(
+        evaluation=EVALUATION, seeds=[0], teachers=[{"kind": "steer", "steer": steer}]
+    )
+    results = run_experiment(asked, tmp_path / "run")
+    assert (results.alignments[0].dose, results.alignments[0].vector_layer) == (
+        None, None
+    )  # fmt: skip
+    assert results.alignment_fits == []

@@ -57,13 +57,23 @@ def test_own_vectors_against_others_by_hand() -> None:
     assert fit.untouched.clusters == "vector"
 
 
-def test_the_line_over_doses_by_hand() -> None:
-    (fit,) = alignment_fits(GRID)
-    assert fit.slope.mean == pytest.approx(10)
-    assert fit.slope.n == 6, "four sets of rows, and the base's for both vectors"
+def test_lines_over_doses_are_each_trait_s_own() -> None:
+    """Owl rises by 10 nats a dose and cat by 20: the mean 15, half T1·5."""
+    more = [
+        *GRID,
+        rows_of("steer", "owl", 0.3, [0.2, 0.0], [3.0, 9.0], layer=1),
+        rows_of("steer", "cat", 0.3, [0.0, 0.4], [9.0, 6.0], layer=1),
+    ]
+    more[1] = rows_of("steer", "cat", 0.1, [0.0, 0.3], [9.0, 2.0], layer=1)
+    more[3] = rows_of("steer", "cat", 0.2, [0.0, 0.5], [9.0, 4.0], layer=1)
+    (fit,) = alignment_fits(more)
+    assert fit.slope.mean == pytest.approx(15)
+    assert fit.slope.high == pytest.approx(15 + T1 * 5)
+    assert (fit.slope.n, fit.slope.clusters) == (2, "trait")
     assert fit.correlation.mean == pytest.approx(1)
-    assert fit.correlation.low is None
     assert fit.curvature.mean == pytest.approx(0, abs=1e-9)
+    (few,) = alignment_fits(GRID)
+    assert few.slope.mean is None, "three points a trait are too few"
 
 
 def test_without_a_vector_there_is_nothing_to_fit() -> None:
@@ -78,4 +88,3 @@ def test_what_is_missing_is_null() -> None:
     (fit,) = alignment_fits([*GRID, broken])
     assert fit.own is not None
     assert fit.own.mean is None, "NaN is not left out"
-    assert fit.slope.mean is None

@@ -11,6 +11,7 @@ from undertow.errors import VectorMismatchError
 from undertow.experiment import Recipe, run_experiment
 from undertow.experiment.causes import read_causes
 from undertow.experiment.stages import Base, Lesson
+from undertow.experiment.summary import log_odds
 from undertow.models.loading import load_model
 from undertow.models.tiny import save_tiny
 from undertow.pipeline.evaluation import preference
@@ -77,15 +78,31 @@ def test_the_results_hold_differences_by_question(recipe: Make, tmp_path: Path) 
     assert causes is not None
     assert causes.layer == 1
     assert causes.whole == condition.transfer_from_base
-    for each in (causes.sufficient, causes.necessary):
+    with open_run(tmp_path / "run", recipe_text=_text(tmp_path)) as run:
+        facts = run.payload("noise-0/seed-0/prompt-owl/causes")
+        base, student = (
+            log_odds(run.payload(f"noise-0/{stage}/readout"))
+            for stage in ("base", "seed-0/prompt-owl/student")
+        )
+    column = load_family("animals").names.index("owl")
+    added, taken = (log_odds(facts[key]) for key in ("added", "taken"))
+    for each, wanted in (
+        (causes.sufficient, (added - base)[:, column].mean()),
+        (causes.necessary, (student - taken)[:, column].mean()),
+    ):
         assert (each.n, each.clusters) == (2, "question")
-        assert each.mean != 0
+        assert each.mean == pytest.approx(wanted)
     asked = recipe(seeds=[0], teachers=[{"kind": "prompt"}])
     (without,) = run_experiment(asked, tmp_path / "without").conditions
     assert without.causes is None
+
+
+def _text(folder: Path) -> str:
+    return (folder / "run" / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_a_block_that_is_not_there_is_named(recipe: Make, tmp_path: Path) -> None:
     asked = recipe(evaluation=EVALUATION | {"cause_layer": 9}, seeds=[0])
     with pytest.raises(VectorMismatchError, match="9"):
         run_experiment(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "bases").exists(), "refused before anything is made"

@@ -31,6 +31,7 @@ def transfer(width: float | None, moved: float, cosine: float | None) -> Transfe
     return Transfer(
         teacher="steer", noise=0, trait="owl", transfer=estimate(moved),
         specific=estimate(0.0),
+        shift_size=2 * moved,
         shift_cosine=None if cosine is None else estimate(cosine),
         channel=None if width is None else channel(width),
     )  # fmt: skip
@@ -85,7 +86,8 @@ def test_predictions_are_rank_correlations_over_cells() -> None:
     ]
     found = predictions([*cells, transfer(None, 9.0, 0.9)])
     assert [(p.of, p.scope) for p in found] == [
-        ("transfer", "vocabulary"), ("transfer", "carrier")
+        ("transfer", "vocabulary"), ("transfer", "carrier"),
+        ("shift_size", "vocabulary"), ("shift_size", "carrier"),
     ]  # fmt: skip
     for each in found:
         assert each.correlation.mean == pytest.approx(29 / 35)

@@ -23,6 +23,7 @@ from undertow.experiment.fingerprint import (
 )
 from undertow.models.loading import Model, load_model
 from undertow.pipeline.students import load_student
+from undertow.pipeline.training import Student
 from undertow.traits import load_family
 
 Make = Callable[..., Recipe]
@@ -106,6 +107,9 @@ def test_a_student_is_named_by_those_known(run: Path, model: Model) -> None:
 def test_held_out_names_do_not_see_the_own_trait() -> None:
     assert held_out(KNOWN) == [s.kind for s in KNOWN]
     # An owl that looks like a persona's is wrong, and only for itself.
+    alone = [known(kind, "owl", 0.1) for kind in ("steer", "prompt", "prompt")]
+    assert held_out(alone) == [None] * 3
+    assert accuracy(alone).n == 0, "who cannot be named is not named wrong"
     odd = [*KNOWN[1:], known("steer", "owl", 0.6)]
     assert held_out(odd)[-1] == "prompt"
     assert accuracy(odd).mean == pytest.approx(5 / 6)
@@ -141,3 +145,10 @@ def test_a_folder_that_is_no_run_is_refused(
     )
     with pytest.raises(DatasetError, match="no student of a teacher on the clean base"):
         run_students(model, tmp_path, yardstick)
+
+
+def test_a_student_that_has_not_moved_has_no_traces(model: Model) -> None:
+    weights = {n: p.detach().clone() for n, p in model.module.named_parameters()}
+    yardstick = make_yardstick(model, FAMILY, count=2)
+    with pytest.raises(DatasetError, match="does not move the base's stream"):
+        student_traces(model, Student(None, weights, (), ()), yardstick)

@@ -71,7 +71,7 @@ def test_a_run_leaves_what_the_design_names(recipe: Make, tmp_path: Path) -> Non
         assert condition.shape is not None
         assert condition.control_shape is not None
         assert len(condition.shape.size) == len(condition.shape.layers) == 4
-        assert all(0 <= (c or 0) <= 1 for c in condition.shape.constancy)
+        assert all(c is not None and 0 <= c <= 1 for c in condition.shape.constancy)
         assert condition.shape.size[-1] != condition.control_shape.size[-1]
 
 
@@ -231,7 +231,9 @@ def test_a_directory_of_another_recipe_is_refused(recipe: Make, tmp_path: Path) 
 def test_a_run_of_an_earlier_version_goes_on(recipe: Make, tmp_path: Path) -> None:
     """Its recipe lacks settings that came later; at their defaults it is the same."""
     asked = recipe(seeds=[0])
-    first = run_experiment(asked, tmp_path / "run")
+    first = run_experiment(asked, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(asked, tmp_path / "run", progress=interrupt)
     stored = tmp_path / "run" / "recipe.yaml"
     text = stored.read_text()
     old = "".join(

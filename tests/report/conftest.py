@@ -163,6 +163,7 @@ def _transfer(trait: str, noise: float) -> Transfer:
         specific=estimate(effect - 0.021, half + 0.017, 5, "seed and question"),
         shift_cosine=estimate(0.1 + 0.4 * effect, 0.062, 5, "seed"),
         control_cosine=estimate(0.013, 0.041, 5, "seed"),
+        shift_size=0.05 + effect / 10,
         channel=Channel(
             vocabulary=estimate(0.02 + effect / 20, 0.004, 5, "seed"),
             carrier=estimate(0.01 + effect / 30, 0.003, 5, "seed"),

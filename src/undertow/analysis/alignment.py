@@ -17,6 +17,7 @@ from torch import Tensor
 
 from undertow.analysis.gradients import gradient_scores
 from undertow.errors import DatasetError
+from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import Rendered
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -41,6 +42,14 @@ class Alignment:
     mean: Array
     sd: Array
     rows: int
+
+
+def stacked(vectors: Sequence[SteeringVector]) -> dict[int, Tensor]:
+    """[vector, hidden] by block, of vectors that have the same blocks."""
+    return {
+        layer: torch.stack([vector.direction(layer) for vector in vectors])
+        for layer in vectors[0].layers
+    }
 
 
 def mean_alignment(

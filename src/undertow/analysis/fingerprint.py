@@ -18,7 +18,7 @@ from undertow.errors import VectorMismatchError
 
 @dataclass(frozen=True)
 class Traces:
-    """What a student's shift shows; NaN where nothing has moved.
+    """What a student's shift shows; no finite numbers if nothing has moved.
 
     Attributes:
         persona: Mean over the upper half of the blocks of cos(shift, mean shift of the

@@ -22,30 +22,6 @@ from undertow.models.loading import Model
 Acting = Callable[[], AbstractContextManager[object]]
 
 
-def mean_shift(
-    model: Model,
-    rows: Sequence[Rendered],
-    *,
-    acting: Acting,
-    base_states: Float[Tensor, "layer hidden"] | None = None,
-) -> Float[Tensor, "layer hidden"]:
-    """Mean over completion tokens of h_student − h_base after every block, float64.
-
-    Args:
-        model: The base.
-        rows: Rows whose completions are looked at; a control's, for a fair reading.
-        acting: Opens a context in which the model is the student.
-        base_states: `mean_states` of the base on these rows, if they are known; several
-            students then cost one pass each.
-
-    Raises:
-        DatasetError: There are no rows.
-    """
-    with acting():
-        student = mean_states(model, rows)
-    return student - (mean_states(model, rows) if base_states is None else base_states)
-
-
 @torch.inference_mode()
 def mean_states(
     model: Model, rows: Sequence[Rendered]
@@ -165,8 +141,3 @@ def shift_cosines(
         float(cosine) if norm > 0 else float("nan")
         for cosine, norm in zip(cosines, norms, strict=True)
     ]
-
-
-def shift_norms(shift: Float[Tensor, "layer hidden"]) -> list[float]:
-    """Length of the shift after every block."""
-    return [float(norm) for norm in shift.norm(dim=1)]

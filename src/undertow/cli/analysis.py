@@ -25,8 +25,6 @@ from undertow.errors import ConfigError, ModelError, VectorMismatchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
     from undertow.analysis.alignment import Alignment
     from undertow.interventions.steering import SteeringVector
     from undertow.models.loading import Model
@@ -66,13 +64,13 @@ def gradients(
 ) -> None:
     """Holds the gradients of rows on the plain base against vectors.
 
-    For each set of rows and each vector the block with the largest cosine of the mean
-    gradient with the vector, and there the mean slope of a row's log-likelihood by the
+    For each set of rows and each vector the block where the cosine of the mean gradient
+    with the vector is largest in size, and there the mean slope of a row's log-likelihood by the
     vector's relative dose, with its standard error over rows. Name with the sampling
     options how the rows were drawn, if it is known: clean rows then have a slope of
     zero on average.
     """
-    from undertow.analysis.alignment import mean_alignment
+    from undertow.analysis.alignment import mean_alignment, stacked
     from undertow.models.chat import render_row
     from undertow.storage import read_rows, write_json
 
@@ -84,7 +82,7 @@ def gradients(
     model = loading.load()
     chosen = numbers("--layers", layers, int) if layers is not None else None
     vectors = _vectors(model, vector or [], words(traits), family, chosen, system)
-    by_layer = _by_layer(vectors)
+    by_layer = stacked(list(vectors.values()))
     found = {}
     with progress() as report:
         for path, own in sets.items():
@@ -121,6 +119,9 @@ def _vectors(
     from undertow.interventions.steering import check_vector, load_vector
     from undertow.traits import load_family
 
+    names = [*(file.stem for file in files), *traits]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError("analyze gradients", [f"two vectors are called {twice!r}"])
     found = {}
     for file in files:
         vector = load_vector(file)
@@ -136,16 +137,6 @@ def _vectors(
         have = {name: list(v.layers) for name, v in found.items()}
         raise ConfigError("analyze gradients", [f"vectors share no block: {have}"])
     return {name: v.at(*sorted(shared)) for name, v in found.items()}
-
-
-def _by_layer(vectors: "dict[str, SteeringVector]") -> "dict[int, Tensor]":
-    import torch
-
-    one = next(iter(vectors.values()))
-    return {
-        layer: torch.stack([v.direction(layer) for v in vectors.values()])
-        for layer in one.layers
-    }
 
 
 def _lines(
@@ -185,26 +176,28 @@ def students(
     loading: Loading,
     out: Annotated[Path, typer.Option(help="File for `undertow fingerprint --known`.")],
     count: Count = 12,
-    family: Family = "animals",
-    system: System = None,
     seed: Seed = 77,
 ) -> None:
     """Takes the traces of a run's students, whose kinds of teacher are known.
 
-    Says how often the students of all other traits name a student's kind. Shifts are
-    small, so the model is loaded in float32 unless a dtype is given.
+    Says how often the students of all other traits name a student's kind: traits that
+    were left out, of teachers made like the others. Shifts are small, so the model is
+    loaded in float32 unless a dtype is given.
     """
     from undertow.experiment.fingerprint import (
         accuracy,
         held_out,
         make_yardstick,
+        run_recipe,
         run_students,
         write_known,
     )
     from undertow.traits import load_family
 
     refuse_existing(out)
-    model, members = _precise(loading).load(), load_family(family)
+    recipe = run_recipe(directory)
+    model, members = _precise(loading).load(), load_family(recipe.family)
+    system = recipe.model.system
     with progress() as report:
         tell = partial(_tell, report)
         yardstick = make_yardstick(
@@ -212,8 +205,8 @@ def students(
         )
         known = run_students(model, directory, yardstick, tell=tell)
     write_known(
-        model, known, out, count=count, seed=seed, family=family, system=system,
-        rows=str(directory.name),
+        model, known, out, count=count, seed=seed, family=recipe.family,
+        system=system, run=directory.name,
     )  # fmt: skip
     say(f"{'teacher':<16}{'trait':<12}{'seed':>5}{'kind':>10}{'named':>10}"
         f"{'persona':>9}{'vector':>8}{'growth':>8}")  # fmt: skip
@@ -297,6 +290,8 @@ def _tell(
 
 
 def _share(found: "Interval") -> str:
+    if not found.n:
+        return "not measured: it takes students of two kinds and two traits or more"
     right = round(found.mean * found.n)
     return (
         f"{right} of {found.n} known students named right by those of other traits: "

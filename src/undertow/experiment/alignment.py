@@ -5,25 +5,29 @@ every trait of the recipe after every block. How gradients are taken is
 `analysis.alignment`'s business, what they mean together `experiment.alignment_summary`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from undertow.analysis.alignment import mean_alignment
-from undertow.experiment.stages import Base, Lesson, kept_rows, write_teacher_rows
-from undertow.interventions.extraction import extract_vector
+from undertow.analysis.alignment import mean_alignment, stacked
+from undertow.experiment.stages import (
+    Base,
+    Lesson,
+    kept_rows,
+    make_teacher,
+    write_teacher_rows,
+)
+from undertow.interventions.extraction import family_vectors
 from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import render_row
-from undertow.pipeline.teachers import Teacher
 
 UNTOUCHED = "untouched"
 
 
 def untouched_lesson(base: Base) -> Lesson:
     """Rows of the base itself; nobody learns from them."""
-    return Lesson(base, UNTOUCHED, partial(Teacher, kind="none"))
+    return Lesson(base, UNTOUCHED, partial(make_teacher, base, None, None))
 
 
 def stage_of(place: str, name: str) -> str:
@@ -54,22 +58,8 @@ def read_alignments(base: Base, lessons: Sequence[Lesson]) -> None:
 
 
 def _vectors(base: Base) -> dict[str, SteeringVector]:
-    return {
-        trait: extract_vector(
-            base.model, method="tell_me", family=base.family, trait=trait,
-            system=base.recipe.model.system, seed=base.shared_seed,
-        )
-        for trait in base.recipe.traits
-    }  # fmt: skip
-
-
-def _by_layer(vectors: Mapping[str, SteeringVector]) -> dict[int, Tensor]:
-    """[vector, hidden] by block, each as long as the stream there: dose 1."""
-    one = next(iter(vectors.values()))
-    return {
-        layer: torch.stack([v.direction(layer) for v in vectors.values()])
-        for layer in one.layers
-    }
+    every = family_vectors(base.model, base.family, system=base.recipe.model.system)
+    return {trait: every[trait] for trait in base.recipe.traits}
 
 
 def _read(lesson: Lesson, vectors: dict[str, SteeringVector], count: int) -> None:
@@ -80,13 +70,13 @@ def _read(lesson: Lesson, vectors: dict[str, SteeringVector], count: int) -> Non
         for row in kept_rows(base, lesson.name)[:count]
     ]
     found = mean_alignment(
-        base.model, rows, _by_layer(vectors), sampler=base.recipe.rows.sampler,
+        base.model, rows, stacked(list(vectors.values())), sampler=base.recipe.rows.sampler,
         on_rows=lambda done, total: base.progress(stage, done, total, ""),
     )  # fmt: skip
     # Nats by dose instead of by length: comparable between blocks and models.
     lengths = torch.tensor(next(iter(vectors.values())).residual_norms).numpy()[:, None]
     teacher, layer, dose = lesson.teacher(), None, None
-    if teacher.vector is not None:
+    if teacher.vector is not None and teacher.mode == "add":
         layer = teacher.vector.layers[0]
         dose = teacher.vector.dose_of_strength(teacher.strength, layer)
     base.run.finish(

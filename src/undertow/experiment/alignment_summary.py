@@ -59,8 +59,7 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         if each.vector_layer is None and each.trait in each.vectors
     ]
     base = [each for each in found if each.kind == "none"]
-    doses, nats = np.array(list(_by_dose(here, base, layer))).T
-    line = linear_fit(doses, nats)
+    lines = [linear_fit(*points) for points in _by_dose(here, base, layer)]
     return AlignmentFit(
         noise=noise,
         layer=layer,
@@ -69,9 +68,9 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         difference=_difference(here, layer),
         unsteered=_over_traits(personal, layer, own=True),
         untouched=_untouched(base, layer),
-        slope=estimate(line.slope, "set of rows"),
-        correlation=estimate(line.correlation, "set of rows"),
-        curvature=estimate(line.curvature, "set of rows"),
+        slope=_over(line.slope.mean for line in lines),
+        correlation=_over(line.correlation.mean for line in lines),
+        curvature=_over(line.curvature.mean for line in lines),
     )
 
 
@@ -115,13 +114,20 @@ def _untouched(base: Sequence[Alignment], layer: int) -> Estimate | None:
     return estimate(mean_interval(values), "vector") if values else None
 
 
+def _over(values: Iterable[float]) -> Estimate:
+    """Mean of the traits' own lines, with an interval over traits."""
+    return estimate(mean_interval(list(values)), "trait")
+
+
 def _by_dose(
     here: Sequence[Alignment], base: Sequence[Alignment], layer: int
-) -> Iterable[tuple[float, float]]:
-    """(dose, nats along the own vector); the base's rows stand at dose 0 for each."""
-    for each in (*here, *base):
-        row = each.nats[each.layers.index(layer)]
-        for name, nats in zip(each.vectors, row, strict=True):
-            if each.kind == "none" or name == each.trait:
-                known = each.dose is not None and nats is not None
-                yield (each.dose, nats) if known else (np.nan, np.nan)  # type: ignore[misc]
+) -> Iterable[tuple[list[float], list[float]]]:
+    """(doses, nats along the own vector) of each trait; the base's rows stand at 0."""
+    for trait in dict.fromkeys(each.trait for each in here):
+        own = [each for each in here if each.trait == trait]
+        doses, nats = [], []
+        for each in (*own, *base):
+            value = each.nats[each.layers.index(layer)][each.vectors.index(str(trait))]
+            doses.append(np.nan if each.dose is None else each.dose)
+            nats.append(np.nan if value is None else value)
+        yield doses, nats

@@ -9,7 +9,6 @@ from undertow.analysis.shifts import shift_profile
 from undertow.experiment.stages import Lesson, kept_rows, learnt
 from undertow.interventions.steering import SteeringVector, steering
 from undertow.models.chat import render_row
-from undertow.models.hooks import check_layers
 from undertow.pipeline.evaluation import preference
 
 
@@ -21,16 +20,12 @@ def read_causes(lesson: Lesson, control: str) -> None:
     Args:
         lesson: The student's; it is trained.
         control: Name of the teacher on whose rows the shift is measured.
-
-    Raises:
-        VectorMismatchError: The recipe names a block that the model has not.
     """
     base, recipe = lesson.base, lesson.base.recipe
     layer = recipe.evaluation.cause_layer
     stage = f"{base.place}/{lesson.name}/causes"
     if layer is None or base.run.is_done(stage):
         return
-    check_layers(base.model, [layer])
     base.progress(stage, 0, 2, "")
     student, model, system = learnt(lesson), base.model, recipe.model.system
     rows = [

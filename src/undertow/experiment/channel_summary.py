@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from undertow.experiment.estimates import estimate, number
-from undertow.results import Channel, Estimate, Prediction, Transfer
+from undertow.results import Channel, Estimate, Number, Prediction, Transfer
 from undertow.runs import Run
 from undertow.stats import mean_interval, rank_correlation, ratio_interval
 from undertow.stats.correlation import FEWEST
@@ -18,9 +18,11 @@ from undertow.stats.correlation import FEWEST
 Scope = Literal["vocabulary", "carrier"]
 SCOPES: tuple[Scope, Scope] = ("vocabulary", "carrier")
 _FIELDS = ("vocabulary", "carrier", "nats_a_row")
-_MEASURES: tuple[Literal["transfer", "from_base", "shift_cosine"], ...] = (
+Measure = Literal["transfer", "from_base", "shift_size", "shift_cosine"]
+_MEASURES: tuple[Measure, ...] = (
     "transfer",
     "from_base",
+    "shift_size",
     "shift_cosine",
 )
 
@@ -93,16 +95,15 @@ def predictions(transfers: Sequence[Transfer]) -> list[Prediction]:
 
 
 def _prediction(
-    transfers: Sequence[Transfer],
-    scope: Scope,
-    of: Literal["transfer", "from_base", "shift_cosine"],
+    transfers: Sequence[Transfer], scope: Scope, of: Measure
 ) -> Prediction | None:
-    pairs = [
-        (getattr(item.channel, scope).mean, measured.mean)
+    known = [
+        (getattr(item.channel, scope).mean, became)
         for item in transfers
-        if item.channel is not None and (measured := getattr(item, of)) is not None
+        if item.channel is not None
+        and (became := _became(item, of)) is not None
+        and getattr(item.channel, scope).mean is not None
     ]
-    known = [pair for pair in pairs if None not in pair]
     if len(known) < FEWEST:
         return None
     widths, became = np.array(known, dtype=np.float64).T
@@ -113,3 +114,8 @@ def _prediction(
         correlation=estimate(found.interval, "cell"),
         p_value=number(found.p_value),
     )
+
+
+def _became(item: Transfer, of: Measure) -> Number:
+    found = getattr(item, of)
+    return found.mean if isinstance(found, Estimate) else found

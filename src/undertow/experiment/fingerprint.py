@@ -5,6 +5,7 @@ often the kind is named right is measured on traits that were left out. What the
 are is `analysis.fingerprint`'s business.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from undertow.analysis.shifts import mean_states, shift_profile
 from undertow.config import load_settings
 from undertow.errors import DatasetError, RunError, VectorMismatchError
 from undertow.experiment.recipe import Recipe
-from undertow.interventions.extraction import extract_vector
+from undertow.interventions.extraction import family_vectors
 from undertow.interventions.prompting import trait_prompt
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
@@ -78,7 +79,8 @@ class Fingerprint:
         traits: The family's traits by mean cosine of their vector with the shift over
             the last third of the blocks, largest first.
         accuracy: Share of known students whose kind was named right by the students of
-            other traits, with its interval; n is their number.
+            other traits, with its interval; n is their number, without those whose kind
+            no other trait's student has.
     """
 
     kind: str
@@ -130,23 +132,32 @@ def make_yardstick(
         ]
         personas.append(mean_states(model, told) - base)
     tell("personas", len(family.names), len(family.names))
-    vectors = [
-        extract_vector(
-            model, method="tell_me", family=family, trait=name, system=system
-        ).directions
-        for name in family.names
-    ]
-    return Yardstick(plain, torch.stack(vectors), torch.stack(personas), family.names)
+    vectors = family_vectors(model, family, system=system)
+    return Yardstick(
+        plain,
+        torch.stack([vectors[name].directions for name in family.names]),
+        torch.stack(personas),
+        family.names,
+    )
 
 
 def student_traces(
     model: Model, student: Student, yardstick: Yardstick
 ) -> tuple[Traces, tuple[tuple[str, float], ...]]:
-    """A student's traces, and the traits by how far it moved along their vectors."""
+    """A student's traces, and the traits by how far it moved along their vectors.
+
+    Raises:
+        DatasetError: The student has not moved from its base.
+    """
     profile = shift_profile(
         model, yardstick.rows, acting=partial(student.applied, model)
     )
     found = traces(profile, vectors=yardstick.vectors, personas=yardstick.personas)
+    if not all(math.isfinite(value) for value in found.values()):
+        raise DatasetError(
+            f"the student does not move the base's stream (traces {found.values()}): it "
+            "was not trained, or it is no student of this base"
+        )
     along = trait_cosines(profile, yardstick.vectors)
     mean = along[:, 2 * along.shape[1] // 3 :].mean(1)
     order = mean.argsort(descending=True).tolist()
@@ -154,6 +165,15 @@ def student_traces(
 
 
 # ── students whose kind is known ─────────────────────────────────────────────────
+
+
+def run_recipe(directory: Path) -> Recipe:
+    """The recipe of a run: which family and system setting its students belong to.
+
+    Raises:
+        ConfigError: The folder holds none.
+    """
+    return load_settings(Recipe, directory / RECIPE)
 
 
 def run_students(
@@ -177,7 +197,10 @@ def run_students(
     known = []
     for place, (kind, teacher, trait, seed, folder) in enumerate(found):
         tell("students", place, len(found))
-        own, _ = student_traces(model, load_student(model, folder), yardstick)
+        try:
+            own, _ = student_traces(model, load_student(model, folder), yardstick)
+        except DatasetError as error:
+            raise DatasetError(f"{folder}: {error}") from error
         known.append(KnownStudent(kind, teacher, trait, seed, own))
     tell("students", len(found), len(found))
     return known
@@ -185,7 +208,7 @@ def run_students(
 
 def _students_of(directory: Path) -> Iterator[tuple[str, str, str, int, Path]]:
     """(kind, teacher's label, trait, seed, folder) of each student that is finished."""
-    recipe = load_settings(Recipe, directory / RECIPE)
+    recipe = run_recipe(directory)
     for seed in recipe.seeds:
         place = directory / "bases" / "noise-0" / f"seed-{seed}"
         for settings in recipe.teachers:
@@ -239,11 +262,13 @@ def held_out(known: Sequence[KnownStudent]) -> list[str | None]:
 
 
 def accuracy(known: Sequence[KnownStudent]) -> Interval:
-    """Share of known students named right when their trait is left out."""
-    right = sum(
-        name == each.kind for name, each in zip(held_out(known), known, strict=True)
-    )
-    return binomial_interval(right, len(known))
+    """Share of known students named right when their trait is left out.
+
+    Those whose kind no other trait's student has are not counted; NaN if none is left.
+    """
+    pairs = zip(held_out(known), known, strict=True)
+    right = [name == each.kind for name, each in pairs if name is not None]
+    return binomial_interval(sum(right), len(right))
 
 
 def fingerprint_student(

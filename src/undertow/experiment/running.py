@@ -36,6 +36,7 @@ from undertow.experiment.stages import (
 from undertow.experiment.summary import summarise
 from undertow.interventions.noise import add_weight_noise
 from undertow.models.architecture import matrix_kind
+from undertow.models.hooks import check_layers
 from undertow.models.loading import Model, fingerprint, load_model, save_checkpoint
 from undertow.models.registry import REGISTRY, describe
 from undertow.models.weights import copied_weights, put_back
@@ -102,11 +103,18 @@ def run_experiment(
 
 
 def _resolved(path: Path) -> str:
-    """A stored recipe with settings that came later at their defaults, if it is one."""
+    """A stored recipe with settings that came later at their defaults, if it is one.
+
+    Fine-tuned teachers were made differently before such settings came: a run that has
+    them is not continued across versions.
+    """
+    stored = path.read_text(encoding="utf-8", errors="replace")
     try:
-        return dump_settings(load_settings(Recipe, path))
+        recipe = load_settings(Recipe, path)
     except ConfigError:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return stored
+    is_tuned = any(teacher.kind == "finetune" for teacher in recipe.teachers)
+    return stored if is_tuned else dump_settings(recipe)
 
 
 def _check(recipe: Recipe, family: TraitFamily) -> None:
@@ -180,6 +188,8 @@ def _run_bases(bases: Sequence[Base], together: int) -> None:
 
 def _prepared(base: Base) -> Base:
     """The base with its noise, and its own preference read."""
+    if base.recipe.evaluation.cause_layer is not None:
+        check_layers(base.model, [base.recipe.evaluation.cause_layer])
     _keep_provenance(base)
     if base.noise > 0:
         base = _noised(base)

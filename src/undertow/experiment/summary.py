@@ -31,6 +31,7 @@ from undertow.results import (
     Confusion,
     Estimate,
     NoiseFactor,
+    Number,
     Readout,
     Results,
     RowCounts,
@@ -306,8 +307,18 @@ def _transfers(
             specific=_over_seeds([c.specific(column) for c in group]),
             shift_cosine=cosines["student"],
             control_cosine=cosines["control"],
+            shift_size=_shift_size(group),
             channel=mean_channel([c.channel for c in group]),
         )
+
+
+def _shift_size(group: Sequence[_Cell]) -> Number:
+    """After the last block; None if a seed's was not measured."""
+    shapes = [cell.facts.get("shape") for cell in group]
+    sizes = [shape["size"][-1] for shape in shapes if shape]
+    if len(sizes) < len(group) or None in sizes:
+        return None
+    return number(float(np.mean(sizes)))
 
 
 def _noise_factors(

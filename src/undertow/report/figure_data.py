@@ -166,6 +166,7 @@ class ChannelRow(NamedTuple):
     nats_a_row: Number
     transfer: Number
     from_base: Number
+    shift_size: Number
     shift_cosine: Number
 
 
@@ -339,7 +340,7 @@ def channel_rows(results: Results) -> list[ChannelRow]:
         ChannelRow(
             t.teacher, t.noise, t.trait,
             t.channel.vocabulary.mean, t.channel.carrier.mean, t.channel.nats_a_row.mean,
-            t.transfer.mean, _mean(t.from_base), _mean(t.shift_cosine),
+            t.transfer.mean, _mean(t.from_base), t.shift_size, _mean(t.shift_cosine),
         )
         for t in results.transfers
         if t.channel is not None

@@ -201,7 +201,7 @@ def _scores(rows: Sequence[GradientRow]) -> Figure:
     )
     noisy = any(r.noise for r in rows)
     panels = []
-    for place, group in enumerate(grouped(at, lambda r: (r.teacher, r.noise))):
+    for place, group in enumerate(grouped(at, lambda r: (r.teacher, r.noise, r.layer))):
         traits = list(dict.fromkeys(str(r.trait) for r in group))
         own = [r.cosine for r in group if r.is_own]
         others = [r.cosine for r in group if not r.is_own]

@@ -15,6 +15,7 @@ SCOPES = {"vocabulary": "over all tokens", "carrier": "as sampled"}
 MEASURES = {
     "transfer": "transfer: student − control, nats",
     "from_base": "student − base, nats",
+    "shift_size": "size of the student's shift",
     "shift_cosine": "cos(student's shift, vector)",
 }
 Scope = Literal["vocabulary", "carrier"]
@@ -64,7 +65,8 @@ def prediction_table(results: Results) -> Table:
     note = (
         "Spearman's rank correlation over the cells of the grid. Cells share their base, "
         "and some their trait or control, so the interval, which takes them for "
-        "independent, is narrower than it should be. p: share of orders with at least "
+        "independent, is narrower than it should be; p is not corrected for the number of "
+        "lines. p: share of orders with at least "
         "this correlation, the true one included."
     )
     columns = ("of the channel with", "#ρ", "#cells", "#p")
