@@ -161,7 +161,7 @@ def test_the_small_demo_asks_the_same_of_less() -> None:
     assert small.rows.sampler == whole.rows.sampler
     assert small.student == whole.student
     assert (
-        len(small.seeds) * small.rows.count * 4 == len(whole.seeds) * whole.rows.count
+        len(small.seeds) * small.rows.count * 8 == len(whole.seeds) * whole.rows.count
     )
 
 

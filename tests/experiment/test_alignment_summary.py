@@ -1,5 +1,7 @@
 """Alignments by hand: own vectors, others', unsteered rows, and the line over doses."""
 
+import math
+
 import pytest
 
 from undertow.experiment.alignment_summary import alignment_fits
@@ -72,6 +74,14 @@ def test_lines_over_doses_are_each_trait_s_own() -> None:
     assert (fit.slope.n, fit.slope.clusters) == (2, "trait")
     assert fit.correlation.mean == pytest.approx(1)
     assert fit.curvature.mean == pytest.approx(0, abs=1e-9)
+    more[-1] = rows_of("steer", "cat", 0.3, [0.0, 0.4], [9.0, 5.0], layer=1)
+    (bent,) = alignment_fits(more)
+    r = 8.5 / math.sqrt(5 * 14.75)  # doses 0 to 3 tenths against 0, 2, 4, 5
+    assert bent.correlation.mean == pytest.approx(1), "owl's z is infinite"
+    more[-2] = rows_of("steer", "owl", 0.3, [0.2, 0.0], [2.5, 9.0], layer=1)
+    (bent,) = alignment_fits(more)
+    assert bent.correlation.mean == pytest.approx(r, abs=1e-6)
+    assert bent.correlation.high == pytest.approx(r, abs=1e-6), "both are bent alike"
     (few,) = alignment_fits(GRID)
     assert few.slope.mean is None, "three points a trait are too few"
 

@@ -14,7 +14,7 @@ from undertow.experiment.estimates import estimate
 from undertow.experiment.recipe import Recipe
 from undertow.results import Alignment, AlignmentFit, Estimate
 from undertow.runs import Run
-from undertow.stats import clustered_interval, linear_fit, mean_interval
+from undertow.stats import Interval, clustered_interval, linear_fit, mean_interval
 
 
 def alignments(recipe: Recipe, run: Run) -> list[Alignment]:
@@ -69,7 +69,7 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         unsteered=_over_traits(personal, layer, own=True),
         untouched=_untouched(base, layer),
         slope=_over(line.slope.mean for line in lines),
-        correlation=_over(line.correlation.mean for line in lines),
+        correlation=_mean_correlation([line.correlation.mean for line in lines]),
         curvature=_over(line.curvature.mean for line in lines),
     )
 
@@ -117,6 +117,14 @@ def _untouched(base: Sequence[Alignment], layer: int) -> Estimate | None:
 def _over(values: Iterable[float]) -> Estimate:
     """Mean of the traits' own lines, with an interval over traits."""
     return estimate(mean_interval(list(values)), "trait")
+
+
+def _mean_correlation(values: Sequence[float]) -> Estimate:
+    """Over traits too, as means of Fisher's z, so that bounds stay within 1."""
+    with np.errstate(divide="ignore"):
+        found = mean_interval(np.arctanh(np.array(values, dtype=np.float64)))
+    mean, low, high = np.tanh([found.mean, found.low, found.high]).tolist()
+    return estimate(Interval(mean, low, high, found.n), "trait")
 
 
 def _by_dose(
