@@ -262,8 +262,8 @@ def realistic_results() -> Results:
                 other=estimate(0.001, 0.002, 2, "trait"),
                 difference=estimate(0.059, 0.031, 2, "trait"), unsteered=None,
                 untouched=estimate(0.0, 0.004, 2, "vector"),
-                slope=estimate(24.1, 1.3, 8, "set of rows"),
-                correlation=estimate(0.97, 0.02, 8, "set of rows"), curvature=NOTHING,
+                slope=estimate(24.1, 1.3, 8, "trait"),
+                correlation=estimate(0.97, 0.02, 8, "trait"), curvature=NOTHING,
             )
         ],
         sweeps=[_sweep(t, n) for n in NOISES for t in TRAITS],

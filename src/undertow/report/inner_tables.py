@@ -128,9 +128,9 @@ def gradient_table(results: Results) -> Table:
         "their own trait's vector and with the others'; of rows whose teacher had the "
         "trait by other means, with that trait's; of the base's own rows, with all. r "
         "and slope: of the mean score of a row (nats by relative dose) over the dose of "
-        "its teacher, the base's rows at dose 0; bend: the square's factor if a parabola "
-        f"is fitted instead. Brackets: {level_text(results.confidence)} intervals, over "
-        "traits, vectors or sets of rows."
+        "its teacher, the base's rows at dose 0, fitted for each trait by itself (four "
+        "sets or more); bend: the square's factor if a parabola is fitted instead. "
+        f"Brackets: {level_text(results.confidence)} intervals, over traits or vectors."
     )
     columns = ("block", "#own vector", "#others'", "#difference", "#unsteered", "#base", "#r over doses",
                "#slope", "#bend")  # fmt: skip
