@@ -161,7 +161,8 @@ def test_a_base_without_known_students_is_told_what_to_do(
     assert found.status == 2
     assert "no known students of this base come with the package" in found.err
     (tmp_path / "known.json").write_text(
-        '{"format": 1, "base": "b", "fingerprint": "0", "students": []}'
+        '{"format": 1, "base": "b", "fingerprint": "0", "count": 2, "seed": 1, '
+        '"family": "animals", "system": null, "students": []}'
     )
     found = command("fingerprint", tmp_path, "--model", llama,
                     "--known", tmp_path / "known.json")  # fmt: skip

@@ -86,6 +86,13 @@ def test_lines_over_doses_are_each_trait_s_own() -> None:
     assert few.slope.mean is None, "three points a trait are too few"
 
 
+def test_a_direction_that_was_taken_away_is_no_persona() -> None:
+    taken = rows_of("steer", "cat", None, [0.9, 0.9], [1.0, 1.0])
+    (fit,) = alignment_fits([*GRID, taken])
+    assert fit.unsteered is not None
+    assert fit.unsteered.mean == pytest.approx(0.05)
+
+
 def test_without_a_vector_there_is_nothing_to_fit() -> None:
     assert alignment_fits(GRID[4:]) == []
 

@@ -118,7 +118,9 @@ def test_held_out_names_do_not_see_the_own_trait() -> None:
 
 def test_known_students_are_kept_whole(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "known.json"
-    write_known(model, KNOWN, path, count=3, seed=7)
+    write_known(
+        model, KNOWN, path, count=3, seed=7, family="animals", system=None, run="r"
+    )
     students, facts = read_known(path)
     assert students == KNOWN
     assert (facts["count"], facts["seed"]) == (3, 7)
@@ -128,6 +130,7 @@ def test_known_students_are_kept_whole(model: Model, tmp_path: Path) -> None:
         "[]",
         '{"format": 2, "students": []}',
         '{"format": 1, "students": [1]}',
+        '{"format": 1, "base": "b", "fingerprint": "f", "count": 3, "students": []}',
     ):
         path.write_text(text)
         with pytest.raises(DatasetError, match="no known students"):

@@ -56,7 +56,7 @@ def test_what_cannot_be_computed_is_nan(x: list[float], y: list[float]) -> None:
     assert math.isnan(found.interval.mean)
     assert math.isnan(found.p_value)
     line = linear_fit(x, y)
-    assert all(math.isnan(each.mean) for each in line)
+    assert all(math.isnan(each) for each in line)
 
 
 def test_unequal_sides_are_refused() -> None:
@@ -81,22 +81,14 @@ def test_a_line_against_scipy() -> None:
     x = stream.uniform(size=12)
     y = 3 - 2 * x + 0.3 * stream.normal(size=12)
     found, scipy = linear_fit(x, y), scipy_stats.linregress(x, y)
-    assert found.slope.mean == pytest.approx(scipy.slope)
-    half = scipy_stats.t.ppf(0.975, 10) * scipy.stderr
-    assert found.slope.high - found.slope.mean == pytest.approx(half)
-    assert found.correlation.mean == pytest.approx(scipy.rvalue)
-    fisher = scipy_stats.pearsonr(x, y).confidence_interval()
-    assert (found.correlation.low, found.correlation.high) == pytest.approx(
-        (fisher.low, fisher.high)
-    )
-    assert found.curvature.low < 0 < found.curvature.high
+    assert found.slope == pytest.approx(scipy.slope)
+    assert found.correlation == pytest.approx(scipy.rvalue)
 
 
 def test_a_bend_is_found_by_hand() -> None:
     x = np.array([0.0, 1, 2, 3, 4, 5])
-    found = linear_fit(x, 1 + x + 0.5 * x**2)
-    assert found.curvature.mean == pytest.approx(0.5)
-    assert found.curvature.low == pytest.approx(0.5)
+    assert linear_fit(x, 1 + x + 0.5 * x**2).curvature == pytest.approx(0.5)
+    assert linear_fit(x, 1 + x).curvature == pytest.approx(0, abs=1e-9)
     two = linear_fit([0, 0, 1, 1], [0, 1, 2, 3])
-    assert math.isnan(two.curvature.mean), "two places show no bend"
-    assert two.slope.mean == pytest.approx(2)
+    assert math.isnan(two.curvature), "two places show no bend"
+    assert two.slope == pytest.approx(2)

@@ -65,10 +65,11 @@ def gradients(
     """Holds the gradients of rows on the plain base against vectors.
 
     For each set of rows and each vector the block where the cosine of the mean gradient
-    with the vector is largest in size, and there the mean slope of a row's log-likelihood by the
-    vector's relative dose, with its standard error over rows. Name with the sampling
-    options how the rows were drawn, if it is known: clean rows then have a slope of
-    zero on average.
+    with the vector is largest in size, and there the mean slope of a row's
+    log-likelihood by the vector's relative dose, with its standard error over rows.
+    Looking at all blocks finds a large cosine somewhere: name the block with --layers
+    if it is known. Name with the sampling options how the rows were drawn, if it is
+    known: clean rows then have a slope of zero on average.
     """
     from undertow.analysis.alignment import mean_alignment, stacked
     from undertow.models.chat import render_row
@@ -319,8 +320,8 @@ def _packaged(model: "Model") -> Path:
 
 
 def _check_base(model: "Model", facts: "dict[str, Any]", known: Path | None) -> None:
-    if facts.get("fingerprint") != model.fingerprint:
+    if facts["fingerprint"] != model.fingerprint:
         raise VectorMismatchError(
-            f"{known}: its students belong to {facts.get('base')!r} (fingerprint "
-            f"{facts.get('fingerprint')}), this is {model.name!r} ({model.fingerprint})"
+            f"{known}: its students belong to {facts['base']!r} (fingerprint "
+            f"{facts['fingerprint']}), this is {model.name!r} ({model.fingerprint})"
         )

@@ -56,7 +56,7 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
     personal = [
         each
         for each in found
-        if each.vector_layer is None and each.trait in each.vectors
+        if each.kind in ("prompt", "finetune") and each.trait in each.vectors
     ]
     base = [each for each in found if each.kind == "none"]
     lines = [linear_fit(*points) for points in _by_dose(here, base, layer)]
@@ -68,9 +68,9 @@ def _fit(noise: float, layer: int, found: Sequence[Alignment]) -> AlignmentFit:
         difference=_difference(here, layer),
         unsteered=_over_traits(personal, layer, own=True),
         untouched=_untouched(base, layer),
-        slope=_over(line.slope.mean for line in lines),
-        correlation=_mean_correlation([line.correlation.mean for line in lines]),
-        curvature=_over(line.curvature.mean for line in lines),
+        slope=_over(line.slope for line in lines),
+        correlation=_mean_correlation([line.correlation for line in lines]),
+        curvature=_over(line.curvature for line in lines),
     )
 
 

@@ -38,6 +38,7 @@ from undertow.traits import TraitFamily
 
 Tell = Callable[[str, int, int], None]
 _FORMAT = 1
+_FACTS = {"base", "fingerprint", "count", "seed", "family", "system"}
 
 
 @dataclass(frozen=True)
@@ -222,12 +223,23 @@ def _students_of(directory: Path) -> Iterator[tuple[str, str, str, int, Path]]:
 
 
 def write_known(
-    model: Model, known: Sequence[KnownStudent], path: Path, **facts: Any
+    model: Model,
+    known: Sequence[KnownStudent],
+    path: Path,
+    *,
+    count: int,
+    seed: int,
+    family: str,
+    system: str | None,
+    run: str,
 ) -> None:
-    """Keeps known students; `facts` say how the yardstick was made."""
-    students = [asdict(each) for each in known]
-    head = {"format": _FORMAT, "base": model.name, "fingerprint": model.fingerprint}
-    write_json(path, {**head, **facts, "students": students})
+    """Keeps known students, the name of their run, and how the yardstick was made."""
+    facts = {
+        "format": _FORMAT, "base": model.name, "fingerprint": model.fingerprint,
+        "count": count, "seed": seed, "family": family, "system": system, "run": run,
+        "students": [asdict(each) for each in known],
+    }  # fmt: skip
+    write_json(path, facts)
 
 
 def read_known(path: Path) -> tuple[list[KnownStudent], dict[str, Any]]:
@@ -240,6 +252,8 @@ def read_known(path: Path) -> tuple[list[KnownStudent], dict[str, Any]]:
     try:
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']!r}")
+        if missing := _FACTS - set(facts):
+            raise ValueError(f"without {sorted(missing)}")
         students = [
             KnownStudent(**{**each, "traces": Traces(**each["traces"])})
             for each in facts.pop("students")

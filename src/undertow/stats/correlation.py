@@ -4,7 +4,7 @@ Pure functions of numbers. What cannot be computed is NaN, and a p-value is neve
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,10 +13,8 @@ from scipy import stats as distributions
 from undertow.seeding import generator
 from undertow.stats.intervals import Interval, Vector
 
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
-
 FEWEST = 4
-"""Pairs below which no interval can be computed."""
+"""Pairs below which nothing is computed."""
 
 
 class RankCorrelation(NamedTuple):
@@ -52,12 +50,10 @@ def rank_correlation(
     Raises:
         ValueError: The two are not equally many.
     """
-    a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
-    if len(a) != len(b):
-        raise ValueError(f"pairs: {len(a)} numbers against {len(b)}")
+    a, b, known = _pairs(x, y)
     n = len(a)
     nothing = RankCorrelation(Interval(math.nan, math.nan, math.nan, n), math.nan, 0)
-    if n < FEWEST or not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not known:
         return nothing
     ranks = [_standardised(distributions.rankdata(v)) for v in (a, b)]
     if any(np.isnan(r).any() for r in ranks):
@@ -84,54 +80,35 @@ def _standardised(ranks: Vector) -> Vector:
 
 
 class LinearFit(NamedTuple):
-    """y = a + b·x, how well it fits, and whether a bend would fit better.
+    """y = a + b·x: b, Pearson's r, and c of y = a + b·x + c·x² fitted instead."""
 
-    Attributes:
-        slope: b, with Student's interval.
-        correlation: Pearson's r, with Fisher's interval.
-        curvature: c of y = a + b·x + c·x², with Student's interval; holding zero, no
-            bend is shown.
-    """
-
-    slope: Interval
-    correlation: Interval
-    curvature: Interval
+    slope: float
+    correlation: float
+    curvature: float
 
 
-def linear_fit(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> LinearFit:
-    """Least squares of independent pairs; NaN with fewer than four or without spread.
+def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
+    """Least squares; NaN with fewer than four pairs or without spread.
+
+    The curvature is NaN where x has only two places.
 
     Raises:
         ValueError: The two are not equally many.
     """
+    a, b, known = _pairs(x, y)
+    if not known or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return LinearFit(math.nan, math.nan, math.nan)
+    bends = len(np.unique(a)) > 2
+    return LinearFit(
+        slope=float(np.polyfit(a, b, 1)[0]),
+        correlation=float(np.corrcoef(a, b)[0, 1]),
+        curvature=float(np.polyfit(a, b, 2)[0]) if bends else math.nan,
+    )
+
+
+def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[Vector, Vector, bool]:
+    """Both sides, and whether there are enough of them, all finite."""
     a, b = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
     if len(a) != len(b):
         raise ValueError(f"pairs: {len(a)} numbers against {len(b)}")
-    n = len(a)
-    nothing = Interval(math.nan, math.nan, math.nan, n)
-    known = np.isfinite(a).all() and np.isfinite(b).all()
-    if n < FEWEST or not known or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return LinearFit(nothing, nothing, nothing)
-    r = float(np.corrcoef(a, b)[0, 1])
-    low = high = math.nan
-    if abs(r) < 1 - 1e-12:
-        half = distributions.norm.ppf(0.5 + confidence / 2) / math.sqrt(n - 3)
-        low, high = (math.tanh(math.atanh(r) + s * half) for s in (-1, 1))
-    slope = _last_coefficient(np.stack([np.ones(n), a], 1), b, confidence)
-    bend = nothing
-    if len(np.unique(a)) > 2:
-        bend = _last_coefficient(np.stack([np.ones(n), a, a**2], 1), b, confidence)
-    return LinearFit(slope, Interval(r, low, high, n), bend)
-
-
-def _last_coefficient(columns: Matrix, y: Vector, confidence: float) -> Interval:
-    """The last column's, in ordinary least squares, with Student's interval."""
-    n, k = columns.shape
-    inverse = np.linalg.inv(columns.T @ columns)
-    fitted = inverse @ columns.T @ y
-    value, degrees = float(fitted[-1]), n - k
-    if degrees < 1:
-        return Interval(value, math.nan, math.nan, n)
-    variance = float(((y - columns @ fitted) ** 2).sum()) / degrees * inverse[-1, -1]
-    half = distributions.t.ppf(0.5 + confidence / 2, degrees) * math.sqrt(variance)
-    return Interval(value, value - half, value + half, n)
+    return a, b, len(a) >= FEWEST and bool(np.isfinite([a, b]).all())
