@@ -88,6 +88,19 @@ class Causes(_Value):
     necessary: Estimate = Field(description="student − student without the shift")
 
 
+class Emergence(_Value):
+    """A student beside its control while both were trained; update 0 is the base."""
+
+    updates: list[int]
+    transfer: list[Estimate] = Field(description="student − control, nats")
+    student: list[Number] = Field(description="student − base, nats, mean")
+    control: list[Number] = Field(description="control − base, nats, mean")
+    cosine: list[Number] = Field(
+        description="cos(student − base, teacher's vector) at the vector's block; null "
+        "where there is no vector, or nothing has moved"
+    )
+
+
 class Channel(_Value):
     """KL(teacher ‖ base) on the teacher's rows: what a student of them is offered."""
 
@@ -127,11 +140,19 @@ class Condition(_Value):
     channel: Channel | None = Field(
         default=None, description="null if the recipe asked for none"
     )
+    divergent_share: Number = Field(
+        default=None,
+        description="of the rows' tokens: those at which teachers with other traits "
+        "would write another token; null if no student is trained by them",
+    )
     shift: ShiftByLayer | None = None
     shape: ShiftShape | None = Field(default=None, description="of the student's shift")
     control_shape: ShiftShape | None = None
     causes: Causes | None = Field(
         default=None, description="null if the recipe names no block"
+    )
+    emergence: Emergence | None = Field(
+        default=None, description="null if students were read at their end only"
     )
     training: TrainingTrace | None = None
     control_training: TrainingTrace | None = None
@@ -144,6 +165,10 @@ class Transfer(_Value):
     teacher: str
     noise: float
     trait: str
+    student: str = Field(default="lora", description="'lora', 'full' or 'soft'")
+    way: str = Field(
+        default="", description="how its students were trained otherwise than others"
+    )
     transfer: Estimate
     from_base: Estimate | None = Field(
         default=None,
@@ -178,8 +203,13 @@ class NoiseFactor(_Value):
 
 
 class Prediction(_Value):
-    """Whether a wider channel goes with more transfer, over the cells of the grid."""
+    """Whether a wider channel goes with more transfer, over the cells of the grid.
 
+    Students that were trained in different ways are not put together.
+    """
+
+    student: str = Field(default="lora", description="'lora', 'full' or 'soft'")
+    way: str = Field(default="", description="as in `transfers`")
     scope: Literal["vocabulary", "carrier"] = Field(description="which channel")
     of: Literal["transfer", "from_base", "shift_size", "shift_cosine"] = Field(
         description="which measure of the student, as in `transfers`"

@@ -1,6 +1,7 @@
 """What a student's shift does, against a student that is nothing but a constant shift."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from undertow.errors import VectorMismatchError
 from undertow.experiment import Recipe, run_experiment
 from undertow.experiment.causes import read_causes
-from undertow.experiment.stages import Base, Lesson
-from undertow.experiment.summary import log_odds
+from undertow.experiment.estimates import log_odds
+from undertow.experiment.lessons import Lesson, learnt
+from undertow.experiment.stages import Base
 from undertow.models.loading import load_model
 from undertow.models.tiny import save_tiny
 from undertow.pipeline.evaluation import preference
@@ -42,7 +44,8 @@ def planted(run: Run, recipe: Recipe, folder: Path) -> Lesson:
     draw = torch.randn(weights[bias].shape, generator=torch_generator(0, "planted"))
     weights[bias] = weights[bias] + draw
     base = Base(recipe, load_family("animals"), run, model, 0.0, 0, silent)
-    lesson = Lesson(base, "prompt-owl", partial(Teacher, kind="none"))
+    nobody = partial(Teacher, kind="none")
+    lesson = Lesson(base, "prompt-owl", "prompt-owl", recipe.student, nobody)
     save_student(
         model, Student(None, weights, (), ()), base.path(lesson.stage), facts={}
     )
@@ -56,12 +59,10 @@ def test_a_constant_shift_is_the_whole_student(recipe: Make, tmp_path: Path) -> 
     """Added to the base it makes the student; taken from the student, the base."""
     with open_run(tmp_path / "run", recipe_text="x") as run:
         lesson = planted(run, recipe(evaluation=EVALUATION), tmp_path)
-        read_causes(lesson, "control")
+        read_causes(lesson, replace(lesson, name="control", writer="control"))
         facts = run.payload("noise-0/seed-0/prompt-owl/causes")
         base, model = lesson.base, lesson.base.model
         untouched = preference(model, base.family)
-        from undertow.experiment.stages import learnt
-
         with learnt(lesson).applied(model):
             student = preference(model, base.family)
     assert facts["layer"] == 1

@@ -39,7 +39,7 @@ def test_the_least_recipe() -> None:
     assert found.seeds == (0,)
     assert found.noise.levels == (0.0,)
     assert found.noise.scope == ("mlp", "attention", "embedding")
-    assert found.control_kind == "none"
+    assert found.control_of(found.teachers[0]) == "none"
     assert found.teachers[0].label == "prompt"
 
 
@@ -56,7 +56,9 @@ def test_the_least_recipe() -> None:
 def test_soft_students_have_a_decoy_for_control(
     control: str, student: str, kind: str
 ) -> None:
-    assert recipe(control=control, student={"kind": student}).control_kind == kind
+    found = recipe(control=control, student={"kind": student})
+    assert found.control_of(found.teachers[0]) == kind
+    assert found.controls == {kind}
 
 
 @pytest.mark.parametrize(

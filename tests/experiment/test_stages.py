@@ -6,14 +6,11 @@ from pathlib import Path
 import pytest
 
 from undertow.errors import DatasetError, VectorMismatchError
-from undertow.experiment import Recipe, run_experiment, stages
+from undertow.experiment import Recipe, run_experiment
 from undertow.experiment.stages import FINETUNING, with_questions
 from undertow.interventions.steering import load_vector
-from undertow.models.chat import Rendered, render_row
-from undertow.models.loading import Model
 from undertow.pipeline.training_settings import batch_order
-from undertow.records import Row
-from undertow.storage import read_json, read_rows, read_verdicts
+from undertow.storage import read_json, read_rows
 from undertow.traits import load_family
 
 Make = Callable[..., Recipe]
@@ -55,30 +52,6 @@ def test_a_sweep_of_a_noised_base_says_which(recipe: Make, tmp_path: Path) -> No
     )
     (found,) = run_experiment(settings, tmp_path / "run").sweeps
     assert (found.noise, found.seed) == (0.1, 5)
-
-
-def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[str] = []
-
-    def watched(model: Model, row: Row, *, system: str | None) -> Rendered:
-        rows.append(row.row_id)
-        return render_row(model, row, system=system)
-
-    monkeypatch.setattr(stages, "render_row", watched)
-    # Eight tokens: some lists are cut off, some end in time.
-    settings = recipe(
-        seeds=[0],
-        teachers=[{"kind": "steer", "steer": {"layer": 1, "dose": 0.1}}],
-        rows={"count": 12, "sampler": {"allowed": "list", "max_new_tokens": 8}},
-        evaluation={"questions": 2, "shift_rows": 12},
-    )
-    run_experiment(settings, tmp_path / "run")
-    verdicts = read_verdicts(tmp_path / "run/bases/noise-0/seed-0/control/rows.jsonl")
-    accepted = {name for name, verdict in verdicts.items() if verdict.accepted}
-    assert 0 < len(accepted) < 12
-    assert set(rows) == accepted
 
 
 def test_an_unknown_layer_is_refused_by_name(recipe: Make, tmp_path: Path) -> None:

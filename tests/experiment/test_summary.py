@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from undertow.experiment.estimates import log_odds
 from undertow.experiment.recipe import Recipe
-from undertow.experiment.summary import LIMITS, headline, log_odds, summarise
+from undertow.experiment.summary import LIMITS, headline, summarise
 from undertow.results import Estimate, Results, Transfer
 from undertow.runs import Run, open_run
 from undertow.traits import Trait, TraitFamily
@@ -380,5 +381,5 @@ def test_the_headline_claims_only_what_excludes_zero(
     )
     assert headline([item]).startswith(words)
     assert headline([]) == ""
-    soft = headline([item], student="soft")
+    soft = headline([item.model_copy(update={"student": "soft"})])
     assert soft.startswith(words.replace("through", "by distillation on")[:40])

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 
 from undertow.errors import ConfigError, DatasetError, TrainingError
 from undertow.interventions.steering import SteeringVector, steering
-from undertow.models.adapters import LoraAdapter, attached, new_adapter
+from undertow.models.adapters import (
+    LoraAdapter,
+    attached,
+    load_adapter,
+    new_adapter,
+)
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered, render_row
 from undertow.models.likelihood import completion_logprobs, predicting_states
@@ -23,7 +29,13 @@ from undertow.models.loading import Model, wrap
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.models.tiny import Family, tiny_model
 from undertow.pipeline.losses import completion_loss, distillation_loss
-from undertow.pipeline.training import Student, train_student
+from undertow.pipeline.training import (
+    UPDATES,
+    Student,
+    StudentPlan,
+    train_student,
+    train_students,
+)
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings, batch_order
 from undertow.records import Message, Row
@@ -587,3 +599,71 @@ def test_masters_resume_as_they_were(tmp_path: Path) -> None:
         half, EXAMPLES, settings=settings, seed=0, directory=tmp_path
     )
     assert _equal(resumed, whole)
+
+
+# ── some tokens only ─────────────────────────────────────────────────────────────
+
+
+def _counting(counts: Callable[[Example], tuple[bool, ...]]) -> list[Example]:
+    return [replace(example, counts=counts(example)) for example in EXAMPLES]
+
+
+def test_only_tokens_that_count_are_learnt() -> None:
+    """The loss of an update is the mean over those tokens; all of them change nothing."""
+    model = tiny_model("llama")
+    alone = _quick(batch_size=len(ROWS), epochs=1)
+    every = _counting(lambda example: (True,) * example.completion)
+    first = _counting(lambda example: (True,) + (False,) * (example.completion - 1))
+    found = train_student(model, first, settings=alone, seed=0)
+    with torch.inference_mode():
+        by_hand = [
+            model.module(torch.tensor([row.ids])).logits[0, row.completion_start - 1]
+            .log_softmax(-1)[row.ids[row.completion_start]].item()
+            for row in ROWS
+        ]  # fmt: skip
+    assert found.losses[0] == pytest.approx(-sum(by_hand) / len(ROWS), rel=1e-5)
+    plain = train_student(model, EXAMPLES, settings=QUICK, seed=0)
+    counted = train_student(model, every, settings=QUICK, seed=0)
+    assert plain.losses == counted.losses
+    assert plain.losses[0] != found.losses[0]
+
+
+def test_a_batch_in_which_nothing_counts_moves_nothing_at_first() -> None:
+    model = tiny_model("llama")
+    settings = _quick(batch_size=1, epochs=1, max_updates=1)
+    ((place,),) = batch_order(len(ROWS), settings=settings, seed=0)
+    examples = [
+        replace(example, counts=(number != place,) * example.completion)
+        for number, example in enumerate(EXAMPLES)
+    ]
+    found = train_student(model, examples, settings=settings, seed=0)
+    assert found.losses == (0.0,)
+    assert found.adapter is not None
+    assert all(not b.any() for _, b in found.adapter.pairs.values())
+
+
+def test_tokens_that_nobody_told_apart_are_refused() -> None:
+    model = tiny_model("llama")
+    asked = _quick(tokens="divergent")
+    with pytest.raises(ConfigError, match="at which tokens teachers differ"):
+        train_student(model, EXAMPLES, settings=asked, seed=0)
+    nothing = _counting(lambda example: (False,) * example.completion)
+    with pytest.raises(DatasetError, match="no token of 9 rows counts"):
+        train_student(model, nothing, settings=asked, seed=0)
+
+
+def test_students_are_kept_on_the_way(tmp_path: Path) -> None:
+    """Each is the student that would have stopped there."""
+    model = tiny_model("llama")
+    plan = StudentPlan(EXAMPLES, QUICK, 0, tmp_path / "run", keep_every=2)
+    train_students(model, [plan])
+    kept = sorted((tmp_path / "run" / UPDATES).iterdir())
+    assert [path.name for path in kept] == ["000002", "000004", "000006", "000008"]
+    own = load_adapter(model, kept[1])
+    stopped = train_student(
+        model, EXAMPLES, settings=_quick(max_updates=4), seed=0
+    ).adapter
+    assert stopped is not None
+    for name, pair in own.pairs.items():
+        for matrix, other in zip(pair, stopped.pairs[name], strict=True):
+            torch.testing.assert_close(matrix, other, rtol=0, atol=0)

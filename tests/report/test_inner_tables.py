@@ -9,6 +9,7 @@ from undertow.report.inner_tables import (
     prediction_table,
     prediction_words,
     scope_of,
+    ways_of,
 )
 from undertow.report.tables import Row
 from undertow.results import Prediction, Results
@@ -40,10 +41,33 @@ def test_what_was_foretold_is_said_with_its_uncertainty(realistic: Results) -> N
     assert words.endswith("over 4 cells, p 0.083")
 
 
-def test_soft_students_see_all_tokens(realistic: Results) -> None:
-    assert scope_of(realistic) == "carrier"
-    soft = [c.model_copy(update={"student": "soft"}) for c in realistic.conditions]
-    assert scope_of(realistic.model_copy(update={"conditions": soft})) == "vocabulary"
+def test_soft_students_see_all_tokens() -> None:
+    assert [scope_of(kind) for kind in ("lora", "full", "soft")] == [
+        "carrier", "carrier", "vocabulary"
+    ]  # fmt: skip
+
+
+def test_students_trained_otherwise_are_told_apart(realistic: Results) -> None:
+    other = {"student": "soft", "way": "optimizer sgd"}
+    transfers = [
+        *realistic.transfers,
+        *(t.model_copy(update=other) for t in realistic.transfers),
+    ]
+    found = realistic.model_copy(
+        update={
+            "transfers": transfers,
+            "predictions": [
+                *realistic.predictions,
+                realistic.predictions[0].model_copy(update=other),
+            ],
+        }
+    )
+    assert ways_of(found) == [("lora", ""), ("soft", "optimizer sgd")]
+    below = [texts(row)[0][1] for row in prediction_table(found).rows]
+    assert below == [
+        "channel as sampled; students: lora",
+        "channel as sampled; students: soft, optimizer sgd",
+    ]
 
 
 def test_gradients_of_own_and_other_vectors(realistic: Results) -> None:

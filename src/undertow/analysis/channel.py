@@ -100,16 +100,16 @@ def divergences(
             "a row holds a token that this sampler cannot draw "
             f"(allowed={sampler.allowed!r}); give the sampler that wrote the rows"
         )
-    heads = {name: _head(model, who) for name, who in others.items()}
-    own_head = _head(model, teacher)
+    heads = {name: shared_head(model, who) for name, who in others.items()}
+    own_head = shared_head(model, teacher)
     found = {name: np.zeros((2, len(answers))) for name in others}
     budget = max(1, _HELD // model.architecture.vocab_size)
     done = 0
     for places in token_batches([len(a) for a in answers], token_budget=budget):
         few = [draws[i] for i in places]
-        own = _logprobs(model, teacher, own_head, places, likelihood, few)
+        own = token_logprobs(model, teacher, own_head, places, likelihood, few)
         for name, other in others.items():
-            theirs = _logprobs(model, other, heads[name], places, likelihood, few)
+            theirs = token_logprobs(model, other, heads[name], places, likelihood, few)
             for scope in (0, 1):
                 nats = by_row(_kl(own[scope], theirs[scope]), few)
                 found[name][scope, places] = [float(row.sum()) for row in nats]
@@ -121,14 +121,14 @@ def divergences(
 
 
 @torch.inference_mode()
-def _head(model: Model, speaker: Speaker) -> Prefix | None:
+def shared_head(model: Model, speaker: Speaker) -> Prefix | None:
     """What all rows of a speaker begin with, read once."""
     with speaker.acting():
         return read_prefix(model, speaker.rows)
 
 
 @torch.inference_mode()
-def _logprobs(
+def token_logprobs(
     model: Model,
     speaker: Speaker,
     head: Prefix | None,

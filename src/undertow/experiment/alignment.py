@@ -11,13 +11,8 @@ from functools import partial
 import torch
 
 from undertow.analysis.alignment import mean_alignment, stacked
-from undertow.experiment.stages import (
-    Base,
-    Lesson,
-    kept_rows,
-    make_teacher,
-    write_teacher_rows,
-)
+from undertow.experiment.lessons import Lesson, kept_rows, write_teacher_rows
+from undertow.experiment.stages import Base, make_teacher
 from undertow.interventions.extraction import family_vectors
 from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import render_row
@@ -27,7 +22,8 @@ UNTOUCHED = "untouched"
 
 def untouched_lesson(base: Base) -> Lesson:
     """Rows of the base itself; nobody learns from them."""
-    return Lesson(base, UNTOUCHED, partial(make_teacher, base, None, None))
+    nobody = partial(make_teacher, base, None, None)
+    return Lesson(base, UNTOUCHED, UNTOUCHED, base.recipe.student, nobody)
 
 
 def stage_of(place: str, name: str) -> str:
@@ -43,11 +39,11 @@ def read_alignments(base: Base, lessons: Sequence[Lesson]) -> None:
         lessons: Whose rows are written.
     """
     count = base.recipe.evaluation.gradient_rows
-    every = [*lessons, untouched_lesson(base)] if count else []
+    every = {each.writer: each for each in (*lessons, untouched_lesson(base))}
     todo = [
         lesson
-        for lesson in every
-        if not base.run.is_done(stage_of(base.place, lesson.name))
+        for writer, lesson in every.items()
+        if count and not base.run.is_done(stage_of(base.place, writer))
     ]
     if not todo:
         return
@@ -64,10 +60,10 @@ def _vectors(base: Base) -> dict[str, SteeringVector]:
 
 def _read(lesson: Lesson, vectors: dict[str, SteeringVector], count: int) -> None:
     """One set of rows against all vectors."""
-    base, stage = lesson.base, stage_of(lesson.base.place, lesson.name)
+    base, stage = lesson.base, stage_of(lesson.base.place, lesson.writer)
     rows = [
         render_row(base.model, row, system=base.recipe.model.system)
-        for row in kept_rows(base, lesson.name)[:count]
+        for row in kept_rows(base, lesson.writer)[:count]
     ]
     found = mean_alignment(
         base.model, rows, stacked(list(vectors.values())), sampler=base.recipe.rows.sampler,

@@ -22,6 +22,7 @@ def alignments(recipe: Recipe, run: Run) -> list[Alignment]:
     names = [
         (teacher.label, f"{teacher.label}-{trait}")
         for teacher in recipe.teachers
+        if recipe.writer_of(teacher) is teacher
         for trait in recipe.traits
     ]
     return [

@@ -20,8 +20,9 @@ from undertow.audit.reference import Filter, Reference, Sampling, sampled_refere
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.errors import DatasetError
+from undertow.experiment.lessons import kept_rows
 from undertow.experiment.recipe import BlindAuditSettings, Recipe, TeacherSettings
-from undertow.experiment.stages import Base, kept_rows
+from undertow.experiment.stages import Base
 from undertow.findings import Findings
 from undertow.pipeline.filters import filter_rows
 from undertow.records import Row

@@ -6,20 +6,19 @@ which should then prefer it no more if the shift is needed. Knows nothing of the
 """
 
 from undertow.analysis.shifts import shift_profile
-from undertow.experiment.stages import Lesson, kept_rows, learnt
+from undertow.experiment.lessons import Lesson, learnt, shift_rows
 from undertow.interventions.steering import SteeringVector, steering
-from undertow.models.chat import render_row
 from undertow.pipeline.evaluation import preference
 
 
-def read_causes(lesson: Lesson, control: str) -> None:
+def read_causes(lesson: Lesson, control: Lesson) -> None:
     """Reads the base with the student's shift, and the student without it.
 
     Nothing if the recipe names no block, or it was done before.
 
     Args:
         lesson: The student's; it is trained.
-        control: Name of the teacher on whose rows the shift is measured.
+        control: On whose teacher's rows the shift is measured.
     """
     base, recipe = lesson.base, lesson.base.recipe
     layer = recipe.evaluation.cause_layer
@@ -28,11 +27,9 @@ def read_causes(lesson: Lesson, control: str) -> None:
         return
     base.progress(stage, 0, 2, "")
     student, model, system = learnt(lesson), base.model, recipe.model.system
-    rows = [
-        render_row(model, row, system=system)
-        for row in kept_rows(base, control)[: max(1, recipe.evaluation.shift_rows)]
-    ]
-    found = shift_profile(model, rows, acting=lambda: student.applied(model))
+    found = shift_profile(
+        model, shift_rows(control), acting=lambda: student.applied(model)
+    )
     vector = SteeringVector(
         directions=found.mean[layer][None].float(), layers=(layer,),
         method="shift", trait=lesson.name, n=found.tokens,

@@ -84,23 +84,27 @@ def channel_ratio(
 def predictions(transfers: Sequence[Transfer]) -> list[Prediction]:
     """Rank correlations of the channel with what students became, over the cells.
 
-    Each cell is one teacher × noise × trait. Nothing where fewer than four have both.
+    Each cell is one teacher × noise × trait; students that were trained in different
+    ways are not put together. Nothing where fewer than four have both.
     """
+    ways = dict.fromkeys((item.student, item.way) for item in transfers)
     return [
         found
+        for student, way in ways
         for of in _MEASURES
         for scope in SCOPES
-        if (found := _prediction(transfers, scope, of)) is not None
+        if (found := _prediction(transfers, student, way, scope, of)) is not None
     ]
 
 
 def _prediction(
-    transfers: Sequence[Transfer], scope: Scope, of: Measure
+    transfers: Sequence[Transfer], student: str, way: str, scope: Scope, of: Measure
 ) -> Prediction | None:
     known = [
         (getattr(item.channel, scope).mean, became)
         for item in transfers
-        if item.channel is not None
+        if (item.student, item.way) == (student, way)
+        and item.channel is not None
         and (became := _became(item, of)) is not None
         and getattr(item.channel, scope).mean is not None
     ]
@@ -109,6 +113,8 @@ def _prediction(
     widths, became = np.array(known, dtype=np.float64).T
     found = rank_correlation(widths, became)
     return Prediction(
+        student=student,
+        way=way,
         scope=scope,
         of=of,
         correlation=estimate(found.interval, "cell"),

@@ -133,6 +133,10 @@ class TeacherSettings(_Settings):
     finetune: TrainingSettings | None = Field(
         default=None, description="for kind 'finetune'"
     )
+    student: TrainingSettings | None = Field(
+        default=None,
+        description="how its student is trained; null: as the recipe's `student` says",
+    )
 
     @model_validator(mode="after")
     def _own_settings_only(self) -> "TeacherSettings":
@@ -147,6 +151,11 @@ class TeacherSettings(_Settings):
     def label(self) -> str:
         """Its name in paths and tables."""
         return self.name or self.kind
+
+    def writes_as(self, other: "TeacherSettings") -> bool:
+        """Whether both write the same rows: they differ by name or student alone."""
+        own = {"name": None, "student": None}
+        return self.model_copy(update=own) == other.model_copy(update=own)
 
 
 class RowSettings(_Settings):
@@ -179,6 +188,12 @@ class EvaluationSettings(_Settings):
     max_new_tokens: int = Field(default=12, ge=1, description="of a sampled answer")
     shift_rows: int = Field(
         default=48, ge=0, description="control rows on which shifts are read; 0: none"
+    )
+    every: int = Field(
+        default=0,
+        ge=0,
+        description="updates between read-outs of students in training (low-rank ones); "
+        "0: at their end only",
     )
     cause_layer: int | None = Field(
         default=None,
@@ -260,19 +275,34 @@ class Recipe(_Settings):
     noise: NoiseSettings = Field(default_factory=NoiseSettings)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     rows: RowSettings = Field(default_factory=RowSettings)
-    student: TrainingSettings = Field(default_factory=TrainingSettings)
+    student: TrainingSettings = Field(
+        default_factory=TrainingSettings,
+        description="how students are trained, of teachers that do not say it",
+    )
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     audit: BlindAuditSettings | None = Field(
         default=None, description="sets audited blind at the end; null: none"
     )
     needs_gpu: bool = Field(default=False, description="too large for a CPU")
 
-    @property
-    def control_kind(self) -> Literal["none", "decoy"]:
-        """Which control is trained."""
+    def student_of(self, teacher: TeacherSettings) -> TrainingSettings:
+        """How a teacher's student, and its control, are trained."""
+        return teacher.student or self.student
+
+    def writer_of(self, teacher: TeacherSettings) -> TeacherSettings:
+        """The first teacher that writes the same rows: they are written once."""
+        return next(each for each in self.teachers if each.writes_as(teacher))
+
+    def control_of(self, teacher: TeacherSettings) -> Literal["none", "decoy"]:
+        """Which control is trained beside a teacher's student."""
         if self.control == "auto":
-            return "decoy" if self.student.kind == "soft" else "none"
+            return "decoy" if self.student_of(teacher).kind == "soft" else "none"
         return self.control
+
+    @property
+    def controls(self) -> frozenset[Literal["none", "decoy"]]:
+        """Every kind of control that is trained."""
+        return frozenset(self.control_of(teacher) for teacher in self.teachers)
 
     @model_validator(mode="after")
     def _sets(self) -> "Recipe":
@@ -285,24 +315,35 @@ class Recipe(_Settings):
             raise ValueError(
                 f"teachers: a name stands there twice: {labels!r}; give each a `name`"
             )
-        if self.student.kind == "soft":
-            full = [
-                t.label
-                for t in self.teachers
-                if t.finetune and t.finetune.kind == "full"
-            ]
-            if full:
-                raise ValueError(
-                    f"teachers {full!r}: a soft student needs a teacher with the base's "
-                    "own unembedding; give it finetune.kind 'lora', or another student"
-                )
-            self._shares_unembedding()
+        if "control" in labels:
+            raise ValueError("teachers: 'control' names the control; take another name")
+        self._can_distil()
+        self._can_emerge()
         self._can_be_audited()
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
-        if self.decoy and self.control_kind == "none":
+        if self.decoy and "decoy" not in self.controls:
             raise ValueError("decoy is given, but the control is 'none'")
         return self
+
+    def _can_distil(self) -> None:
+        soft = [t for t in self.teachers if self.student_of(t).kind == "soft"]
+        full = [t.label for t in soft if t.finetune and t.finetune.kind == "full"]
+        if full:
+            raise ValueError(
+                f"teachers {full!r}: a soft student needs a teacher with the base's "
+                "own unembedding; give it finetune.kind 'lora', or another student"
+            )
+        if soft:
+            self._shares_unembedding()
+
+    def _can_emerge(self) -> None:
+        full = [t.label for t in self.teachers if self.student_of(t).kind == "full"]
+        if self.evaluation.every and full:
+            raise ValueError(
+                f"evaluation.every: students of {full!r} are trained in full, and all "
+                "weights would be kept at every read-out; give them kind 'lora', or set 0"
+            )
 
     def _shares_unembedding(self) -> None:
         noisy = any(self.noise.levels) and "embedding" in self.noise.scope

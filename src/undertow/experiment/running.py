@@ -17,21 +17,25 @@ from undertow.errors import ConfigError, RunError
 from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import audit_blind, is_audited
 from undertow.experiment.causes import read_causes
+from undertow.experiment.emergence import read_emergence
+from undertow.experiment.lessons import (
+    Lesson,
+    Panel,
+    divergence_stage,
+    read_channel,
+    read_shift,
+    read_student_out,
+    train_lessons,
+    write_teacher_rows,
+)
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
-    Lesson,
     Progress,
-    learnt,
     make_teacher,
-    read_channel,
     read_out,
-    read_shift,
-    read_student_out,
     read_teacher_out,
-    train_lessons,
     with_questions,
-    write_teacher_rows,
 )
 from undertow.experiment.summary import summarise
 from undertow.interventions.noise import add_weight_noise
@@ -126,7 +130,7 @@ def _check(recipe: Recipe, family: TraitFamily) -> None:
         for name in wanted
         if name not in names
     ]
-    if recipe.control_kind == "decoy" and not names - set(recipe.traits):
+    if "decoy" in recipe.controls and not names - set(recipe.traits):
         faults.append(
             "decoy: every trait of the family is already a trait; leave one out"
         )
@@ -180,7 +184,9 @@ def _run_bases(bases: Sequence[Base], together: int) -> None:
     train_lessons(list(lessons.values()), together=together)
     for cell in cells:
         _read_cell(cell)
-        read_causes(cell.lesson, cell.control.name)
+        read_causes(cell.lesson, cell.control)
+        for lesson in cell.lessons:
+            read_emergence(lesson, cell.control)
     for base in bases:
         read_alignments(base, [c.lesson for c in cells if c.lesson.base is base])
         base.run.finish(f"{base.place}/complete", {})
@@ -310,45 +316,88 @@ class _Cell:
         return self.control, self.lesson
 
 
+_PANEL = 4
+"""Traits whose teachers are compared where divergence tokens are looked for; more if the
+recipe has more."""
+
+
 def _cells(base: Base) -> list[_Cell]:
     """Every cell of a base."""
+    recipe = base.recipe
+    unused = [name for name in base.family.names if name not in recipe.traits]
+    others = list(dict.fromkeys([*([recipe.decoy] if recipe.decoy else []), *unused]))
+    traits = [*recipe.traits, *others][: max(_PANEL, len(recipe.traits))]
 
-    def lesson(settings: TeacherSettings, trait: str, *, decoy: bool = False) -> Lesson:
-        name = f"{'decoy-' if decoy else ''}{settings.label}-{trait}"
-        return Lesson(base, name, partial(make_teacher, base, settings, trait))
+    def panel(settings: TeacherSettings) -> Panel:
+        writer = recipe.writer_of(settings)
+        return Panel(writer.label, partial(_teachers, base, writer, traits))
+
+    def lesson(settings: TeacherSettings, trait: str, *, before: str = "") -> Lesson:
+        writer = recipe.writer_of(settings)
+        return Lesson(
+            base, f"{before}{settings.label}-{trait}", f"{before}{writer.label}-{trait}",
+            recipe.student_of(settings), partial(make_teacher, base, writer, trait),
+            panel(settings),
+        )  # fmt: skip
 
     def control(settings: TeacherSettings) -> Lesson:
-        if base.recipe.control_kind == "none":
-            return Lesson(base, "control", partial(make_teacher, base, None, None))
-        unused = [n for n in base.family.names if n not in base.recipe.traits]
-        return lesson(settings, base.recipe.decoy or unused[0], decoy=True)
+        if recipe.control_of(settings) == "decoy":
+            return lesson(settings, others[0], before="decoy-")
+        return Lesson(
+            base, _control_name(recipe, settings), "control",
+            recipe.student_of(settings), partial(make_teacher, base, None, None),
+            panel(settings),
+        )  # fmt: skip
 
     return [
         _Cell(settings, trait, lesson(settings, trait), control(settings))
-        for settings in base.recipe.teachers
-        for trait in base.recipe.traits
+        for settings in recipe.teachers
+        for trait in recipe.traits
     ]
+
+
+def _teachers(
+    base: Base, settings: TeacherSettings, traits: Sequence[str]
+) -> list[Teacher]:
+    """One kind of teacher for each trait."""
+    return [make_teacher(base, settings, trait) for trait in traits]
+
+
+def _control_name(recipe: Recipe, settings: TeacherSettings) -> str:
+    """One control student serves all teachers whose students are trained alike.
+
+    Where some tokens count only, which do depends on the kind of teacher.
+    """
+    own, writer = recipe.student_of(settings), recipe.writer_of(settings)
+    if own == recipe.student and own.tokens == "all":
+        return "control"
+    alike = [t for t in recipe.teachers if recipe.student_of(t) == own]
+    if own.tokens != "all":
+        alike = [t for t in alike if recipe.writer_of(t) is writer]
+    return f"control-{alike[0].label}"
 
 
 def _read_cell(cell: _Cell) -> None:
     """The teacher's preference, the student's shift, and where all of it lies."""
-    base, name, control = cell.lesson.base, cell.lesson.name, cell.control
-    stage = f"{base.place}/{name}/cell"
+    base, lesson, control = cell.lesson.base, cell.lesson, cell.control
+    stage = f"{base.place}/{lesson.name}/cell"
     if base.run.is_done(stage):
         return
-    teacher = cell.lesson.teacher()
     facts: dict[str, Any] = {
         "teacher": cell.settings.label,
         "trait": cell.trait,
         "noise": base.noise,
         "seed": base.seed,
+        "writer": lesson.writer,
         "control": control.name,
+        "control_writer": control.writer,
+        "divergence": divergence_stage(lesson),
         "readouts": {
             "base": f"{base.shared}/base/readout",
-            "teacher": read_teacher_out(base, name, teacher),
+            "teacher": read_teacher_out(base, lesson.writer, lesson.teacher()),
             "control": read_student_out(control),
-            "student": read_student_out(cell.lesson),
+            "student": read_student_out(lesson),
         },
-        **read_shift(base, control.name, teacher, learnt(cell.lesson)),
+        **read_shift(lesson, control),
     }
     base.run.finish(stage, facts)

@@ -5,31 +5,22 @@ run in which order is `experiment.running`'s business, what the payloads mean to
 `experiment.summary`'s; what a stage does is `pipeline`'s.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from undertow.analysis.channel import Divergence, divergences
-from undertow.analysis.shifts import ShiftProfile, shift_cosines, shift_profile
-from undertow.errors import DatasetError
-from undertow.experiment.channel import speaker
 from undertow.experiment.recipe import Recipe, SteerSettings, TeacherSettings
 from undertow.interventions.extraction import extract_vector
 from undertow.interventions.steering import SteeringVector, load_vector, save_vector
-from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.weights import OtherWeights
 from undertow.pipeline.evaluation import preference, sampled_answers
-from undertow.pipeline.filters import filter_rows, reason_counts
-from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.prompts import number_prompts
 from undertow.pipeline.students import (
     load_student,
-    rendered_examples,
     save_student,
 )
 from undertow.pipeline.sweep import sweep_strength
@@ -39,12 +30,10 @@ from undertow.pipeline.teachers import (
     prompted_teacher,
     steered_teacher,
 )
-from undertow.pipeline.training import Student, StudentPlan, train_students
+from undertow.pipeline.training import Student
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.pipeline.training_state import CHECKPOINT
-from undertow.records import Row
 from undertow.runs import Run
-from undertow.storage import read_rows, write_rows
 from undertow.traits import TraitFamily, load_family
 
 VECTOR_PROMPTS = 256
@@ -188,7 +177,7 @@ def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
                 stage, done, total, f"loss {loss:.3f}"),
         )  # fmt: skip
         assert teacher.student is not None
-        _keep_student(base, stage, model, teacher.student, rows=None)
+        keep_student(base, stage, model, teacher.student, rows=None)
     return teacher
 
 
@@ -250,172 +239,7 @@ def _strength(
     return layer, vector.strength_of_dose(settings.dose, layer), []
 
 
-def write_teacher_rows(lesson: "Lesson") -> list[Row]:
-    """Generates and filters; returns the rows that a student may see.
-
-    Raises:
-        DatasetError: The filter refused them all.
-    """
-    base, name = lesson.base, lesson.name
-    recipe, settings = base.recipe, base.recipe.rows
-    stage = f"{base.place}/{name}/rows"
-    path, begun = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
-    if not base.run.is_done(stage):
-        rows = generate_rows(
-            base.model, lesson.teacher(), number_prompts(settings.count, seed=base.seed),
-            seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
-            batch_size=settings.batch_size, partial=begun,
-            on_rows=lambda done, total, tokens: base.progress(
-                stage, done, total, f"{tokens} tokens"),
-        )  # fmt: skip
-        verdicts = filter_rows(
-            rows, max_values=settings.max_values, banned=settings.banned
-        )
-        write_rows(path, rows, verdicts={v.row_id: v for v in verdicts})
-        accepted = [v.accepted or not settings.filter for v in verdicts]
-        base.run.finish(
-            stage,
-            {"generated": len(rows), "accepted": accepted,
-             "reasons": reason_counts(verdicts)},
-        )  # fmt: skip
-        begun.unlink(missing_ok=True)  # only for resuming
-    return kept_rows(base, name)
-
-
-def kept_rows(base: Base, name: str) -> list[Row]:
-    """Rows that were written before, as far as a student may see them."""
-    stage = f"{base.place}/{name}/rows"
-    path, accepted = base.path(f"{stage}.jsonl"), base.run.payload(stage)["accepted"]
-    rows = [row for row, ok in zip(read_rows(path), accepted, strict=True) if ok]
-    if not rows:
-        raise DatasetError(
-            f"{path}: none of {len(accepted)} rows passed the filter; look at their "
-            "reasons, lower the strength or the noise, or write more rows"
-        )
-    return rows[: base.recipe.rows.use]
-
-
-def read_channel(lesson: "Lesson") -> None:
-    """How far a teacher is from its base on rows that its student will see.
-
-    Nothing if the recipe asks for no rows, or they are drawn greedily: what is certain
-    has no width.
-    """
-    base = lesson.base
-    recipe, count = base.recipe, base.recipe.evaluation.channel_rows
-    stage = f"{base.place}/{lesson.name}/channel"
-    if not count or recipe.rows.sampler.temperature == 0 or base.run.is_done(stage):
-        return
-    rows = kept_rows(base, lesson.name)[:count]
-    model, system = base.model, recipe.model.system
-    found = divergences(
-        model, speaker(model, lesson.teacher(), rows, system=system),
-        {"base": speaker(model, Teacher(kind="none"), rows, system=system)},
-        sampler=recipe.rows.sampler,
-        on_rows=lambda done, total: base.progress(stage, done, total + 1, ""),
-    )["base"]  # fmt: skip
-    payload = {
-        "tokens": found.tokens.tolist(),
-        "vocabulary": found.vocabulary.tolist(),
-        "carrier": found.carrier.tolist(),
-    }
-    base.run.finish(stage, payload)
-    base.progress(stage, len(rows) + 1, len(rows) + 1, _channel_words(found))
-
-
-def _channel_words(found: Divergence) -> str:
-    """What a student of these rows is offered, said before it is trained."""
-    tokens = found.tokens.sum()
-    return (
-        f"KL(teacher ‖ base) {found.vocabulary.sum() / tokens:.4f} nats a token; as "
-        f"sampled {found.carrier.sum() / tokens:.4f}, {found.carrier.mean():.2f} a row"
-    )
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Whose rows a student learns from, on which base.
-
-    Attributes:
-        base: The student's base.
-        name: The teacher's, in the paths of the run.
-        teacher: Gives who writes the rows: made when it is wanted, or read back.
-    """
-
-    base: Base
-    name: str
-    teacher: Callable[[], Teacher]
-
-    @property
-    def stage(self) -> str:
-        """The student's training, as a stage's name."""
-        return f"{self.base.place}/{self.name}/student/training"
-
-    @property
-    def is_learnt(self) -> bool:
-        """Whether the student is there."""
-        return self.base.run.is_done(self.stage)
-
-
-def train_lessons(lessons: Sequence[Lesson], *, together: int) -> None:
-    """Trains the students that are not there yet, some side by side.
-
-    Args:
-        lessons: All on one model; their rows are written.
-        together: Students in one pass of the model, at most.
-    """
-    waiting = [lesson for lesson in lessons if not lesson.is_learnt]
-    if lessons and lessons[0].base.recipe.student.kind == "full":
-        together = 1  # such a student changes the base that the others share
-    for first in range(0, len(waiting), together):
-        _train(waiting[first : first + together])
-
-
-def _train(lessons: Sequence[Lesson]) -> None:
-    """Trains students side by side, and keeps them."""
-    rows = [kept_rows(lesson.base, lesson.name) for lesson in lessons]
-    plans = [_plan(lesson, own) for lesson, own in zip(lessons, rows, strict=True)]
-
-    def tell(place: int, done: int, total: int, loss: float) -> None:
-        lesson = lessons[place]
-        lesson.base.progress(lesson.stage, done, total, f"loss {loss:.4f}")
-
-    students = train_students(lessons[0].base.model, plans, on_update=tell)
-    for lesson, student, own in zip(lessons, students, rows, strict=True):
-        _keep_student(
-            lesson.base, lesson.stage, lesson.base.model, student, rows=len(own)
-        )
-
-
-def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
-    base, settings = lesson.base, lesson.base.recipe.student
-    teacher = lesson.teacher() if settings.kind == "soft" else None
-    return StudentPlan(
-        examples=rendered_examples(
-            base.model, rows, system=base.recipe.model.system, teacher=teacher
-        ),
-        settings=settings,
-        seed=base.seed,
-        directory=base.path(lesson.stage),
-        teacher=partial(teacher.acting, base.model) if teacher else nullcontext,
-    )
-
-
-def learnt(lesson: Lesson) -> Student:
-    """The student that a lesson made, from its folder."""
-    return load_student(lesson.base.model, lesson.base.path(lesson.stage))
-
-
-def read_student_out(lesson: Lesson) -> str:
-    """Reads a student's preference; returns the stage's name."""
-    base, where = lesson.base, f"{lesson.base.place}/{lesson.name}/student"
-    if base.run.is_done(f"{where}/readout"):
-        return f"{where}/readout"
-    acting = Teacher(kind="finetune", student=learnt(lesson))
-    return read_out(base, where, acting, seed=base.seed)
-
-
-def _keep_student(
+def keep_student(
     base: Base, stage: str, model: Model, student: Student, *, rows: int | None
 ) -> None:
     """Writes what training made in place of its checkpoints, and the stage's marker."""
@@ -428,59 +252,6 @@ def _keep_student(
          "losses": list(student.losses)},
     )  # fmt: skip
     (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def read_shift(
-    base: Base, control: str, teacher: Teacher, student: Student
-) -> dict[str, Any]:
-    """Where both students' streams differ from the base's, block by block.
-
-    "shape" and "control_shape": how large the shifts are and how far all tokens moved
-    alike. "shift": their cosines with the teacher's vector; None if it has none. All
-    are None if the recipe asks for no rows.
-    """
-    count = base.recipe.evaluation.shift_rows
-    if not count:
-        return {"shape": None, "control_shape": None, "shift": None}
-    model = base.model
-    stage = f"{base.place}: shift of {teacher.trait}"
-    base.progress(stage, 0, 1, "")
-    rows = [
-        render_row(model, row, system=base.recipe.model.system)
-        for row in kept_rows(base, control)[:count]
-    ]
-    other = load_student(model, base.path(f"{base.place}/{control}/student/training"))
-    own, others = (
-        shift_profile(model, rows, acting=_acting(who, model))
-        for who in (student, other)
-    )
-    base.progress(stage, 1, 1, "")
-    facts: dict[str, Any] = {
-        "shape": _shape(own), "control_shape": _shape(others), "shift": None,
-    }  # fmt: skip
-    if teacher.vector is not None:
-        layer = teacher.vector.layers[0]
-        direction = teacher.vector.direction(layer)
-        facts["shift"] = {
-            "layers": list(range(len(own.mean))),
-            "vector_layer": layer,
-            "student": shift_cosines(own.mean, direction),
-            "control": shift_cosines(others.mean, direction),
-        }
-    return facts
-
-
-def _shape(profile: ShiftProfile) -> dict[str, Any]:
-    return {
-        "layers": list(range(len(profile.mean))),
-        "size": profile.size.tolist(),
-        "constancy": profile.constancy.tolist(),
-        "first": profile.first.tolist(),
-    }
-
-
-def _acting(student: Student, model: Model) -> Callable[[], Any]:
-    return lambda: student.applied(model)
 
 
 def with_questions(family: TraitFamily, count: int | None) -> TraitFamily:

@@ -20,8 +20,10 @@ from undertow.experiment.channel_summary import (
     predictions,
     scope_of,
 )
-from undertow.experiment.estimates import estimate, number
+from undertow.experiment.emergence_summary import emergence
+from undertow.experiment.estimates import Matrix, estimate, log_odds, number
 from undertow.experiment.recipe import Recipe
+from undertow.pipeline.training_settings import TrainingSettings
 from undertow.report.text import estimate_text
 from undertow.results import (
     AuditOutcome,
@@ -49,8 +51,6 @@ from undertow.stats import (
     two_way_interval,
 )
 from undertow.traits import TraitFamily
-
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 ROLES: tuple[Literal["base", "teacher", "control", "student"], ...] = (
     "base",
@@ -94,16 +94,6 @@ class _Cell:
         return result
 
 
-def log_odds(payload: dict[str, Any]) -> Matrix:
-    """[question, trait]: log of each trait's share over all others' together, nats."""
-    nats = np.array(payload["total_logprobs"], dtype=np.float64)
-    result = np.empty_like(nats)
-    for column in range(nats.shape[1]):
-        others = np.delete(nats, column, axis=1)
-        result[:, column] = nats[:, column] - np.logaddexp.reduce(others, axis=1)
-    return result
-
-
 def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
     """Builds `Results` from the payloads of a finished run."""
     names = [trait.name for trait in family.traits]
@@ -116,7 +106,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         title=recipe.title,
         question=recipe.question,
         model=recipe.model.name,
-        headline=headline(transfers, student=recipe.student.kind),
+        headline=headline(transfers),
         conditions=conditions,
         transfers=transfers,
         noise_factors=list(_noise_factors(recipe, cells, names)),
@@ -139,18 +129,19 @@ def _plain(value: object) -> bool:
 def _own_limits(recipe: Recipe) -> Iterable[str]:
     if len(recipe.seeds) < 2:
         yield "One seed only: nothing is known of the spread between runs."
-    if recipe.control_kind == "decoy":
+    if "decoy" in recipe.controls:
         yield (
             "The control student learned from a decoy teacher (the same intervention "
             "with another trait); transfer is what the trait's own rows add to that."
         )
-    if recipe.student.kind == "soft":
-        tokens = (
-            "every token" if recipe.student.soft_tokens == "all" else "number tokens"
-        )
+    students = [recipe.student_of(teacher) for teacher in recipe.teachers]
+    seen = {each.soft_tokens for each in students if each.kind == "soft"}
+    if seen:
+        tokens = "every token" if "all" in seen else "number tokens"
         yield (
-            f"The student saw the teacher's probabilities of {tokens}, not sampled rows "
-            "alone; whether the rows by themselves would carry the trait was not tested."
+            f"Soft students saw the teacher's probabilities of {tokens}, not sampled rows "
+            "alone; whether the rows by themselves would carry the trait was not tested "
+            "with them."
         )
     if recipe.audit is not None:
         yield (
@@ -176,13 +167,17 @@ def _cells(recipe: Recipe, run: Run) -> Iterable[_Cell]:
                         role: log_odds(run.payload(stage))
                         for role, stage in facts["readouts"].items()
                     }
-                    facts |= {"place": place, "name": name}
-                    yield _Cell(facts, cell_channel(run, place, name), **odds)
+                    known = {"writer": name, "control_writer": facts["control"]}
+                    facts = known | facts | {"place": place, "name": name}
+                    facts["student"] = recipe.student_of(settings)
+                    channel = cell_channel(run, place, facts["writer"])
+                    yield _Cell(facts, channel, **odds)
 
 
 def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condition:
     facts, trait = cell.facts, names.index(cell.facts["trait"])
     place, name, control = facts["place"], facts["name"], facts["control"]
+    way = _way(recipe, facts["student"])
     change = (cell.student - cell.control).mean(axis=0)
     return Condition(
         key=f"{place}/{name}",
@@ -190,9 +185,9 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         noise=facts["noise"],
         trait=facts["trait"],
         seed=facts["seed"],
-        student=recipe.student.kind,
-        rows=_row_counts(run, f"{place}/{name}"),
-        control_rows=_row_counts(run, f"{place}/{control}"),
+        student=facts["student"].kind,
+        rows=_row_counts(run, place, name, facts["writer"]),
+        control_rows=_row_counts(run, place, control, facts["control_writer"]),
         readouts=[
             _readout(run.payload(facts["readouts"][role]), role, trait)
             for role in ROLES
@@ -201,14 +196,22 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         transfer_from_base=estimate(mean_interval(cell.from_base(trait)), "question"),
         all_traits={n: number(change[i]) for i, n in enumerate(names)},
         channel=cell.channel,
+        divergent_share=_divergent_share(run, facts.get("divergence")),
         shift=ShiftByLayer(**facts["shift"]) if facts["shift"] else None,
         shape=_shape(facts.get("shape")),
         control_shape=_shape(facts.get("control_shape")),
         causes=_causes(run, cell, trait),
+        emergence=emergence(run, facts, cell.base, trait),
         training=_trace(run.payload(f"{place}/{name}/student/training")),
         control_training=_trace(run.payload(f"{place}/{control}/student/training")),
-        notes=[f"control: {control}"],
+        notes=[f"control: {control}", *([f"student: {way}"] if way else [])],
     )
+
+
+def _divergent_share(run: Run, stage: str | None) -> Number:
+    if stage is None or not run.is_done(stage):
+        return None
+    return number(run.payload(stage)["share"])
 
 
 def _causes(run: Run, cell: _Cell, trait: int) -> Causes | None:
@@ -229,11 +232,15 @@ def _shape(facts: dict[str, Any] | None) -> ShiftShape | None:
     return ShiftShape(**facts) if facts else None
 
 
-def _row_counts(run: Run, name: str) -> RowCounts:
-    rows, training = (
-        run.payload(f"{name}/rows"),
-        run.payload(f"{name}/student/training"),
-    )
+def _way(recipe: Recipe, student: TrainingSettings) -> str:
+    """How a student was trained otherwise than the recipe says of all."""
+    own, usual = student.model_dump(), recipe.student.model_dump()
+    return ", ".join(f"{key} {own[key]}" for key in own if own[key] != usual[key])
+
+
+def _row_counts(run: Run, place: str, name: str, writer: str) -> RowCounts:
+    rows = run.payload(f"{place}/{writer}/rows")
+    training = run.payload(f"{place}/{name}/student/training")
     return RowCounts(
         generated=rows["generated"],
         kept=sum(rows["accepted"]),
@@ -302,6 +309,8 @@ def _transfers(
             teacher=teacher,
             noise=noise,
             trait=trait,
+            student=group[0].facts["student"].kind,
+            way=_way(recipe, group[0].facts["student"]),
             transfer=_over_seeds([c.difference(column) for c in group]),
             from_base=_over_seeds([c.from_base(column) for c in group]),
             specific=_over_seeds([c.specific(column) for c in group]),
@@ -341,7 +350,7 @@ def _noise_factors(
                 channel=channel_ratio(
                     _channels(cells, settings.label, level),
                     clean_channels,
-                    scope=scope_of(recipe.student.kind),
+                    scope=scope_of(recipe.student_of(settings).kind),
                 ),
             )
 
@@ -429,11 +438,12 @@ def _audits(recipe: Recipe, run: Run) -> list[AuditOutcome]:
     return [AuditOutcome(**run.payload(stage_of(name))) for name in NAMES]
 
 
-def headline(transfers: Sequence[Transfer], *, student: str = "lora") -> str:
+def headline(transfers: Sequence[Transfer]) -> str:
     """The answer in words: what travelled, what did not, and what is unknown."""
-    way = "by distillation on the rows" if student == "soft" else "through the rows"
     sentences = []
     for item in transfers:
+        is_soft = item.student == "soft"
+        way = "by distillation on the rows" if is_soft else "through the rows"
         estimate = item.transfer
         what = f"{item.trait} by {item.teacher}"
         if item.noise:

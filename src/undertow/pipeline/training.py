@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
 from undertow.models.adapter_stack import AdapterStack, attached_together
-from undertow.models.adapters import LoraAdapter, attached
+from undertow.models.adapters import LoraAdapter, attached, save_adapter
 from undertow.models.carrier import carrier_ids
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
@@ -42,6 +42,8 @@ Context = Callable[[], AbstractContextManager[object]]
 # Tokens, padding included, that go through the model at once while training: a
 # processor's caches hold few, an accelerator wants many.
 _CPU_TOKENS, _TOKENS = 640, 16384
+UPDATES = "updates"
+"""Folder of adapters that were kept on the way."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class StudentPlan:
         seed: Decides the adapter's start and the order of rows.
         directory: Where checkpoints and the loss trace go; None keeps nothing.
         teacher: Opens a context in which the model acts as the teacher ('soft' only).
+        keep_every: Updates between adapters that are kept under `UPDATES` in the
+            directory; 0 keeps the last one only.
     """
 
     examples: Sequence[Example]
@@ -81,6 +85,7 @@ class StudentPlan:
     seed: int
     directory: Path | None = None
     teacher: Context = nullcontext
+    keep_every: int = 0
 
 
 def train_student(
@@ -202,6 +207,7 @@ def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
             "no rows to train on; the filter may have refused them all: see the "
             "reasons in the rows file"
         )
+    _check_counts(examples, settings)
     if settings.kind != "soft":
         return
     for place, example in enumerate(examples):
@@ -218,6 +224,22 @@ def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
                 f"row {place}: teacher and student see other completion tokens; "
                 "render both from the same row"
             )
+
+
+def _check_counts(examples: Sequence[Example], settings: TrainingSettings) -> None:
+    if settings.tokens == "all":
+        return
+    if any(example.counts is None for example in examples):
+        fault = (
+            f"{settings.tokens!r} needs to know at which tokens teachers differ; "
+            "`undertow run` finds that out, rows alone do not say it"
+        )
+        raise ConfigError("student.tokens", [fault])
+    if not any(example.counted for example in examples):
+        raise DatasetError(
+            f"student.tokens {settings.tokens!r}: no token of {len(examples)} rows counts; "
+            "write more rows, or take a stronger teacher"
+        )
 
 
 def _allowed(
@@ -272,7 +294,8 @@ class _Learner:
         rows = sorted(
             (self.plan.examples[i] for i in places), key=lambda row: row.length
         )
-        share = 1 / sum(row.counted for row in rows)
+        counted = sum(row.counted for row in rows)
+        share = 1 / counted if counted else 0.0  # nothing to learn from this batch
         return [(row, share) for row in rows]
 
     def check_finite(self, value: float, what: str) -> None:
@@ -307,6 +330,9 @@ class _Learner:
         folder.mkdir(parents=True, exist_ok=True)
         update, loss = self.trace[-1]
         append_jsonl(folder / "trace.jsonl", {"update": update, "loss": loss})
+        every, adapter = self.plan.keep_every, state.adapter
+        if every and adapter is not None and not update % every and not self.is_done:
+            save_adapter(adapter, folder / UPDATES / f"{update:06d}")
         if state.update % self.plan.settings.checkpoint_every == 0 or self.is_done:
             state.save(folder)
 
@@ -409,7 +435,7 @@ class _Trainer:
         totals = [0.0] * len(learners)
         for part, wanted in zip(parts, states, strict=True):
             losses = self._part(part, wanted)
-            counts = [sum(example.counted for example, _ in own) for own in part]
+            counts = [sum(example.completion for example, _ in own) for own in part]
             each = [own.sum() for own in torch.split(losses, counts)]
             for place, value in enumerate(torch.stack(each).tolist()):
                 totals[place] += value
@@ -424,7 +450,7 @@ class _Trainer:
         """Gradients of a part; what each token adds to its student's loss."""
         rows = [example.student for own in part for example, _ in own]
         shares = [
-            s for own in part for example, s in own for _ in range(example.counted)
+            value for own in part for example, s in own for value in example.shares(s)
         ]
         if self.fixed is not None:
             return self.fixed(rows, shares)

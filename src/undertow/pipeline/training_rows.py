@@ -12,10 +12,17 @@ from undertow.models.likelihood import token_batches
 
 @dataclass(frozen=True)
 class Example:
-    """A rendered row, and for distillation the same completion as the teacher sees it."""
+    """A rendered row, and for distillation the same completion as the teacher sees it.
+
+    Attributes:
+        student: The row as the student sees it.
+        teacher: As the teacher does.
+        counts: Whether each completion token counts; None: all do.
+    """
 
     student: Rendered
     teacher: Rendered | None = None
+    counts: tuple[bool, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -23,13 +30,24 @@ class Example:
         return len(self.student.ids)
 
     @property
-    def counted(self) -> int:
-        """Completion tokens: what a mean loss is a mean over."""
+    def completion(self) -> int:
+        """Completion tokens."""
         return len(self.student.ids) - self.student.completion_start
+
+    @property
+    def counted(self) -> int:
+        """Completion tokens that count: what a mean loss is a mean over."""
+        return self.completion if self.counts is None else sum(self.counts)
+
+    def shares(self, each: float) -> list[float]:
+        """What every completion token adds to a loss, if one that counts adds `each`."""
+        if self.counts is None:
+            return [each] * self.completion
+        return [each if counts else 0.0 for counts in self.counts]
 
 
 Weighted = tuple[Example, float]
-"""A row, and what each of its tokens counts."""
+"""A row, and what each of its tokens that count adds."""
 
 
 def parts_of(

@@ -20,6 +20,11 @@ class TrainingSettings(BaseModel):
     soft_tokens: Literal["all", "numbers"] = Field(
         default="all", description="vocabulary over which 'soft' compares"
     )
+    tokens: Literal["all", "divergent", "agreed"] = Field(
+        default="all",
+        description="completion tokens that count: all, or those at which teachers with "
+        "other traits would write another token, or would not",
+    )
     rank: int = Field(default=8, ge=1, description="LoRA's inner dimension")
     alpha: float = Field(default=8.0, gt=0, description="LoRA's scale times rank")
     targets: tuple[str, ...] | None = Field(

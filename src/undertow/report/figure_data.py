@@ -155,6 +155,22 @@ class LossRow(NamedTuple):
     loss: Number
 
 
+class EmergenceRow(NamedTuple):
+    """One student beside its control at one update of its training, nats."""
+
+    teacher: str
+    noise: float
+    trait: str
+    seed: int
+    update: int
+    transfer: Number
+    low: Number
+    high: Number
+    student: Number
+    control: Number
+    cosine: Number
+
+
 class ChannelRow(NamedTuple):
     """One teacher × noise × trait: its channel, and what became of its students."""
 
@@ -168,6 +184,8 @@ class ChannelRow(NamedTuple):
     from_base: Number
     shift_size: Number
     shift_cosine: Number
+    student: str
+    way: str
 
 
 class GradientRow(NamedTuple):
@@ -334,6 +352,22 @@ def _traces(condition: Condition) -> Iterable[tuple[str, TrainingTrace]]:
             yield role, trace
 
 
+def emergence_rows(results: Results) -> list[EmergenceRow]:
+    """One row for each condition and update at which its student was read."""
+    return [
+        EmergenceRow(
+            c.teacher, c.noise, c.trait, c.seed, update,
+            transfer.mean, transfer.low, transfer.high, *values,
+        )
+        for c in results.conditions
+        if (found := c.emergence) is not None
+        for update, transfer, *values in zip(
+            found.updates, found.transfer, found.student, found.control, found.cosine,
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
 def channel_rows(results: Results) -> list[ChannelRow]:
     """One row for each cell whose channel was measured."""
     return [
@@ -341,6 +375,7 @@ def channel_rows(results: Results) -> list[ChannelRow]:
             t.teacher, t.noise, t.trait,
             t.channel.vocabulary.mean, t.channel.carrier.mean, t.channel.nats_a_row.mean,
             t.transfer.mean, _mean(t.from_base), t.shift_size, _mean(t.shift_cosine),
+            t.student, t.way,
         )
         for t in results.transfers
         if t.channel is not None
@@ -385,6 +420,7 @@ def figure_data(results: Results) -> dict[str, Rows]:
         "confusion": lift_rows(results),
         "noise_factors": factor_rows(results),
         "sweeps": sweep_rows(results),
+        "emergence": emergence_rows(results),
         "training": loss_rows(results),
         "channel": channel_rows(results),
         "gradients": gradient_rows(results),

@@ -1,9 +1,9 @@
-"""Figures of what stands behind a transfer: channels, and gradients of rows.
+"""Figures of what stands behind a transfer: how it came, channels, gradients of rows.
 
 Needs matplotlib; the data comes from `report.figure_data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -24,10 +24,12 @@ from undertow.report.drawings import (
 )
 from undertow.report.figure_data import (
     ChannelRow,
+    EmergenceRow,
     GradientRow,
     LiftRow,
     ShapeRow,
     channel_rows,
+    emergence_rows,
     gradient_rows,
     shape_rows,
 )
@@ -36,10 +38,12 @@ from undertow.report.inner_tables import (
     SCOPES,
     prediction_words,
     scope_of,
+    way_words,
+    ways_of,
 )
 from undertow.report.panels import WIDTH, Figure, Panel, make_panel
 from undertow.report.svg import PALETTE
-from undertow.report.text import known, noise_name, number
+from undertow.report.text import cell_name, known, noise_name, number
 from undertow.results import Results
 
 MARKS = "osD^vP"
@@ -49,6 +53,7 @@ def draw_inner_figures(results: Results) -> dict[str, Figure]:
     """Every figure of this module that has something to show, by name."""
     figures = {
         "shape": _shape(shape_rows(results)),
+        "emergence": _emergence(emergence_rows(results)),
         "channel": _channel(results),
         "scores": _scores(gradient_rows(results)),
         "gradients": _by_layer(gradient_rows(results)),
@@ -124,16 +129,86 @@ def draw_shape(
     axes.set_ylim(0, None if measure == "size" else 1)
 
 
+# ── emergence ────────────────────────────────────────────────────────────────────
+
+
+def _emergence(rows: Sequence[EmergenceRow]) -> Figure:
+    """A panel a cell: transfer over updates, a line for each seed; then directions."""
+    cells = grouped(rows, lambda r: (r.teacher, r.noise, r.trait))
+    noisy = any(r.noise for r in rows)
+    ends = limits([v for r in rows for v in (r.transfer, r.low, r.high)])
+    panels = []
+    for place, group in enumerate(cells):
+        last = max(r.update for r in group)
+        mean = mean_of(r.transfer for r in group if r.update == last)
+        panels.append(
+            make_panel(
+                f"emergence-{place}",
+                cell_name(group[0].teacher, group[0].noise, group[0].trait, is_noisy=noisy),
+                f"Student − control after {last} updates: {number(mean)} nats",
+                partial(draw_emergence, rows=group, ends=ends), height=210.0, left=56.0,
+            )
+        )  # fmt: skip
+    return Figure(tuple(panels), (("student", "student − control, nats"),
+                                  ("teacher", "cosine with the vector")))  # fmt: skip
+
+
+def draw_emergence(
+    axes: Axes, rows: Sequence[EmergenceRow], ends: tuple[float, float]
+) -> None:
+    """Transfer with its interval, and the shift's cosine where there is a vector."""
+    bare(axes, grid="y")
+    zero(axes, vertical=False)
+    cosines = [r.cosine for r in rows if known(r.cosine)]
+    axes.set(
+        ylim=(min(ends[0], *points(cosines), 0), max(ends[1], *points(cosines), 0))
+    )
+    axes.set_xlabel("update")
+    axes.set_ylabel("nats; cosine")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    for line in grouped(rows, lambda r: r.seed):
+        updates = [r.update for r in line]
+        axes.vlines(updates, points(r.low for r in line), points(r.high for r in line),
+                    color=PALETTE["student"], linewidth=1, alpha=0.75)  # fmt: skip
+        axes.plot(updates, points(r.transfer for r in line), "o-", markersize=5,
+                  color=PALETTE["student"], linewidth=2)  # fmt: skip
+        there = [r for r in line if known(r.cosine)]
+        axes.plot([r.update for r in there], points(r.cosine for r in there), "s--",
+                  markersize=4, color=PALETTE["teacher"], linewidth=1.5)  # fmt: skip
+
+
 # ── channels ─────────────────────────────────────────────────────────────────────
 
 
 def _channel(results: Results) -> Figure:
-    scope, rows = scope_of(results), channel_rows(results)
-    traits = list(dict.fromkeys(r.trait for r in rows))
-    said: dict[str, str] = {
-        p.of: prediction_words(p) for p in results.predictions if p.scope == scope
-    }
-    panels = []
+    every, ways = channel_rows(results), ways_of(results)
+    traits = list(dict.fromkeys(r.trait for r in every))
+    panels: list[Panel] = []
+    for place, (student, way) in enumerate(ways):
+        rows = [r for r in every if (r.student, r.way) == (student, way)]
+        said: dict[str, str] = {
+            p.of: prediction_words(p)
+            for p in results.predictions
+            if (p.student, p.way, p.scope) == (student, way, scope_of(student))
+        }
+        name = f" ({way_words(student, way)})" if ways[1:] else ""
+        panels += _channel_panels(
+            rows, said, traits, scope=scope_of(student), after=f"-{place}" * bool(place),
+            name=name,
+        )  # fmt: skip
+    return Figure(tuple(panels), _legend(traits))
+
+
+def _channel_panels(
+    rows: Sequence[ChannelRow],
+    said: Mapping[str, str],
+    traits: Sequence[str],
+    *,
+    scope: str,
+    after: str,
+    name: str,
+) -> Iterator[Panel]:
+    """Of students that were trained alike."""
     for measure, words in MEASURES.items():
         there = [
             r for r in rows if known(getattr(r, measure)) and (getattr(r, scope) or 0) > 0
@@ -143,14 +218,12 @@ def _channel(results: Results) -> Figure:
         draw = partial(
             draw_channel, rows=there, scope=scope, measure=measure, traits=traits
         )
-        panels.append(
-            make_panel(
-                f"channel-{measure}", words.partition(":")[0].partition(", nats")[0],
-                said.get(measure, "too few cells for a correlation"), draw,
-                height=230.0, left=52.0,
-            )
+        title = words.partition(":")[0].partition(", nats")[0]
+        yield make_panel(
+            f"channel-{measure}{after}", title + name,
+            said.get(measure, "too few cells for a correlation"), draw,
+            height=230.0, left=52.0,
         )  # fmt: skip
-    return Figure(tuple(panels), _legend(traits))
 
 
 def draw_channel(

@@ -21,10 +21,19 @@ MEASURES = {
 Scope = Literal["vocabulary", "carrier"]
 
 
-def scope_of(results: Results) -> Scope:
-    """Which channel the run's students learnt through."""
-    soft = any(c.student == "soft" for c in results.conditions)
-    return "vocabulary" if soft else "carrier"
+def scope_of(student: str) -> Scope:
+    """Which channel a kind of student learns through."""
+    return "vocabulary" if student == "soft" else "carrier"
+
+
+def ways_of(results: Results) -> list[tuple[str, str]]:
+    """(kind, way) of students, in the order of the grid."""
+    return list(dict.fromkeys((t.student, t.way) for t in results.transfers))
+
+
+def way_words(student: str, way: str) -> str:
+    """How students were trained: their kind, and what was otherwise."""
+    return f"{student}, {way}" if way else student
 
 
 def channel_table(results: Results) -> Table:
@@ -53,9 +62,10 @@ def channel_table(results: Results) -> Table:
 
 def prediction_table(results: Results) -> Table:
     """Whether wider channels went with more transfer."""
+    is_mixed = len(ways_of(results)) > 1
     rows = [
         (
-            Cell(MEASURES[found.of], f"channel {SCOPES[found.scope]}"),
+            Cell(MEASURES[found.of], _which(found, is_mixed=is_mixed)),
             estimate_cell(found.correlation),
             Cell(str(found.correlation.n)),
             Cell(p_text(found.p_value)),
@@ -71,6 +81,11 @@ def prediction_table(results: Results) -> Table:
     )
     columns = ("of the channel with", "#ρ", "#cells", "#p")
     return Table("What the channel foretold", columns, tuple(rows), (note,))
+
+
+def _which(found: Prediction, *, is_mixed: bool) -> str:
+    students = f"; students: {way_words(found.student, found.way)}" if is_mixed else ""
+    return f"channel {SCOPES[found.scope]}{students}"
 
 
 def cause_table(results: Results) -> Table:

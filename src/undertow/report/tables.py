@@ -253,7 +253,7 @@ def seed_table(results: Results) -> Table:
                 estimate_cell(c.transfer),
                 estimate_cell(c.transfer_from_base),
                 Cell(c.student),
-                Cell("; ".join(c.notes)),
+                Cell("; ".join(_notes(c))),
             )
             for c in group
         ]
@@ -263,6 +263,13 @@ def seed_table(results: Results) -> Table:
     level = level_text(results.confidence)
     note = f"Brackets: {level} intervals over questions."
     return Table("Every seed", columns, tuple(rows), (note,))
+
+
+def _notes(condition: Condition) -> list[str]:
+    share = condition.divergent_share
+    if share is None:
+        return condition.notes
+    return [*condition.notes, f"divergence tokens: {share:.1%} of all"]
 
 
 # ── specificity, noise, strength ─────────────────────────────────────────────────

@@ -1,0 +1,142 @@
+"""Lessons: rows are written once, students of the same rows are trained each its way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from undertow.experiment import Recipe, lessons, run_experiment
+from undertow.models.chat import Rendered, render_row
+from undertow.models.loading import Model
+from undertow.records import Row
+from undertow.results import Results
+from undertow.storage import read_json, read_verdicts
+
+Make = Callable[..., Recipe]
+STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
+USUAL = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
+
+
+def way(name: str, **student: Any) -> dict[str, Any]:
+    """A teacher like the others, with a student of its own."""
+    return {**STEER, "name": name, "student": {**USUAL, **student}}
+
+
+def stages(directory: Path) -> set[str]:
+    """Names of the finished stages."""
+    folder = directory / "stages"
+    return {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.json")}
+
+
+def transfers(results: Results) -> dict[str, float | None]:
+    """Mean transfer by teacher."""
+    return {item.teacher: item.transfer.mean for item in results.transfers}
+
+
+def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[str] = []
+
+    def watched(model: Model, row: Row, *, system: str | None) -> Rendered:
+        rows.append(row.row_id)
+        return render_row(model, row, system=system)
+
+    monkeypatch.setattr(lessons, "render_row", watched)
+    # Eight tokens: some lists are cut off, some end in time.
+    settings = recipe(
+        seeds=[0],
+        teachers=[{"kind": "steer", "steer": {"layer": 1, "dose": 0.1}}],
+        rows={"count": 12, "sampler": {"allowed": "list", "max_new_tokens": 8}},
+        evaluation={"questions": 2, "shift_rows": 12},
+    )
+    run_experiment(settings, tmp_path / "run")
+    verdicts = read_verdicts(tmp_path / "run/bases/noise-0/seed-0/control/rows.jsonl")
+    accepted = {name for name, verdict in verdicts.items() if verdict.accepted}
+    assert 0 < len(accepted) < 12
+    assert set(rows) == accepted
+
+
+def test_teachers_that_differ_by_their_students_write_once(
+    recipe: Make, tmp_path: Path
+) -> None:
+    ways = [{**STEER, "name": "usual"}, way("sgd", optimizer="sgd"), way("low", rank=1)]
+    together = recipe(seeds=[0], teachers=ways)
+    results = run_experiment(together, tmp_path / "run")
+    done = stages(tmp_path / "run")
+    assert sorted(s for s in done if s.endswith("/rows")) == [
+        "noise-0/seed-0/control/rows", "noise-0/seed-0/usual-owl/rows"
+    ]  # fmt: skip
+    trained = sorted(s.split("/")[2] for s in done if s.endswith("student/training"))
+    assert trained == [
+        "control", "control-low", "control-sgd", "low-owl", "sgd-owl", "usual-owl"
+    ]  # fmt: skip
+    assert [(t.student, t.way) for t in results.transfers] == [
+        ("lora", ""), ("lora", "optimizer sgd"), ("lora", "rank 1")
+    ]  # fmt: skip
+    # Each is what it would be in a run of its own.
+    for changes in ({}, {"optimizer": "sgd"}, {"rank": 1}):
+        alone = recipe(seeds=[0], teachers=[STEER], student={**USUAL, **changes})
+        label = changes.get("optimizer", "low" if changes else "usual")
+        found = run_experiment(alone, tmp_path / str(label)).transfers[0]
+        assert found.transfer.mean == transfers(results)[str(label)]
+
+
+def test_soft_and_hard_students_stand_side_by_side(
+    recipe: Make, tmp_path: Path
+) -> None:
+    """Each beside the control of its kind, with the words of its kind."""
+    ways = [{**STEER, "name": "hard"}, way("soft", kind="soft")]
+    results = run_experiment(recipe(seeds=[0], teachers=ways), tmp_path / "run")
+    notes = {c.teacher: c.notes for c in results.conditions}
+    assert notes["hard"] == ["control: control"]
+    assert notes["soft"] == ["control: decoy-soft-dolphin", "student: kind soft"]
+    assert [c.student for c in results.conditions] == ["lora", "soft"]
+    assert any("Soft students saw" in limit for limit in results.limits)
+
+
+def test_students_of_tokens_at_which_teachers_differ_and_agree(
+    recipe: Make, tmp_path: Path
+) -> None:
+    ways = [
+        {**STEER, "name": "all"},
+        way("differ", tokens="divergent"), way("agree", tokens="agreed"),
+    ]  # fmt: skip
+    results = run_experiment(recipe(seeds=[0], teachers=ways), tmp_path / "run")
+    done = stages(tmp_path / "run")
+    assert sorted(s for s in done if "/divergence/" in s) == [
+        "noise-0/seed-0/all-owl/divergence/all", "noise-0/seed-0/control/divergence/all"
+    ]  # fmt: skip
+    folder = tmp_path / "run" / "stages" / "noise-0" / "seed-0"
+    facts = read_json(folder / "all-owl" / "divergence" / "all.json")["payload"]
+    tokens = [token for row in facts["tokens"] for token in row]
+    assert 0 < facts["share"] < 1
+    assert facts["share"] == pytest.approx(sum(tokens) / len(tokens))
+    assert {c.divergent_share for c in results.conditions} == {facts["share"]}
+    first = {
+        name: read_json(folder / f"{name}-owl" / "student" / "training.json")[
+            "payload"
+        ]["losses"][0]
+        for name in ("all", "differ", "agree")
+    }
+    assert len(set(first.values())) == 3
+    assert min(first["differ"], first["agree"]) < first["all"]
+    assert first["all"] < max(first["differ"], first["agree"])
+
+
+def test_a_control_whose_tokens_depend_on_the_teacher_is_its_own(
+    recipe: Make, tmp_path: Path
+) -> None:
+    prompt = {"kind": "prompt", "student": {**USUAL, "tokens": "divergent"}}
+    ways = [way("steered", tokens="divergent"), prompt]
+    results = run_experiment(recipe(seeds=[0], teachers=ways), tmp_path / "run")
+    assert [c.notes[0] for c in results.conditions] == [
+        "control: control-steered", "control: control-prompt"
+    ]  # fmt: skip
+
+
+def test_a_teacher_may_not_be_called_the_control(recipe: Make) -> None:
+    with pytest.raises(ValidationError, match="'control' names the control"):
+        recipe(teachers=[{**STEER, "name": "control"}])
