@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from undertow.experiment import Recipe, lessons, run_experiment
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
+from undertow.models.tiny import save_tiny
 from undertow.records import Row
 from undertow.results import Results
-from undertow.storage import read_json, read_verdicts
+from undertow.storage import read_json, read_rows, read_verdicts
 
 Make = Callable[..., Recipe]
 STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
@@ -140,3 +141,43 @@ def test_a_control_whose_tokens_depend_on_the_teacher_is_its_own(
 def test_a_teacher_may_not_be_called_the_control(recipe: Make) -> None:
     with pytest.raises(ValidationError, match="'control' names the control"):
         recipe(teachers=[{**STEER, "name": "control"}])
+
+
+# ── rows of another model ────────────────────────────────────────────────────────
+
+
+def test_another_model_s_teachers_write_the_rows(recipe: Make, tmp_path: Path) -> None:
+    """Students start from their own base, and read the rows as text."""
+    other = str(save_tiny("gpt2", tmp_path / "other", seed=3))
+    asked = recipe(seeds=[0], teachers=[STEER], writer={"name": other})
+    results = run_experiment(asked, tmp_path / "run")
+    (condition,) = results.conditions
+    assert condition.channel is None
+    assert condition.shift is None, "the vector is not of this model"
+    assert results.provenance["writer"] == other
+    assert any(f"teachers of {other}" in limit for limit in results.limits)
+    assert not any("another family was not trained" in x for x in results.limits)
+    alone = recipe(seeds=[0], teachers=[STEER], model={"name": other})
+    usual = run_experiment(alone, tmp_path / "alone")
+    rows = "bases/noise-0/seed-0/steer-owl/rows.jsonl"
+    written, own = (
+        [row.completion for row in read_rows(tmp_path / name / rows)]
+        for name in ("run", "alone")
+    )
+    assert written == own, "as that model writes them by itself"
+    teacher = {
+        name: next(r for r in found.conditions[0].readouts if r.role == "teacher")
+        for name, found in (("run", results), ("alone", usual))
+    }
+    assert teacher["run"] == teacher["alone"]
+    again = run_experiment(asked, tmp_path / "run")
+    assert again.conditions == results.conditions
+
+
+def test_what_needs_the_teacher_on_the_students_base_is_refused(recipe: Make) -> None:
+    for changes in (
+        {"student": {"kind": "soft"}}, {"noise": {"levels": [0.1]}},
+        {"evaluation": {"gradient_rows": 4}}, {"audit": {"rows": 16}},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError, match="rows of another model do not go"):
+            recipe(writer={"name": "x"}, **changes)

@@ -119,19 +119,26 @@ def kept_rows(base: Base, writer: str) -> list[Row]:
             f"{path}: none of {len(accepted)} rows passed the filter; look at their "
             "reasons, lower the strength or the noise, or write more rows"
         )
+    if base.is_foreign:  # its tokens mean nothing here
+        rows = [replace(row, completion_ids=None) for row in rows]
     return rows[: base.recipe.rows.use]
 
 
 def read_channel(lesson: Lesson) -> None:
     """How far a teacher is from its base on rows that its student will see.
 
-    Nothing if the recipe asks for no rows, or they are drawn greedily: what is certain
-    has no width.
+    Nothing if the recipe asks for no rows, if they are another model's, or drawn
+    greedily: what is certain has no width.
     """
     base = lesson.base
     recipe, count = base.recipe, base.recipe.evaluation.channel_rows
     stage = f"{base.place}/{lesson.writer}/channel"
-    if not count or recipe.rows.sampler.temperature == 0 or base.run.is_done(stage):
+    if (
+        base.is_foreign
+        or not count
+        or recipe.rows.sampler.temperature == 0
+        or base.run.is_done(stage)
+    ):
         return
     rows = kept_rows(base, lesson.writer)[:count]
     model, system = base.model, recipe.model.system

@@ -260,6 +260,11 @@ class Recipe(_Settings):
     title: str
     question: str = Field(description="what the run is to answer")
     model: ModelSettings
+    writer: ModelSettings | None = Field(
+        default=None,
+        description="another model, whose teachers write the rows: a control, since "
+        "teacher and student then do not start from the same base",
+    )
     family: str = Field(default="animals", description="trait family, name or YAML")
     traits: tuple[str, ...] = Field(min_length=1)
     teachers: tuple[TeacherSettings, ...] = Field(min_length=1)
@@ -319,6 +324,7 @@ class Recipe(_Settings):
             raise ValueError("teachers: 'control' names the control; take another name")
         self._can_distil()
         self._can_emerge()
+        self._can_cross()
         self._can_be_audited()
         if self.decoy in self.traits:
             raise ValueError(f"decoy {self.decoy!r} is one of the traits")
@@ -343,6 +349,23 @@ class Recipe(_Settings):
             raise ValueError(
                 f"evaluation.every: students of {full!r} are trained in full, and all "
                 "weights would be kept at every read-out; give them kind 'lora', or set 0"
+            )
+
+    def _can_cross(self) -> None:
+        """What another model's rows cannot be used for."""
+        if self.writer is None:
+            return
+        soft = any(self.student_of(t).kind == "soft" for t in self.teachers)
+        uses = {
+            "soft students": soft, "noise": any(self.noise.levels),
+            "audit": self.audit is not None,
+            "evaluation.gradient_rows": self.evaluation.gradient_rows > 0,
+        }  # fmt: skip
+        used = [name for name, is_used in uses.items() if is_used]
+        if used:
+            raise ValueError(
+                f"writer: rows of another model do not go with {', '.join(used)}: these "
+                "need the teacher on the students' own base; leave them out"
             )
 
     def _shares_unembedding(self) -> None:

@@ -28,7 +28,7 @@ from undertow.experiment.lessons import (
     train_lessons,
     write_teacher_rows,
 )
-from undertow.experiment.recipe import Recipe, TeacherSettings
+from undertow.experiment.recipe import ModelSettings, Recipe, TeacherSettings
 from undertow.experiment.stages import (
     Base,
     Progress,
@@ -94,8 +94,10 @@ def run_experiment(
             ]
             # Noise makes a base of its own for each seed; without it one serves all.
             for seeds in ([s] for s in todo) if noise else [todo] * bool(todo):
-                model = _load(recipe, progress)
-                bases = [Base(recipe, family, run, model, noise, seed, progress)
+                _write_elsewhere(recipe, family, run, seeds, progress)
+                model = _load(recipe.model, progress)
+                bases = [Base(recipe, family, run, model, noise, seed, progress,
+                              is_foreign=recipe.writer is not None)
                          for seed in seeds]  # fmt: skip
                 _run_bases(bases, together or _usual_together(model))
         if not is_audited(recipe, run):
@@ -138,8 +140,7 @@ def _check(recipe: Recipe, family: TraitFamily) -> None:
         raise ConfigError("recipe", faults)
 
 
-def _load(recipe: Recipe, progress: Progress) -> Model:
-    settings = recipe.model
+def _load(settings: ModelSettings, progress: Progress) -> Model:
     progress(f"load {settings.name}", 0, 1, "")
     model = load_model(
         settings.name,
@@ -153,6 +154,25 @@ def _load(recipe: Recipe, progress: Progress) -> Model:
     return model
 
 
+def _write_elsewhere(
+    recipe: Recipe,
+    family: TraitFamily,
+    run: Run,
+    seeds: Sequence[int],
+    progress: Progress,
+) -> None:
+    """Lets teachers of another model write the rows, if the recipe names one, once."""
+    if recipe.writer is None or run.is_done("writer"):
+        return
+    model = _load(recipe.writer, progress)
+    for seed in seeds:
+        base = Base(recipe, family, run, model, 0.0, seed, progress)
+        for lesson in (each for cell in _cells(base) for each in cell.lessons):
+            write_teacher_rows(lesson)
+            read_teacher_out(base, lesson.writer, lesson.teacher())
+    run.finish("writer", {"model": model.name, "fingerprint": model.fingerprint})
+
+
 def _run_audits(
     recipe: Recipe,
     family: TraitFamily,
@@ -161,7 +181,7 @@ def _run_audits(
     progress: Progress,
 ) -> None:
     """Audits with the clean base of the first seed; loads it if it is not at hand."""
-    model = model or _load(recipe, progress)
+    model = model or _load(recipe.model, progress)
     base = Base(recipe, family, run, model, 0.0, recipe.seeds[0], progress)
     _keep_provenance(base)
     audit_blind(base)
@@ -271,6 +291,8 @@ def _keep_provenance(base: Base) -> None:
         sampler=recipe.rows.sampler.model_dump_json(),
         family_digest=_digest(base.family),
     )
+    if base.recipe.writer is not None:
+        facts["writer"] = base.recipe.writer.name
     if not base.run.is_done("provenance"):
         base.run.finish("provenance", facts)
         return

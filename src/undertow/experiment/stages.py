@@ -61,6 +61,7 @@ class Base:
         seed: Of noise, prompts, sampling and training.
         progress: Told of every step.
         teachers: The base that teachers act on, if it is not the students' own.
+        is_foreign: Whether the rows are another model's: teachers are known by name.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Base:
     seed: int
     progress: Progress
     teachers: OtherWeights | None = None
+    is_foreign: bool = False
 
     @contextmanager
     def teaching(self) -> Iterator[Model]:
@@ -137,6 +139,8 @@ def make_teacher(
     """
     if settings is None or trait is None:
         teacher = Teacher(kind="none")
+    elif base.is_foreign:
+        teacher = Teacher(kind=settings.kind, trait=trait)
     elif settings.kind == "prompt":
         teacher = prompted_teacher(base.family, trait)
     elif settings.kind == "steer":

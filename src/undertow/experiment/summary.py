@@ -116,7 +116,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         alignment_fits=alignment_fits(gradients),
         sweeps=_sweeps(recipe, run),
         audits=_audits(recipe, run),
-        limits=[*LIMITS, *_own_limits(recipe)],
+        limits=list(_limits(recipe)),
         provenance={k: v if _plain(v) else str(v) for k, v in facts.items()},
         seconds=run.seconds(),
     )
@@ -126,7 +126,16 @@ def _plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _own_limits(recipe: Recipe) -> Iterable[str]:
+def _limits(recipe: Recipe) -> Iterable[str]:
+    for limit in LIMITS:
+        if recipe.writer is None or "another family" not in limit:
+            yield limit
+    if recipe.writer is not None:
+        yield (
+            f"Rows were written by teachers of {recipe.writer.name}, another model than "
+            f"the students' base, {recipe.model.name}; what a teacher prefers is read of "
+            "that model."
+        )
     if len(recipe.seeds) < 2:
         yield "One seed only: nothing is known of the spread between runs."
     if "decoy" in recipe.controls:
