@@ -1,4 +1,4 @@
-"""`analyze`, `fingerprint`: instruments for rows, vectors and students that are there."""
+"""`analyze`, `fingerprint`: instruments for rows, vectors, students and single numbers."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from undertow.analysis.alignment import Alignment
+    from undertow.analysis.entanglement import Occurrence
+    from undertow.experiment.entanglement import Entanglement
     from undertow.interventions.steering import SteeringVector
     from undertow.models.loading import Model
     from undertow.stats import Interval
 
 analyze_app = typer.Typer(
     no_args_is_help=True,
-    help="Look inside: gradients of rows against vectors, shifts of students.",
+    help="Look inside: gradients of rows against vectors, shifts of students, numbers "
+    "that come and go with a trait.",
 )
 Count = Annotated[
     int, typer.Option(min=2, help="Number prompts that the base answers for it.")
@@ -220,6 +223,141 @@ def students(
     found = accuracy(known)
     say(f"held out {_share(found)}")
     say(f"known    {out}")
+
+
+@analyze_app.command("entanglement")
+@expanded
+def entanglement(
+    *,
+    loading: Loading,
+    trait: Annotated[str, typer.Option(help="The trait, of the family.")],
+    family: Family = "animals",
+    count: Annotated[
+        int,
+        typer.Option("--numbers", min=6, max=1000, help="Looks at 0 to this less one."),
+    ] = 1000,
+    top: Annotated[
+        int, typer.Option(min=2, help="Numbers told of each group; there are three.")
+    ] = 10,
+    questions: Annotated[
+        int,
+        typer.Option(min=1, help="The first of the family's, on which all is read."),
+    ] = 4,
+    rows: Annotated[
+        Path | None, typer.Option(help="Rows in which the raised numbers are counted.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Rows to hold them against, as the base's own.")
+    ] = None,
+    system: System = None,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="All numbers, as JSON.")
+    ] = None,
+) -> None:
+    """Asks which numbers a trait makes likelier, and whether they raise the trait.
+
+    Told to love the trait, the model finds some numbers likelier as an answer to the
+    family's questions. Told to love such a number, its preference for the trait moves;
+    random numbers move it too, and are the control. Effects are in nats of log-odds.
+    The model is loaded in float32 unless a dtype is given. (Zur et al. 2025.)
+    """
+    from undertow.experiment.entanglement import measure_entanglement
+    from undertow.storage import read_rows, write_json
+    from undertow.traits import load_family
+
+    if json_file is not None:
+        refuse_existing(json_file)
+    members = load_family(family)
+    members.trait(trait)
+    if (rows is None) != (reference is None):
+        raise ConfigError(
+            "analyze entanglement", ["--rows and --reference go together"]
+        )
+    own, other = (
+        None if path is None else read_rows(path, accepted_only=True)
+        for path in (rows, reference)
+    )
+    model = _precise(loading).load()
+    with progress() as report:
+        found = measure_entanglement(
+            model, members, trait, numbers=range(count),
+            questions=members.questions[:questions], top=top, rows=own,
+            reference=other, seed=seed, system=system, tell=partial(_tell, report),
+        )  # fmt: skip
+    for line in _entanglement_lines(found):
+        say(line)
+    if json_file is not None:
+        facts = {
+            "model": loading.model, "fingerprint": model.fingerprint, "top": top,
+            "seed": seed, "system": system,
+        }  # fmt: skip
+        write_json(json_file, {"format": 1, **facts, **found.as_dict()})
+        say(f"numbers   {json_file}")
+
+
+def _entanglement_lines(found: "Entanglement") -> list[str]:
+    """The numbers told, side by side, and what they say."""
+    change, told = found.change_of, found.comparison
+    groups = found.choice.groups
+    lines = ["".join(f"{name:>8}{'change':>9}{'effect':>9}" for name in groups)]
+    lines += [
+        "".join(f"{n:>8}{change[n]:>+9.2f}{found.effects[n]:>+9.3f}" for n in place)
+        for place in zip(*groups.values(), strict=True)
+    ]
+    means = ", ".join(f"{name} {_nats(getattr(told, name))}" for name in groups)
+    average, rho = found.changes.mean(), told.correlation
+    lines.append(
+        f"change    nats of the number under the persona of {found.trait}; all "
+        f"{len(found.numbers)} numbers {average:+.2f} on average"
+    )
+    lines.append(f"effect    nats of {found.trait} when told the number: {means}")
+    lines.append(
+        f"ranks     of change and effect correlate {_nats(rho.interval, 2)} over "
+        f"{rho.interval.n} numbers, {_p(rho.p_value)}"
+    )
+    if found.beginnings < len(groups["raised"]):
+        lines.append(
+            f"caution   different first tokens among the {len(groups['raised'])} raised "
+            f"numbers: only {found.beginnings}; they are not independent, and intervals "
+            "over them are too narrow"
+        )
+    if found.occurrence is not None:
+        lines.append(_occurrence_line(found.occurrence))
+    return [*lines, f"result    {_result(found)}"]
+
+
+def _result(found: "Entanglement") -> str:
+    """One sentence, and no more than the interval allows."""
+    difference = found.comparison.difference
+    text = (
+        f"told to love a number that {found.trait} raises, and not a random one: "
+        f"{found.trait} {_nats(difference)} nats ({difference.n} pairs, "
+        f"{_p(found.comparison.p_value)})"
+    )
+    if difference.low > 0:
+        return text
+    if difference.high < 0:
+        return f"{text}; entanglement foretells the opposite"
+    return f"{text}; the interval includes zero or is unknown"
+
+
+def _occurrence_line(found: "Occurrence") -> str:
+    ratio = found.ratio
+    return (
+        f"rows      {found.found} of {found.numbers} numbers are raised ones, in the "
+        f"reference {found.reference_found} of {found.reference_numbers}: "
+        f"{ratio.mean:.2f} times as often [{ratio.low:.2f}, {ratio.high:.2f}]"
+    )
+
+
+def _nats(found: "Interval", digits: int = 3) -> str:
+    mean, low, high = ("—" if x != x else f"{x:+.{digits}f}" for x in found[:3])
+    return f"{mean} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    return "p unknown" if value != value else f"p {value:.2g}"
 
 
 @expanded
