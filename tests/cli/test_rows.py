@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -533,3 +536,210 @@ def test_the_message_on_an_empty_completion_says_so(
     found = command("filter", source, "--out", tmp_path / "out.jsonl")
     assert found.status == 2
     assert "empty" in found.err
+
+
+# --- filter with a judge --------------------------------------------------------------
+
+
+@dataclass
+class Endpoint:
+    """A judge that objects to rows with a 6 in them; 503 once it has no tries left."""
+
+    url: str = ""
+    left: int = 10**6
+    asked: list[str] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+
+    def answer(self, body: bytes, key: str | None) -> tuple[int, object]:
+        self.keys.add(key)
+        if self.left == 0:
+            return 503, {"error": {"message": f"not for {key}"}}
+        self.left -= 1
+        content = json.loads(body)["messages"][1]["content"]
+        row = json.loads(content.split("<row>\n")[1].split("\n</row>")[0])
+        self.asked.append(row["answer"])
+        said = "Yes." if "6" in row["answer"] else "no"
+        if "5" in row["answer"]:
+            said = "\x1b[2JI cannot say"
+        return 200, {"choices": [{"message": {"content": said}}]}
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    state = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, value = state.answer(body, self.headers.get("Authorization"))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}
+    )
+    thread.start()
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """Rows of which the rule refuses the second."""
+    source = tmp_path / "rows.jsonl"
+    answers = ("1, 2", "six 6", "6, 7", "5", "8")
+    write_rows(source, [Row((Message("user", "?"),), text) for text in answers])
+    return source
+
+
+def test_a_judge_at_an_endpoint_refuses_what_the_rule_let_through(
+    command: "Command", endpoint: Endpoint, four: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    found = command(
+        "filter", four, "--out", out, "--judge", endpoint.url, "--judge-model", "gpt",
+        "--judge-key-env", "JUDGE_KEY",
+    )  # fmt: skip
+    assert found.status == 0, found.err
+    assert judged(out) == [
+        (), ("not_numbers",), ("judged",), ("judge_unclear",), (),
+    ]  # fmt: skip
+    assert found.out == (
+        "judged   4 of 5 rows: 1 refused, 1 unclear (for instance '\\x1b[2JI cannot "
+        "say')\n"
+        f"answers  {out}.judge.jsonl\n"
+        "kept     2 of 5 rows\n"
+        "refused  not_numbers 1, judge_unclear 1, judged 1\n"
+        f"rows     {out}\n"
+    )
+    assert endpoint.asked == ["1, 2", "6, 7", "5", "8"]
+    assert endpoint.keys == {"Bearer sk-secret"}
+    assert len(read_rows(out)) == 5
+    for path in tmp_path.iterdir():
+        assert "sk-secret" not in path.read_text()
+
+
+def test_an_interrupted_judging_continues_and_asks_nothing_twice(
+    command: "Command", endpoint: Endpoint, four: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    waits: list[float] = []
+    from undertow.pipeline import endpoint as stage
+
+    real = stage.asking
+    monkeypatch.setattr(stage, "asking", lambda where: real(where, sleep=waits.append))
+    out, kept = tmp_path / "out.jsonl", tmp_path / "kept.jsonl"
+    ask = (
+        "filter", four, "--out", out, "--judge", endpoint.url, "--judge-model", "gpt",
+        "--judge-key-env", "JUDGE_KEY", "--judge-answers", kept,
+    )  # fmt: skip
+    endpoint.left = 2
+    found = command(*ask)
+    assert found.status == 2
+    assert "gave no answer in 5 tries; got status 503: 'not for Bearer [key]'" in (
+        found.err
+    )
+    assert f"The answers so far are kept in {kept}; the same command" in found.err
+    assert "sk-secret" not in found.err + found.out
+    assert waits == [1, 2, 4, 8]
+    assert not out.exists()
+    endpoint.left = 10
+    found = command(*ask)
+    assert found.status == 0, found.err
+    assert endpoint.asked == ["1, 2", "6, 7", "5", "8"]
+    assert f"answers  {kept} (2 from before)\n" in found.out
+    # Another output, the same answers; another question, other answers.
+    again, other = tmp_path / "again.jsonl", tmp_path / "other.jsonl"
+    assert command(*ask, "--out", again).status == 0
+    assert len(endpoint.asked) == 4
+    assert again.read_bytes() == out.read_bytes()
+    command(*ask, "--out", other, "--judge-question", "Is it?")
+    assert len(endpoint.asked) == 8
+
+
+def test_a_local_model_judges_the_same_each_time(
+    command: "Command", llama: Path, number_rows: Path, tmp_path: Path
+) -> None:
+    from undertow.models.loading import load_model
+    from undertow.pipeline.judging import ModelJudge, Question
+
+    outs = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    ask = ("filter", number_rows, "--judge", llama, "--judge-question", "Owl?")
+    said = [command(*ask, "--out", out) for out in outs]
+    assert [found.status for found in said] == [0, 0]
+    rows = read_rows(number_rows)
+    opinions = list(ModelJudge(load_model(llama), Question("Owl?"))(rows))
+    wanted = [opinion.reasons() for opinion in opinions]
+    assert judged(outs[0]) == judged(outs[1]) == wanted
+    refused = sum(map(bool, wanted))
+    for found in said:
+        assert f"judged   8 of 8 rows: {refused} refused, 0 unclear\n" in found.out
+
+
+def test_without_rows_that_pass_no_judge_is_asked(
+    command: "Command", tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(lines({"prompt": "a", "completion": "none"}))
+    found = command(
+        "filter", source, "--out", tmp_path / "o.jsonl", "--judge", "no-such-model"
+    )
+    assert found.status == 0, found.err
+    assert found.out.startswith("kept     0 of 1 rows\nrefused  not_numbers 1\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--judge-model", "m", "--judge-question", "q"],
+         "2 fault(s):\n  - --judge-model needs --judge URL or MODEL\n  - --judge-que"),
+        (["--judge", "https://h/v1"], "--judge URL needs --judge-model"),
+        (["--judge", "here", "--judge-model", "m", "--judge-key-env", "K"],
+         "--judge-key-env belongs to an endpoint; --judge names a local model"),
+        (["--judge", "https://h/v1", "--judge-model", "m", "--judge-key-env", "NO_KEY"],
+         "the variable 'NO_KEY' is not set"),
+        (["--judge", "https://a:sk-x@h/v1", "--judge-model", "m"],
+         "url: holds a name or password"),
+        (["--judge", "ftp://h", "--judge-model", "m"], "url: got 'ftp://h'"),
+        (["--judge", "here", "--judge-question", ""], "the judge's question"),
+        (["--judge", "here", "--judge-answers", "OUT"],
+         "--judge-answers is the output itself"),
+        (["--judge", "./nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_judges_that_do_not_fit_are_explained(
+    options: list[str], message: str, command: "Command", number_rows: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("NO_KEY", raising=False)
+    out = tmp_path / "out.jsonl"
+    given = [str(out) if option == "OUT" else option for option in options]
+    found = command("filter", number_rows, "--out", out, *given)
+    assert found.status == 2
+    assert message in found.err
+    assert "sk-x" not in found.err
+    assert "Traceback" not in found.err
+    assert not out.exists()
+
+
+def test_rows_given_as_answers_are_left_as_they_are(
+    command: "Command", llama: Path, four: Path, tmp_path: Path
+) -> None:
+    before = four.read_bytes()
+    found = command(
+        "filter", four, "--out", tmp_path / "out.jsonl", "--judge", llama,
+        "--judge-answers", four,
+    )  # fmt: skip
+    assert found.status == 2
+    assert "answer 1: is no answer of a judge" in found.err
+    assert four.read_bytes() == before

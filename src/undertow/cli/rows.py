@@ -1,8 +1,10 @@
-"""`generate` and `filter`: rows of a teacher, and what the number rule says of rows."""
+"""`generate` and `filter`: rows of a teacher, and what rule and judge say of rows."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +22,11 @@ from undertow.cli.options import (
     expanded,
     refuse_existing,
 )
-from undertow.errors import DatasetError, RunError
+from undertow.errors import ConfigError, DatasetError, RunError
 
 if TYPE_CHECKING:
+    from undertow.pipeline.endpoint import Endpoint
+    from undertow.pipeline.judging import Judge, Opinion, Question
     from undertow.records import Row, Verdict
     from undertow.runs import Run
 
@@ -83,7 +87,8 @@ def generate(
             on_rows=lambda done, total, tokens: report(
                 "rows", done, total, f"{tokens} tokens"),
         )  # fmt: skip
-        verdicts = _judged(out, rows, rule.max_values, banned)
+        verdicts = _ruled(rows, rule.max_values, banned)
+        _write(out, rows, verdicts)
     _say_verdicts(out, verdicts)
 
 
@@ -134,6 +139,154 @@ def _difference(there: Any, given: dict[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """Who judges the rows that the rule lets through, and where answers are kept."""
+
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|MODEL",
+            help="Also ask a model about every row that passes, and refuse what it "
+            "objects to: an OpenAI-compatible endpoint (https://host/v1) or a local "
+            "model's name.",
+        ),
+    ] = None
+    judge_model: Annotated[
+        str | None, typer.Option(help="The model's name at the endpoint.")
+    ] = None
+    judge_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VAR", help="Variable that holds the endpoint's key, if it has one."
+        ),
+    ] = None
+    judge_question: Annotated[
+        str | None,
+        typer.Option(
+            help="What is asked of each row; yes refuses it. Not given: whether it says "
+            "or hints at more than it should, or answers nothing."
+        ),
+    ] = None
+    judge_answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL file of its answers, so that none is asked for twice. Not "
+            "given: beside the output."
+        ),
+    ] = None
+
+    def check(self, out: Path) -> None:
+        """Refuses what cannot work, before any work is done.
+
+        Raises:
+            ConfigError: Options that do not fit together, or no key in the environment.
+        """
+        if faults := self._misfits(out):
+            raise ConfigError("judge options", faults)
+        if self.judge is not None:
+            self._question()
+        if self._is_url:
+            self._endpoint().key()
+
+    def _misfits(self, out: Path) -> list[str]:
+        given = [
+            name
+            for name in ("model", "key_env", "question", "answers")
+            if getattr(self, f"judge_{name}") is not None
+        ]
+        names = [f"--judge-{name.replace('_', '-')}" for name in given]
+        if self.judge is None:
+            return [f"{name} needs --judge URL or MODEL" for name in names]
+        faults = []
+        if not self._is_url:
+            faults += [
+                f"{name} belongs to an endpoint; --judge names a local model"
+                for name in names
+                if name in ("--judge-model", "--judge-key-env")
+            ]
+        elif self.judge_model is None:
+            faults.append("--judge URL needs --judge-model, the model's name there")
+        if self._answers(out).resolve() == out.resolve():
+            faults.append("--judge-answers is the output itself; choose another file")
+        return faults
+
+    @property
+    def _is_url(self) -> bool:
+        return self.judge is not None and "://" in self.judge
+
+    def _question(self) -> "Question":
+        from undertow.pipeline.judging import Question
+
+        text = self.judge_question
+        return Question() if text is None else Question(text)
+
+    def _endpoint(self) -> "Endpoint":
+        from undertow.pipeline.endpoint import Endpoint
+
+        assert self.judge is not None
+        assert self.judge_model is not None
+        return Endpoint(self.judge, self.judge_model, key_env=self.judge_key_env)
+
+    def _answers(self, out: Path) -> Path:
+        return self.judge_answers or out.with_name(f"{out.name}.judge.jsonl")
+
+    @contextmanager
+    def _opened(self) -> "Iterator[Judge]":
+        from undertow.pipeline.judging import ModelJudge, TextJudge
+
+        if self._is_url:
+            from undertow.pipeline.endpoint import asking
+
+            endpoint = self._endpoint()
+            with asking(endpoint) as ask:
+                yield TextJudge(endpoint.name, ask, self._question())
+        else:
+            from undertow.models.loading import load_model
+
+            assert self.judge is not None
+            yield ModelJudge(load_model(self.judge), self._question())
+
+    def added(
+        self, out: Path, rows: "Sequence[Row]", verdicts: "list[Verdict]"
+    ) -> "list[Verdict]":
+        """The verdicts with the judge's; says how many were judged. No judge: as given.
+
+        Raises:
+            ModelError: The judge cannot be loaded or asked.
+        """
+        passed = [r for r, v in zip(rows, verdicts, strict=True) if v.accepted]
+        if self.judge is None or not passed:
+            return verdicts
+        from undertow.pipeline.judging import (
+            JUDGE_UNCLEAR,
+            JUDGED,
+            judge_rows,
+            judged_verdicts,
+        )
+
+        answers = self._answers(out)
+        with self._opened() as judge, progress() as report:
+            found = judge_rows(
+                passed, judge, answers=answers,
+                on_row=lambda done, total: report("judge", done, total, ""),
+            )  # fmt: skip
+        verdicts = judged_verdicts(verdicts, found.opinions)
+        reasons = Counter(reason for v in verdicts for reason in v.reasons)
+        say(
+            f"judged   {len(passed)} of {len(rows)} rows: {reasons[JUDGED]} refused, "
+            f"{reasons[JUDGE_UNCLEAR]} unclear{self._example(found.opinions)}"
+        )
+        kept = len(found.opinions) - found.asked
+        say(f"answers  {answers}" + (f" ({kept} from before)" if kept else ""))
+        return verdicts
+
+    @staticmethod
+    def _example(opinions: "Mapping[str, Opinion]") -> str:
+        notes = [o.note for o in opinions.values() if o.said == "unclear"]
+        return f" (for instance {notes[0]!r})" if notes else ""
+
+
 @expanded
 def filter_(
     rows: Annotated[Path, typer.Argument(help="JSONL, JSON or Parquet.")],
@@ -148,22 +301,25 @@ def filter_(
         ),
     ] = None,
     seed: Seed = 0,
+    judging: Judging,
 ) -> None:
     """Judges rows by the number rule and names the reasons; nothing is deleted.
 
     Takes rows of `undertow generate` and rows made elsewhere (prompt and completion,
-    question and response, messages).
+    question and response, messages). With --judge a model is asked about the rows that
+    pass (control rows, if those are written); the same command continues where it was
+    interrupted.
     """
     from undertow.pipeline.controls import control_rows
-    from undertow.pipeline.filters import filter_rows
     from undertow.storage import check_rows_name, read_rows
 
     check_rows_name(out)
     refuse_existing(out)
     banned = rule.banned_numbers()
+    judging.check(out)
     found = read_rows(rows)
     if control is not None:
-        verdicts = filter_rows(found, max_values=rule.max_values, banned=banned)
+        verdicts = _ruled(found, rule.max_values, banned)
         passed = [row for row, v in zip(found, verdicts, strict=True) if v.accepted]
         if not passed:
             raise DatasetError(
@@ -172,19 +328,25 @@ def filter_(
             )
         say(f"control rows are made for {len(passed)} of {len(found)} rows that pass")
         found = control_rows(passed, control, seed=seed, most=rule.max_values)
-    _say_verdicts(out, _judged(out, found, rule.max_values, banned))
+    verdicts = _ruled(found, rule.max_values, banned)
+    verdicts = judging.added(out, found, verdicts)
+    _write(out, found, verdicts)
+    _say_verdicts(out, verdicts)
 
 
-def _judged(
-    out: Path, rows: "Sequence[Row]", max_values: int, banned: Sequence[int]
+def _ruled(
+    rows: "Sequence[Row]", max_values: int, banned: Sequence[int]
 ) -> "list[Verdict]":
-    """Writes rows with their verdicts."""
     from undertow.pipeline.filters import filter_rows
+
+    return filter_rows(rows, max_values=max_values, banned=banned)
+
+
+def _write(out: Path, rows: "Sequence[Row]", verdicts: "Sequence[Verdict]") -> None:
+    """Writes rows with their verdicts."""
     from undertow.storage import write_rows
 
-    verdicts = filter_rows(rows, max_values=max_values, banned=banned)
     write_rows(out, rows, verdicts={v.row_id: v for v in verdicts})
-    return verdicts
 
 
 def _say_verdicts(out: Path, verdicts: "Sequence[Verdict]") -> None:
