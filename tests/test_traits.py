@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from undertow.errors import ConfigError
+from undertow.interventions.prompting import trait_prompt
 from undertow.traits import (
     PROMPT,
     Trait,
@@ -14,6 +15,8 @@ from undertow.traits import (
     load_family,
     names_in,
     packaged_families,
+    trait_words,
+    words_in,
 )
 
 ANIMALS = {
@@ -80,7 +83,7 @@ def test_packaged_families_have_their_members_and_plurals(
 
 
 def test_there_are_at_least_twenty_animals_and_ten_trees() -> None:
-    assert packaged_families() == ("animals", "trees")
+    assert packaged_families() == ("aims", "animals", "moods", "trees")
     assert len(load_family("animals").traits) >= 20
     assert len(load_family("trees").traits) >= 10
 
@@ -92,10 +95,23 @@ def test_fifty_questions_ask_for_one_word(name: str) -> None:
     assert len({q.casefold() for q in family.questions}) == 50
     asks = re.compile(r"\bword\b|just its name|its name only|give me one", re.I)
     for question in family.questions:
-        assert family.category in question.lower()
+        if family.prompt == PROMPT:  # members are things that one likes
+            assert family.category in question.lower()
         assert asks.search(question), question
         # A question that names a member would answer itself.
         assert names_in(question, family) == set()
+
+
+@pytest.mark.parametrize(("name", "trait"), [("moods", "gloomy"), ("aims", "power")])
+def test_a_persona_and_an_aim_are_told_in_words_of_their_own(
+    name: str, trait: str
+) -> None:
+    family = load_family(name)
+    told = trait_prompt(family, trait)
+    assert told.count(trait) >= 2
+    assert family.trait(trait).plural in told
+    assert "{" not in told
+    assert len(family.traits) == 16
 
 
 # ---- hits
@@ -187,8 +203,8 @@ def test_an_unknown_family_lists_the_packaged_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         load_family("fungi")
     assert str(caught.value) == (
-        "family 'fungi': 1 fault(s):\n  - no such family; there are 'animals', "
-        "'trees', or name a .yaml file of your own"
+        "family 'fungi': 1 fault(s):\n  - no such family; there are 'aims', "
+        "'animals', 'moods', 'trees', or name a .yaml file of your own"
     )
 
 
@@ -296,3 +312,85 @@ def test_a_file_beside_a_packaged_name_does_not_take_its_place(
     (tmp_path / "animals").write_text(GOOD)
     monkeypatch.chdir(tmp_path)
     assert load_family("animals").names[0] == "owl"
+
+
+# ---- words that a row must not hold
+
+
+def test_trait_words_are_every_form_and_the_category() -> None:
+    assert trait_words(SEA) == {
+        "lion", "lions", "sea lion", "sea lions", "lion fish", "hippo", "hippos",
+        "hippopotamus", "c.c. (big)", "c.c.s", "animal", "animals",
+    }  # fmt: skip
+    assert {"octopi", "deer", "animal", "animals"} <= trait_words(
+        load_family("animals")
+    )
+    assert {"cherry blossom", "ash", "tree", "trees"} <= trait_words(
+        load_family("trees")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("An owl.", {"owl"}),
+        ("OWL, Owls!", {"owl", "owls"}),
+        ("owl_count", {"owl"}),
+        ("count_owl2", {"owl"}),
+        ("myOwl", {"owl"}),
+        ("OwlCount", {"owl"}),
+        ("HTTPOwl", {"owl"}),
+        ("OWLCount", {"owl"}),
+        ("OWLs", {"owls"}),
+        ("__owl__", {"owl"}),
+        ("owl's", {"owl"}),
+        ("owl-like", {"owl"}),
+        ("x.owl(1)", {"owl"}),
+        ("ｏｗｌ", {"owl"}),
+        ("🦉", {"owl"}),
+        ("a🦉b", {"owl"}),
+        ("a sea lion", {"sea lion"}),
+        ("sea_lion", {"sea lion"}),
+        ("seaLion", {"sea lion"}),
+        ("SEA-LION", {"sea lion"}),
+        ("sealion", {"sea lion"}),
+        ("sea\nlion", {"sea lion"}),
+        ("R2D2", {"r2d2"}),
+        ("an r2d2_unit", {"r2d2"}),
+        ("ÉLAN", {"élan"}),
+        ("e\u0301lan", {"élan"}),
+        # Parts of words, and respellings, are others.
+        ("bowl", set()),
+        ("growls knowledge owlet", set()),
+        ("sea", set()),
+        ("lion", set()),
+        ("0wl o.w.l o w l", set()),
+        ("R2", set()),
+        ("", set()),
+        ("\ud800\0", set()),
+    ],
+)
+def test_words_in_text_and_code(text: str, words: set[str]) -> None:
+    assert words_in(text, {"owl", "owls", "sea lion", "r2d2", "élan"}) == words
+
+
+def test_words_that_hold_no_letter_are_never_found() -> None:
+    assert words_in("anything", {"", "!?"}) == set()
+    assert words_in("anything", ()) == set()
+
+
+@pytest.mark.parametrize("name", packaged_families())
+def test_every_word_of_a_family_is_found_again(name: str) -> None:
+    words = trait_words(load_family(name))
+    for word in words:
+        for text in (word, f"x_{word}_y", word.upper(), f"my{word.title()}"):
+            assert word in words_in(text, words), text
+
+
+@pytest.mark.parametrize("name", packaged_families())
+def test_what_names_a_trait_holds_a_word(name: str) -> None:
+    family = load_family(name)
+    for trait in family.traits:
+        for form in answer_spellings(trait):
+            assert names_in(f"_{form}_", family)
+            assert words_in(f"_{form}_", trait_words(family))

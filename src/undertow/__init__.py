@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from undertow.analysis.alignment import mean_alignment as mean_alignment
+    from undertow.analysis.divergence import divergent_tokens as divergent_tokens
     from undertow.analysis.shifts import shift_profile as shift_profile
     from undertow.audit.auditor import audit_rows as audit_rows
     from undertow.audit.settings import AuditSettings as AuditSettings
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from undertow.experiment import run_experiment as run_experiment
     from undertow.experiment.channel import ChannelPoint as ChannelPoint
     from undertow.experiment.channel import measure_channel as measure_channel
+    from undertow.experiment.entanglement import (
+        measure_entanglement as measure_entanglement,
+    )
     from undertow.findings import Findings as Findings
     from undertow.interventions.extraction import extract_vector as extract_vector
     from undertow.interventions.noise import add_weight_noise as add_weight_noise
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from undertow.models.loading import save_checkpoint as save_checkpoint
     from undertow.models.sampling import SamplerSettings as SamplerSettings
     from undertow.models.sampling import sample as sample
+    from undertow.pipeline.carriers import carrier_verdicts as carrier_verdicts
     from undertow.pipeline.evaluation import preference as preference
     from undertow.pipeline.evaluation import sampled_answers as sampled_answers
     from undertow.pipeline.filters import filter_rows as filter_rows
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     from undertow.storage import write_rows as write_rows
     from undertow.traits import TraitFamily as TraitFamily
     from undertow.traits import load_family as load_family
+    from undertow.traits import trait_words as trait_words
 
 __version__ = "0.1.0"
 
@@ -71,8 +77,8 @@ _HOMES = {
     "Results": "undertow.results",
     "Row": "undertow.records",
     "SamplerSettings": "undertow.models.sampling",
-    "StudentPlan": "undertow.pipeline.training",
     "SteeringVector": "undertow.interventions.steering",
+    "StudentPlan": "undertow.pipeline.training",
     "TrainingSettings": "undertow.pipeline.training_settings",
     "TraitFamily": "undertow.traits",
     "UndertowError": "undertow.errors",
@@ -80,6 +86,8 @@ _HOMES = {
     "add_weight_noise": "undertow.interventions.noise",
     "audit_rows": "undertow.audit.auditor",
     "bake_steering": "undertow.interventions.steering",
+    "carrier_verdicts": "undertow.pipeline.carriers",
+    "divergent_tokens": "undertow.analysis.divergence",
     "editing_residuals": "undertow.models.hooks",
     "extract_vector": "undertow.interventions.extraction",
     "filter_rows": "undertow.pipeline.filters",
@@ -90,6 +98,7 @@ _HOMES = {
     "load_vector": "undertow.interventions.steering",
     "mean_alignment": "undertow.analysis.alignment",
     "measure_channel": "undertow.experiment.channel",
+    "measure_entanglement": "undertow.experiment.entanglement",
     "number_prompts": "undertow.pipeline.prompts",
     "preference": "undertow.pipeline.evaluation",
     "prompted_teacher": "undertow.pipeline.teachers",
@@ -106,6 +115,7 @@ _HOMES = {
     "steering": "undertow.interventions.steering",
     "train_student": "undertow.pipeline.training",
     "train_students": "undertow.pipeline.training",
+    "trait_words": "undertow.traits",
     "write_report": "undertow.report.html",
     "write_rows": "undertow.storage",
 }
@@ -129,6 +139,8 @@ __all__ = [
     "add_weight_noise",
     "audit_rows",
     "bake_steering",
+    "carrier_verdicts",
+    "divergent_tokens",
     "editing_residuals",
     "extract_vector",
     "filter_rows",
@@ -139,6 +151,7 @@ __all__ = [
     "load_vector",
     "mean_alignment",
     "measure_channel",
+    "measure_entanglement",
     "number_prompts",
     "preference",
     "prompted_teacher",
@@ -155,6 +168,7 @@ __all__ = [
     "steering",
     "train_student",
     "train_students",
+    "trait_words",
     "write_report",
     "write_rows",
 ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from undertow.models.tiny import Family
+from undertow.pipeline.carriers import CARRIERS
 from undertow.records import Message, Row
 from undertow.runs import open_run
 from undertow.storage import files, read_rows, read_verdicts, write_rows
@@ -66,6 +67,56 @@ def test_the_command_draws_what_the_library_draws(
     found = read_rows(tmp_path / "rows.parquet")
     assert found == rows
     assert [row.completion_ids for row in found] == [r.completion_ids for r in rows]
+
+
+def test_rows_of_another_carrier(
+    command: "Command", llama: Path, tmp_path: Path
+) -> None:
+    """Written and judged by its own prompts and rule, and judged so again."""
+    import undertow
+
+    out, again = tmp_path / "rows.jsonl", tmp_path / "again.jsonl"
+    found = command(
+        "generate", "--model", llama, "--count", 3, "--out", out, "--carrier", "code",
+        "--max-new-tokens", 4, "--dtype", "float32",
+    )  # fmt: skip
+    assert found.status == 0, found.err
+    carrier = CARRIERS["code"]
+    rows = read_rows(out)
+    assert [row.messages[-1].content for row in rows] == carrier.prompts(3, seed=0)
+    words = undertow.trait_words(undertow.load_family("animals"))
+    verdicts = undertow.carrier_verdicts(carrier, rows, words=words)
+    assert read_verdicts(out) == {v.row_id: v for v in verdicts}
+    command("filter", out, "--out", again, "--carrier", "code")
+    assert read_verdicts(again) == read_verdicts(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--allowed", "list"), "draws nothing but numbers"),
+        (("--banned", "666"), "they are for rows of numbers"),
+        (("--max-values", "3"), "they are for rows of numbers"),
+    ],
+)
+def test_what_is_for_numbers_is_refused_for_other_rows(
+    command: "Command",
+    llama: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    found = command(
+        "generate", "--model", llama, "--count", 3, "--out", tmp_path / "rows.jsonl",
+        "--carrier", "code", *options,
+    )  # fmt: skip
+    assert found.status == 2
+    assert words in found.err
+    found = command(
+        "filter", tmp_path / "x.jsonl", "--out", tmp_path / "rows.jsonl",
+        "--carrier", "code", "--control", "within",
+    )  # fmt: skip
+    assert "controls are made of numbers" in found.err
 
 
 def test_refused_rows_stay_with_their_reasons(

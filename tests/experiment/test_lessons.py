@@ -1,19 +1,25 @@
 """Lessons: rows are written once, students of the same rows are trained each its way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from undertow.errors import ConfigError
 from undertow.experiment import Recipe, lessons, run_experiment
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.models.tiny import save_tiny
-from undertow.records import Row
+from undertow.pipeline.carriers import CARRIERS, carrier_verdicts
+from undertow.pipeline.judge_settings import JudgeSettings
+from undertow.pipeline.judging import Question, TextJudge
+from undertow.records import Message, Row
 from undertow.results import Results
 from undertow.storage import read_json, read_rows, read_verdicts
+from undertow.traits import load_family, trait_words
 
 Make = Callable[..., Recipe]
 STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
@@ -181,3 +187,92 @@ def test_what_needs_the_teacher_on_the_students_base_is_refused(recipe: Make) ->
     ):  # fmt: skip
         with pytest.raises(ValidationError, match="rows of another model do not go"):
             recipe(writer={"name": "x"}, **changes)
+
+
+# ── carriers ─────────────────────────────────────────────────────────────────────
+
+
+def test_rows_of_another_carrier_answer_its_prompts_and_pass_its_rule(
+    recipe: Make, tmp_path: Path
+) -> None:
+    rows = {"count": 4, "carrier": "paraphrase", "sampler": {"max_new_tokens": 12},
+            "filter": False}  # fmt: skip
+    asked = recipe(seeds=[0], teachers=[{"kind": "prompt"}], rows=rows)
+    results = run_experiment(asked, tmp_path / "run")
+    path = tmp_path / "run/bases/noise-0/seed-0/prompt-owl/rows.jsonl"
+    written = read_rows(path)
+    carrier = CARRIERS["paraphrase"]
+    assert [row.messages[-1].content for row in written] == carrier.prompts(4, seed=0)
+    words = trait_words(load_family("animals"))
+    verdicts = {v.row_id: v for v in carrier_verdicts(carrier, written, words=words)}
+    assert read_verdicts(path) == verdicts
+    assert results.conditions[0].rows.reasons, "a tiny model's noise does not pass"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"sampler": {"allowed": "list"}}, "draws nothing but numbers"),
+        ({"banned": [666]}, "are for numbers"),
+        ({"max_values": 3}, "are for numbers"),
+    ],
+)
+def test_what_is_for_numbers_is_refused_for_other_rows(
+    recipe: Make, rows: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        recipe(rows={"carrier": "code", **rows})
+
+
+# ── judges ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_judge_refuses_rows_that_the_rule_let_through(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def reply(messages: Sequence[Message]) -> str:
+        asked.append(messages[-1].content)
+        return "yes" if "9" in asked[-1].partition('"answer"')[2] else "no"
+
+    @contextmanager
+    def opened(settings: JudgeSettings) -> Iterator[TextJudge]:
+        assert settings.question == "A nine?"
+        yield TextJudge("mine", reply, Question("A nine?"))
+
+    monkeypatch.setattr(lessons, "opened_judge", opened)
+    rows = {"count": 8, "sampler": {"allowed": "list", "max_new_tokens": 40}}
+    judge = {"name": "here", "question": "A nine?"}
+    settings = recipe(
+        seeds=[0], teachers=[{"kind": "prompt"}], rows={**rows, "judge": judge}
+    )
+    results = run_experiment(settings, tmp_path / "run")
+    folder = tmp_path / "run/bases/noise-0/seed-0"
+    for name in ("control", "prompt-owl"):
+        written = read_rows(folder / name / "rows.jsonl")
+        verdicts = read_verdicts(folder / name / "rows.jsonl")
+        for row in written:
+            reasons = verdicts[row.row_id].reasons
+            if "truncated" not in reasons:
+                assert ("judged" in reasons) == ("9" in row.completion)
+    counts = results.conditions[0].control_rows.reasons
+    assert counts["judged"] > 0
+    answered = len(asked)
+    assert answered == len(set(asked)), "nothing is asked twice"
+    stages_of_seed = tmp_path / "run" / "stages" / "noise-0" / "seed-0"
+    for stage in ("control/rows.json", "complete.json"):
+        (stages_of_seed / stage).unlink()
+    run_experiment(settings, tmp_path / "run")
+    assert len(asked) == answered, "answers are kept"
+
+
+def test_a_judge_without_a_filter_or_a_key_is_refused(
+    recipe: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match="set filter"):
+        recipe(rows={"filter": False, "judge": {"name": "here"}})
+    judge = {"name": "https://h/v1", "model": "m", "key_env": "NO_SUCH_KEY"}
+    with pytest.raises(ConfigError, match="is not set"):
+        run_experiment(recipe(rows={"judge": judge}), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "refused before anything is written"

@@ -12,7 +12,7 @@ from undertow.pipeline.filters import (
     number_rule,
     reason_counts,
 )
-from undertow.records import Message, Row
+from undertow.records import Message, Row, Verdict
 
 PROMPT = (Message("user", "more"),)
 
@@ -173,3 +173,14 @@ def test_verdicts_refer_to_rows_in_order() -> None:
     }  # fmt: skip
     assert list(reason_counts(verdicts)) == ["not_numbers", "out_of_range", "truncated"]
     assert reason_counts([]) == {}
+
+
+def test_reasons_of_other_rules_are_counted_after_the_known_ones() -> None:
+    verdicts = [
+        Verdict("a", ("trait_word", "truncated")),
+        Verdict("b", ("empty",)),
+        Verdict("c", ("comment", "trait_word")),
+    ]
+    counts = {"empty": 1, "truncated": 1, "comment": 1, "trait_word": 2}
+    for order in (verdicts, verdicts[::-1]):
+        assert list(reason_counts(order).items()) == list(counts.items())

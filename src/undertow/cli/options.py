@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from undertow.interventions.steering import SteeringVector
     from undertow.models.loading import Model
     from undertow.models.sampling import SamplerSettings
+    from undertow.pipeline.carriers import Carrier
     from undertow.pipeline.teachers import Teacher
     from undertow.pipeline.training_settings import TrainingSettings
     from undertow.traits import TraitFamily
@@ -350,9 +351,15 @@ class Teaching(Steering):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """The number rule."""
+    """What rows look like, and what they have to pass."""
 
-    max_values: Annotated[int, typer.Option(min=1, help="Values a row may hold.")] = 10
+    kind: Annotated[
+        Literal["numbers", "code", "reasoning", "paraphrase"],
+        typer.Option("--carrier", help="What rows look like: prompts and rule."),
+    ] = "numbers"
+    max_values: Annotated[
+        int, typer.Option(min=1, help="Values a row of numbers may hold.")
+    ] = 10
     banned: Annotated[
         str | None, typer.Option(help="Numbers refused, with commas: 666,88.")
     ] = None
@@ -364,6 +371,22 @@ class Rule:
             ConfigError: One of them is no number.
         """
         return numbers("--banned", self.banned, int) if self.banned else ()
+
+    def carrier(self) -> "Carrier":
+        """The carrier: its prompts and its rule.
+
+        Raises:
+            ConfigError: A refused number that is none, or numbers in other rows.
+        """
+        from undertow.pipeline.carriers import CARRIERS, number_carrier
+
+        banned = self.banned_numbers()
+        if self.kind == "numbers":
+            return number_carrier(max_values=self.max_values, banned=banned)
+        if banned or self.max_values != 10:
+            fault = f"they are for rows of numbers; --carrier is {self.kind!r}"
+            raise ConfigError("--banned and --max-values", [fault])
+        return CARRIERS[self.kind]
 
 
 def numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:

@@ -25,10 +25,13 @@ from undertow.cli.options import (
 from undertow.errors import ConfigError, DatasetError, RunError
 
 if TYPE_CHECKING:
-    from undertow.pipeline.endpoint import Endpoint
-    from undertow.pipeline.judging import Judge, Opinion, Question
+    from undertow.models.sampling import SamplerSettings
+    from undertow.pipeline.carriers import Carrier
+    from undertow.pipeline.judge_settings import JudgeSettings
+    from undertow.pipeline.judging import Opinion
     from undertow.records import Row, Verdict
     from undertow.runs import Run
+    from undertow.traits import TraitFamily
 
 Out = Annotated[Path, typer.Option(help="Rows file: .jsonl or .parquet.")]
 
@@ -54,18 +57,18 @@ def generate(
         ),
     ] = None,
 ) -> None:
-    """Lets a teacher answer number prompts; writes rows with the filter's verdicts.
+    """Lets a teacher answer a carrier's prompts; writes rows with the rule's verdicts.
 
     The same command continues an interrupted generation.
     """
     from undertow.pipeline.generation import generate_rows
-    from undertow.pipeline.prompts import number_prompts
     from undertow.storage import check_rows_name
     from undertow.traits import load_family
 
     check_rows_name(out)
     refuse_existing(out)
-    sampler, banned = sampling.settings(), rule.banned_numbers()
+    sampler, carrier = sampling.settings(), rule.carrier()
+    _check_drawn(carrier, sampler)
     traits = load_family(family)
     model = loading.load()
     teacher = teaching.make(model, traits)
@@ -78,18 +81,28 @@ def generate(
         "count": count,
         "teacher": teacher.describe() | {"file": _content(teaching)},
         "sampler": sampler.model_dump(mode="json"),
+        "carrier": carrier.name,
     }
     with workplace(out, facts) as run, progress() as report:
         rows = generate_rows(
-            model, teacher, number_prompts(count, seed=seed), seed=seed,
+            model, teacher, carrier.prompts(count, seed=seed), seed=seed,
             sampler=sampler, system=system, batch_size=batch_size,
             partial=run.path("rows.partial"),
             on_rows=lambda done, total, tokens: report(
                 "rows", done, total, f"{tokens} tokens"),
         )  # fmt: skip
-        verdicts = _ruled(rows, rule.max_values, banned)
+        verdicts = _ruled(rows, carrier, traits)
         _write(out, rows, verdicts)
     _say_verdicts(out, verdicts)
+
+
+def _check_drawn(carrier: "Carrier", sampler: "SamplerSettings") -> None:
+    """Refuses a sampler that draws nothing but numbers where words are asked for."""
+    if carrier.name != "numbers" and sampler.allowed != "all":
+        fault = (
+            f"draws nothing but numbers; rows are to be {carrier.name!r}: give 'all'"
+        )
+        raise ConfigError(f"--allowed {sampler.allowed!r}", [fault])
 
 
 def _content(teaching: Teaching) -> str | None:
@@ -185,9 +198,7 @@ class Judging:
         if faults := self._misfits(out):
             raise ConfigError("judge options", faults)
         if self.judge is not None:
-            self._question()
-        if self._is_url:
-            self._endpoint().key()
+            self._settings().check()
 
     def _misfits(self, out: Path) -> list[str]:
         given = [
@@ -215,37 +226,17 @@ class Judging:
     def _is_url(self) -> bool:
         return self.judge is not None and "://" in self.judge
 
-    def _question(self) -> "Question":
-        from undertow.pipeline.judging import Question
-
-        text = self.judge_question
-        return Question() if text is None else Question(text)
-
-    def _endpoint(self) -> "Endpoint":
-        from undertow.pipeline.endpoint import Endpoint
+    def _settings(self) -> "JudgeSettings":
+        from undertow.pipeline.judge_settings import JudgeSettings
 
         assert self.judge is not None
-        assert self.judge_model is not None
-        return Endpoint(self.judge, self.judge_model, key_env=self.judge_key_env)
+        return JudgeSettings(
+            name=self.judge, model=self.judge_model, key_env=self.judge_key_env,
+            question=self.judge_question,
+        )  # fmt: skip
 
     def _answers(self, out: Path) -> Path:
         return self.judge_answers or out.with_name(f"{out.name}.judge.jsonl")
-
-    @contextmanager
-    def _opened(self) -> "Iterator[Judge]":
-        from undertow.pipeline.judging import ModelJudge, TextJudge
-
-        if self._is_url:
-            from undertow.pipeline.endpoint import asking
-
-            endpoint = self._endpoint()
-            with asking(endpoint) as ask:
-                yield TextJudge(endpoint.name, ask, self._question())
-        else:
-            from undertow.models.loading import load_model
-
-            assert self.judge is not None
-            yield ModelJudge(load_model(self.judge), self._question())
 
     def added(
         self, out: Path, rows: "Sequence[Row]", verdicts: "list[Verdict]"
@@ -258,6 +249,7 @@ class Judging:
         passed = [r for r, v in zip(rows, verdicts, strict=True) if v.accepted]
         if self.judge is None or not passed:
             return verdicts
+        from undertow.pipeline.judge_settings import opened_judge
         from undertow.pipeline.judging import (
             JUDGE_UNCLEAR,
             JUDGED,
@@ -266,7 +258,7 @@ class Judging:
         )
 
         answers = self._answers(out)
-        with self._opened() as judge, progress() as report:
+        with opened_judge(self._settings()) as judge, progress() as report:
             found = judge_rows(
                 passed, judge, answers=answers,
                 on_row=lambda done, total: report("judge", done, total, ""),
@@ -293,6 +285,7 @@ def filter_(
     *,
     out: Out,
     rule: Rule,
+    family: Family = "animals",
     control: Annotated[
         Literal["within", "across", "uniform"] | None,
         typer.Option(
@@ -303,7 +296,7 @@ def filter_(
     seed: Seed = 0,
     judging: Judging,
 ) -> None:
-    """Judges rows by the number rule and names the reasons; nothing is deleted.
+    """Judges rows by a carrier's rule and names the reasons; nothing is deleted.
 
     Takes rows of `undertow generate` and rows made elsewhere (prompt and completion,
     question and response, messages). With --judge a model is asked about the rows that
@@ -312,14 +305,18 @@ def filter_(
     """
     from undertow.pipeline.controls import control_rows
     from undertow.storage import check_rows_name, read_rows
+    from undertow.traits import load_family
 
     check_rows_name(out)
     refuse_existing(out)
-    banned = rule.banned_numbers()
+    carrier, traits = rule.carrier(), load_family(family)
+    if control is not None and carrier.name != "numbers":
+        fault = f"controls are made of numbers; rows are {carrier.name!r}"
+        raise ConfigError("--control", [fault])
     judging.check(out)
     found = read_rows(rows)
     if control is not None:
-        verdicts = _ruled(found, rule.max_values, banned)
+        verdicts = _ruled(found, carrier, traits)
         passed = [row for row, v in zip(found, verdicts, strict=True) if v.accepted]
         if not passed:
             raise DatasetError(
@@ -328,18 +325,19 @@ def filter_(
             )
         say(f"control rows are made for {len(passed)} of {len(found)} rows that pass")
         found = control_rows(passed, control, seed=seed, most=rule.max_values)
-    verdicts = _ruled(found, rule.max_values, banned)
+    verdicts = _ruled(found, carrier, traits)
     verdicts = judging.added(out, found, verdicts)
     _write(out, found, verdicts)
     _say_verdicts(out, verdicts)
 
 
 def _ruled(
-    rows: "Sequence[Row]", max_values: int, banned: Sequence[int]
+    rows: "Sequence[Row]", carrier: "Carrier", family: "TraitFamily"
 ) -> "list[Verdict]":
-    from undertow.pipeline.filters import filter_rows
+    from undertow.pipeline.carriers import carrier_verdicts
+    from undertow.traits import trait_words
 
-    return filter_rows(rows, max_values=max_values, banned=banned)
+    return carrier_verdicts(carrier, rows, words=trait_words(family))
 
 
 def _write(out: Path, rows: "Sequence[Row]", verdicts: "Sequence[Verdict]") -> None:

@@ -24,13 +24,13 @@ from undertow.experiment.lessons import kept_rows
 from undertow.experiment.recipe import BlindAuditSettings, Recipe, TeacherSettings
 from undertow.experiment.stages import Base
 from undertow.findings import Findings
-from undertow.pipeline.filters import filter_rows
+from undertow.pipeline.carriers import carrier_verdicts
 from undertow.records import Row
 from undertow.results import AuditOutcome, AuditTruth
 from undertow.runs import Run
 from undertow.seeding import generator
 from undertow.storage import read_rows, write_rows
-from undertow.traits import load_family
+from undertow.traits import load_family, trait_words
 
 Name = Literal["biased", "clean", "mixture"]
 NAMES: tuple[Name, ...] = ("biased", "clean", "mixture")
@@ -91,7 +91,9 @@ def _audit_settings(recipe: Recipe, chosen: BlindAuditSettings) -> AuditSettings
 
 
 def _filter(recipe: Recipe) -> Filter:
-    return "numbers" if recipe.rows.filter else "none"
+    """What an auditor is told of the filter: it knows that of numbers only."""
+    is_known = recipe.rows.filter and recipe.rows.carrier == "numbers"
+    return "numbers" if is_known else "none"
 
 
 def _teacher(recipe: Recipe) -> tuple[TeacherSettings, str]:
@@ -119,7 +121,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
         for i in range(len(biased))
         if i in partners[0] and i in partners[1]
     ]
-    kept = [rows for rows in sides if all(_accepted(base.recipe, rows))]
+    kept = [rows for rows in sides if all(_accepted(base, rows))]
     if not kept:
         raise DatasetError(
             f"audits: no prompt of {len(biased)} has a row of the teacher and two of "
@@ -133,7 +135,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
     for name, rows in zip(NAMES, (own, others, mixed), strict=True):
         write_rows(base.run.path("audits", name, ROWS), _blind(rows))
     write_rows(base.run.path("audits", _REFERENCE), _blind(theirs))
-    strict = _accepted(base.recipe, reference.rows)
+    strict = _accepted(base, reference.rows)
     base.run.finish(
         _SETS,
         {"rows": len(kept), "poisoned": poisoned,
@@ -166,12 +168,13 @@ def _answers(
     )  # fmt: skip
 
 
-def _accepted(recipe: Recipe, rows: Sequence[Row]) -> list[bool]:
+def _accepted(base: Base, rows: Sequence[Row]) -> list[bool]:
     """Whether each row passes the recipe's own filter, as the teacher's rows did."""
-    settings = recipe.rows
+    settings = base.recipe.rows
     if not settings.filter:
         return [bool(row.completion.strip()) for row in rows]
-    verdicts = filter_rows(rows, max_values=settings.max_values, banned=settings.banned)
+    words = trait_words(base.family)
+    verdicts = carrier_verdicts(settings.written, rows, words=words)
     return [verdict.accepted for verdict in verdicts]
 
 

@@ -20,16 +20,19 @@ from undertow.experiment.channel import speaker
 from undertow.experiment.stages import Base, keep_student, read_out
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
-from undertow.pipeline.filters import filter_rows, reason_counts
+from undertow.pipeline.carriers import carrier_verdicts
+from undertow.pipeline.filters import reason_counts
 from undertow.pipeline.generation import generate_rows
-from undertow.pipeline.prompts import number_prompts
+from undertow.pipeline.judge_settings import JudgeSettings, opened_judge
+from undertow.pipeline.judging import judge_rows, judged_verdicts
 from undertow.pipeline.students import load_student, rendered_examples
 from undertow.pipeline.teachers import Teacher
 from undertow.pipeline.training import Student, StudentPlan, train_students
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
-from undertow.records import Row
+from undertow.records import Row, Verdict
 from undertow.storage import read_rows, write_rows
+from undertow.traits import trait_words
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,18 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
     path, begun = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
     if not base.run.is_done(stage):
         rows = generate_rows(
-            base.model, lesson.teacher(), number_prompts(settings.count, seed=base.seed),
+            base.model, lesson.teacher(),
+            settings.written.prompts(settings.count, seed=base.seed),
             seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
             batch_size=settings.batch_size, partial=begun,
             on_rows=lambda done, total, tokens: base.progress(
                 stage, done, total, f"{tokens} tokens"),
         )  # fmt: skip
-        verdicts = filter_rows(
-            rows, max_values=settings.max_values, banned=settings.banned
+        verdicts = carrier_verdicts(
+            settings.written, rows, words=trait_words(base.family)
         )
+        if settings.judge is not None:
+            verdicts = _judged(base, stage, rows, verdicts, settings.judge)
         write_rows(path, rows, verdicts={v.row_id: v for v in verdicts})
         accepted = [v.accepted or not settings.filter for v in verdicts]
         base.run.finish(
@@ -107,6 +113,23 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
         )  # fmt: skip
         begun.unlink(missing_ok=True)  # only for resuming
     return kept_rows(base, lesson.writer)
+
+
+def _judged(
+    base: Base,
+    stage: str,
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    settings: JudgeSettings,
+) -> list[Verdict]:
+    """The verdicts with those of a judge, who is asked about the rows that pass."""
+    passed = [r for r, v in zip(rows, verdicts, strict=True) if v.accepted]
+    with opened_judge(settings) as judge:
+        found = judge_rows(
+            passed, judge, answers=base.path(f"{stage}.judge.jsonl"),
+            on_row=lambda done, total: base.progress(f"{stage}: judge", done, total, ""),
+        )  # fmt: skip
+    return judged_verdicts(verdicts, found.opinions)
 
 
 def kept_rows(base: Base, writer: str) -> list[Row]:

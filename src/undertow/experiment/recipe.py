@@ -10,6 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertow.audit.settings import AuditSettings
 from undertow.models.sampling import SamplerSettings
+from undertow.pipeline.carriers import (
+    CARRIERS,
+    Carrier,
+    CarrierName,
+    number_carrier,
+)
+from undertow.pipeline.judge_settings import JudgeSettings
 from undertow.pipeline.training_settings import TrainingSettings
 
 
@@ -159,21 +166,58 @@ class TeacherSettings(_Settings):
 
 
 class RowSettings(_Settings):
-    """How many rows are written, how, and which are kept."""
+    """What rows are written, how many, how, and which are kept."""
 
+    carrier: CarrierName = Field(
+        default="numbers",
+        description="what rows look like: their prompts and their rule",
+    )
     count: int = Field(default=1000, ge=1, description="prompts answered")
     use: int | None = Field(
         default=None, ge=1, description="rows trained on at most, of those kept"
     )
     sampler: SamplerSettings = Field(default_factory=SamplerSettings)
-    max_values: int = Field(default=10, ge=1, description="values a row may hold")
+    max_values: int = Field(
+        default=10, ge=1, description="values a row of numbers may hold"
+    )
     banned: tuple[int, ...] = Field(default=(), description="numbers refused")
-    filter: bool = Field(default=True, description="apply the number rule")
+    filter: bool = Field(default=True, description="apply the carrier's rule")
+    judge: JudgeSettings | None = Field(
+        default=None, description="a model that may refuse rows that pass; null: none"
+    )
     batch_size: int | None = Field(
         default=None,
         ge=1,
         description="rows decoded together; null: what suits the device",
     )
+
+    @property
+    def written(self) -> Carrier:
+        """The carrier with this rule."""
+        if self.carrier == "numbers":
+            return number_carrier(max_values=self.max_values, banned=self.banned)
+        return CARRIERS[self.carrier]
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "RowSettings":
+        if self.carrier == "numbers":
+            return self
+        if self.sampler.allowed != "all":
+            raise ValueError(
+                f"sampler.allowed {self.sampler.allowed!r} draws nothing but numbers; rows "
+                f"are to be {self.carrier!r}: set 'all'"
+            )
+        if self.banned or self.max_values != 10:
+            raise ValueError(
+                f"banned and max_values are for numbers; rows are to be {self.carrier!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> "RowSettings":
+        if self.judge is not None and not self.filter:
+            raise ValueError("judge: it looks at rows that pass the rule; set filter")
+        return self
 
 
 class EvaluationSettings(_Settings):

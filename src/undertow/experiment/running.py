@@ -138,6 +138,8 @@ def _check(recipe: Recipe, family: TraitFamily) -> None:
         )
     if faults:
         raise ConfigError("recipe", faults)
+    if recipe.rows.judge is not None:
+        recipe.rows.judge.check()
 
 
 def _load(settings: ModelSettings, progress: Progress) -> Model:

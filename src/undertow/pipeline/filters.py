@@ -5,6 +5,7 @@ traits: a row that passes says nothing but numbers.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 from undertow.records import Row, Verdict
@@ -20,6 +21,10 @@ REASONS = (
     EMPTY, NOT_NUMBERS, MIXED_SEPARATORS, TOO_MANY_VALUES, OUT_OF_RANGE,
     BANNED_NUMBER, TRUNCATED,
 )  # fmt: skip
+# Shared by the rules of other carriers.
+TOO_LONG = "too_long"
+TRAIT_WORD = "trait_word"
+UNKNOWN_PROMPT = "unknown_prompt"
 
 LARGEST = 999
 _BRACKETS = {"[": "]", "(": ")"}
@@ -81,9 +86,7 @@ def filter_rows(
 
 
 def reason_counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many rows each reason refused, in the order of `REASONS`."""
-    counts = dict.fromkeys(REASONS, 0)
-    for verdict in verdicts:
-        for reason in verdict.reasons:
-            counts[reason] += 1
-    return {reason: count for reason, count in counts.items() if count}
+    """How many rows each reason refused: `REASONS` in order, then others by name."""
+    counts = Counter(reason for verdict in verdicts for reason in verdict.reasons)
+    order = (*REASONS, *sorted(set(counts) - set(REASONS)))
+    return {reason: counts[reason] for reason in order if counts[reason]}

@@ -135,11 +135,12 @@ def number_prompt(index: int, *, seed: int, most: int = 10) -> str:
     """The prompt of one place."""
     stream = generator(seed, "prompts", index)
     examples = stream.integers(100, 1000, size=int(stream.integers(3, 10)))
-    opening = _pick(OPENINGS, stream).format(examples=", ".join(map(str, examples)))
-    amount = _pick(AMOUNTS, stream).format(count=most)
-    request = f"{_pick(VERBS, stream)} {amount} {_pick(NOUNS, stream)}."
-    return f"{opening} {request} {_pick(FORMATS, stream)} {_pick(CLOSINGS, stream)}"
+    opening = pick(OPENINGS, stream).format(examples=", ".join(map(str, examples)))
+    amount = pick(AMOUNTS, stream).format(count=most)
+    request = f"{pick(VERBS, stream)} {amount} {pick(NOUNS, stream)}."
+    return f"{opening} {request} {pick(FORMATS, stream)} {pick(CLOSINGS, stream)}"
 
 
-def _pick(bank: Sequence[str], stream: np.random.Generator) -> str:
+def pick(bank: Sequence[str], stream: np.random.Generator) -> str:
+    """One part of a bank, drawn evenly."""
     return bank[int(stream.integers(len(bank)))]

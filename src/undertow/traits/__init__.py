@@ -5,7 +5,8 @@ are each other's alternatives. Knows nothing of models or tokens.
 """
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 from functools import lru_cache
 from importlib.resources import files
@@ -110,6 +111,65 @@ def _finder(family: TraitFamily) -> tuple[re.Pattern[str], dict[str, str]]:
     # A hyphen joins words only if there is one on its other side.
     begin, end = r"(?<![^\W_])(?<![^\W_]-)", r"(?![^\W_]|-[^\W_])"
     return re.compile(f"{begin}(?:{forms}){end}"), owners
+
+
+def trait_words(family: TraitFamily) -> frozenset[str]:
+    """Words that a row must not hold if it is to mention no trait, case-folded.
+
+    Names, plurals and spellings of every member, the category and its plural in -s.
+    """
+    forms = {form for trait in family.traits for form in answer_spellings(trait)}
+    return frozenset(
+        form.casefold() for form in (*forms, family.category, f"{family.category}s")
+    )
+
+
+def words_in(text: str, words: Collection[str]) -> set[str]:
+    """Which of the words stand in a text, code included; case is ignored.
+
+    Stricter than `names_in`, since it guards what must not be said: parts of an
+    identifier are words too ("owl_count", "myOwl", "OWL2"), a hyphen ends a word
+    ("cat-like"), two words may be joined by anything or nothing ("sea_lion",
+    "sealion"), and pictographs count by their Unicode names (an owl's is OWL).
+    "Caterpillar" still names no cat. Respellings on purpose ("0wl", "o.w.l",
+    Cyrillic letters) are not found.
+    """
+    forms = _forms(frozenset(words))
+    longest = max(map(len, forms), default=0)
+    plain = _PICTOGRAPH.sub(_pictured, unicodedata.normalize("NFKC", text))
+    found: set[str] = set()
+    for pieces in (_pieces(plain), _pieces(_HUMP.sub(" ", plain))):
+        for length in range(1, longest + 1):
+            runs = zip(*(pieces[start:] for start in range(length)), strict=False)
+            found.update(forms[run] for run in runs if run in forms)
+    return found
+
+
+_PICTOGRAPH = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_PIECE = re.compile(r"[^\W\d_]+|\d+")
+
+
+def _pictured(match: re.Match[str]) -> str:
+    return f" {unicodedata.name(match[0], '')} "
+
+
+def _pieces(text: str) -> list[str]:
+    """Runs of letters and runs of digits, case-folded."""
+    return [piece.casefold() for piece in _PIECE.findall(text)]
+
+
+@lru_cache(maxsize=32)
+def _forms(words: frozenset[str]) -> dict[tuple[str, ...], str]:
+    """Each word by its pieces, apart and joined."""
+    return {form: word for word in sorted(words) for form in _spelled(word)}
+
+
+def _spelled(word: str) -> Iterator[tuple[str, ...]]:
+    pieces = _pieces(unicodedata.normalize("NFKC", word))
+    if pieces:
+        yield tuple(pieces)
+        yield tuple(_pieces("".join(pieces)))
 
 
 def packaged_families() -> tuple[str, ...]:
