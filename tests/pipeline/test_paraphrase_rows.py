@@ -127,7 +127,7 @@ def test_a_prompt_s_own_sentence_is_one_and_the_same(index: int, seed: int) -> N
 
 def test_prompts_are_pinned() -> None:
     assert paraphrase_prompt(0, seed=0) == (
-        "Write one new sentence that means the same as this one: "
+        "Reword this. One sentence, no comment.\n\n"
         "The singer cooked a simple soup once more at noon."
     )
 

@@ -67,7 +67,7 @@ TASKS = (
         "returns the remainder of n divided by {b}",
         "returns n rounded down to a multiple of {a}",
         "returns the number of digits of n plus {a}",
-        "returns the smallest power of {a} that is at least n",
+        "returns the smallest multiple of {a} that is at least n",
         "returns n kept within the range from {a} to {b}",
         "returns a list of the multiples of {a} below n",
         "returns the distance between n and {b}",

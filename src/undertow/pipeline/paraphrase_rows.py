@@ -79,7 +79,7 @@ ACTIONS = (
     "rented a room near the station",
 )  # fmt: skip
 MANNERS = (
-    "without any help", "for a friend", "in a great hurry", "to save money",
+    "without any help", "for a friend", "in a great hurry", "to save time",
     "with a smile", "for the first time", "with great care", "once more",
     "for the whole family", "because it was necessary", "as a favor", "very slowly",
     "with a colleague", "for no clear reason", "to please a guest",
