@@ -31,6 +31,7 @@ from undertow.results import (
     Channel,
     Condition,
     Confusion,
+    Emergence,
     Estimate,
     NoiseFactor,
     Number,
@@ -145,9 +146,21 @@ def _condition(trait: str, noise: float, seed: int) -> Condition:
             sufficient=estimate(0.7 * effect, 0.1),
             necessary=estimate(0.4 * effect, 0.2),
         ),
+        emergence=_emergence(effect),
         training=_trace(1.3, seed),
         control_training=_trace(1.2, seed),
         notes=["control: control"],
+    )
+
+
+def _emergence(effect: float) -> Emergence:
+    """Half way the direction is there, and a fifth of the effect."""
+    return Emergence(
+        updates=[0, 10, 20],
+        transfer=[estimate(share * effect, 0.2 * share) for share in (0.0, 0.2, 1.0)],
+        student=[0.0, 0.2 * effect + 0.05, effect + 0.11],
+        control=[0.0, 0.05, 0.11],
+        cosine=[None, 0.3, 0.4],
     )
 
 

@@ -16,7 +16,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
     written = write_figure_data(realistic, tmp_path)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in written) == [
-        "figures/channel.csv", "figures/confusion.csv", "figures/gradients.csv",
+        "figures/channel.csv", "figures/confusion.csv", "figures/emergence.csv",
+        "figures/gradients.csv",
         "figures/noise_factors.csv", "figures/readouts.csv",
         "figures/shape.csv", "figures/shift.csv", "figures/sweeps.csv", "figures/training.csv",
         "figures/traits.csv", "figures/transfer.csv",
@@ -26,6 +27,7 @@ def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
         "readouts": 20 * 4 * 4,  # conditions × roles × measures
         "shift": 20 * 2 * 30,
         "shape": 20 * 2 * 30,
+        "emergence": 20 * 3,
         "traits": 20 * 20,
         "confusion": 2 * 2 * 2,
         "noise_factors": 1,

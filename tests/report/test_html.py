@@ -62,10 +62,10 @@ def squeezed(text: str) -> str:
 def test_sections_come_in_order(page: str) -> None:
     assert re.findall(r'<section id="(\w+)"', page) == [
         "answer", "transfer", "readouts", "shift", "shape", "traits", "confusion", "noise",
-        "channel", "gradients", "sweeps", "training", "rows", "limits", "repeat",
+        "channel", "gradients", "sweeps", "emergence", "training", "rows", "limits", "repeat",
     ]  # fmt: skip
     links = re.findall(r'href="#(\w+)"', page)
-    assert links[:14] == re.findall(r'<section id="(\w+)"', page)[1:]
+    assert links[:15] == re.findall(r'<section id="(\w+)"', page)[1:]
 
 
 def test_title_question_and_headline_come_first(page: str, realistic: Results) -> None:

@@ -67,6 +67,23 @@ def test_shapes_are_means_by_teacher(figures: dict[str, Figure]) -> None:
     ]  # fmt: skip
 
 
+def test_students_are_drawn_update_by_update(figures: dict[str, Figure]) -> None:
+    *cells, direction = figures["emergence"].panels
+    assert [panel.title for panel in cells] == [
+        "owl by steer, no noise", "dolphin by steer, no noise",
+        "owl by steer, noise 0.05", "dolphin by steer, noise 0.05",
+    ]  # fmt: skip
+    assert cells[0].label == "Student − control after 20 updates: 0.42 nats"
+    found = marks(cells[0].svg, "student")
+    assert len(found) == 15, "five seeds, three points each"
+    (start, low), (half, middle), (end, high) = found[:3]
+    assert half - start == pytest.approx(end - half)
+    assert (low - middle) / (low - high) == pytest.approx(0.2, abs=0.02)
+    assert "owl by steer, no noise 0.40" in direction.label
+    assert len(marks(direction.svg, "series-1")) == 10, "nothing has moved at the start"
+    assert len(figures["emergence"].legend) == 4
+
+
 def test_scores_rise_with_the_dose(figures: dict[str, Figure]) -> None:
     for name in ("series-1", "series-2"):
         found = sorted(marks(figures["doses"].panels[0].svg, name))

@@ -44,7 +44,7 @@ from undertow.report.inner_tables import (
 from undertow.report.panels import WIDTH, Figure, Panel, make_panel
 from undertow.report.svg import PALETTE
 from undertow.report.text import cell_name, known, noise_name, number
-from undertow.results import Results
+from undertow.results import Number, Results
 
 MARKS = "osD^vP"
 
@@ -134,37 +134,54 @@ def draw_shape(
 
 def _emergence(rows: Sequence[EmergenceRow]) -> Figure:
     """A panel a cell: transfer over updates, a line for each seed; then directions."""
-    cells = grouped(rows, lambda r: (r.teacher, r.noise, r.trait))
     noisy = any(r.noise for r in rows)
     ends = limits([v for r in rows for v in (r.transfer, r.low, r.high)])
     panels = []
-    for place, group in enumerate(cells):
+    for place, group in enumerate(grouped(rows, _cell)):
         last = max(r.update for r in group)
         mean = mean_of(r.transfer for r in group if r.update == last)
         panels.append(
             make_panel(
-                f"emergence-{place}",
-                cell_name(group[0].teacher, group[0].noise, group[0].trait, is_noisy=noisy),
+                f"emergence-{place}", cell_name(*_cell(group[0]), is_noisy=noisy),
                 f"Student − control after {last} updates: {number(mean)} nats",
                 partial(draw_emergence, rows=group, ends=ends), height=210.0, left=56.0,
             )
         )  # fmt: skip
-    return Figure(tuple(panels), (("student", "student − control, nats"),
-                                  ("teacher", "cosine with the vector")))  # fmt: skip
+    steered = grouped((r for r in rows if known(r.cosine)), _cell)
+    if steered:
+        words = (
+            f"{cell_name(*_cell(group[0]), is_noisy=noisy)} {number(mean_of(ends_of(group)))}"
+            for group in steered
+        )
+        panels.append(
+            make_panel(
+                "emergence-direction", "cos(shift, vector), at the vector's block",
+                f"At the last update: {'; '.join(words)}",
+                partial(draw_directions, cells=steered), height=210.0, left=56.0,
+            )
+        )  # fmt: skip
+    names = [cell_name(*_cell(group[0]), is_noisy=noisy) for group in steered]
+    return Figure(tuple(panels), _legend(names))
+
+
+def _cell(row: EmergenceRow) -> tuple[str, float, str]:
+    return row.teacher, row.noise, row.trait
+
+
+def ends_of(rows: Sequence[EmergenceRow]) -> list[Number]:
+    """The last cosine of every seed."""
+    return [line[-1].cosine for line in grouped(rows, lambda r: r.seed)]
 
 
 def draw_emergence(
     axes: Axes, rows: Sequence[EmergenceRow], ends: tuple[float, float]
 ) -> None:
-    """Transfer with its interval, and the shift's cosine where there is a vector."""
+    """Student − control with its interval, a line for each seed."""
     bare(axes, grid="y")
     zero(axes, vertical=False)
-    cosines = [r.cosine for r in rows if known(r.cosine)]
-    axes.set(
-        ylim=(min(ends[0], *points(cosines), 0), max(ends[1], *points(cosines), 0))
-    )
+    axes.set(ylim=ends)
     axes.set_xlabel("update")
-    axes.set_ylabel("nats; cosine")
+    axes.set_ylabel("student − control, nats")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for line in grouped(rows, lambda r: r.seed):
         updates = [r.update for r in line]
@@ -172,9 +189,20 @@ def draw_emergence(
                     color=PALETTE["student"], linewidth=1, alpha=0.75)  # fmt: skip
         axes.plot(updates, points(r.transfer for r in line), "o-", markersize=5,
                   color=PALETTE["student"], linewidth=2)  # fmt: skip
-        there = [r for r in line if known(r.cosine)]
-        axes.plot([r.update for r in there], points(r.cosine for r in there), "s--",
-                  markersize=4, color=PALETTE["teacher"], linewidth=1.5)  # fmt: skip
+
+
+def draw_directions(axes: Axes, cells: Sequence[Sequence[EmergenceRow]]) -> None:
+    """A line for each cell and seed; beyond six cells dashed."""
+    bare(axes, grid="y")
+    zero(axes, vertical=False)
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    for place, cell in enumerate(cells):
+        for line in grouped(cell, lambda r: r.seed):
+            axes.plot([r.update for r in line], points(r.cosine for r in line), "o",
+                      color=PALETTE[series(place)], linewidth=2, markersize=4,
+                      linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
+    axes.set_ylim(*limits([r.cosine for cell in cells for r in cell]))
 
 
 # ── channels ─────────────────────────────────────────────────────────────────────
