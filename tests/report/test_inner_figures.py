@@ -73,7 +73,7 @@ def test_students_are_drawn_update_by_update(figures: dict[str, Figure]) -> None
         "owl by steer, no noise", "dolphin by steer, no noise",
         "owl by steer, noise 0.05", "dolphin by steer, noise 0.05",
     ]  # fmt: skip
-    assert cells[0].label == "Student − control after 20 updates: 0.42 nats"
+    assert cells[0].label == "Student − control after 20 updates: 0.41 nats"
     found = marks(cells[0].svg, "student")
     assert len(found) == 15, "five seeds, three points each"
     (start, low), (half, middle), (end, high) = found[:3]
