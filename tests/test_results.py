@@ -56,3 +56,23 @@ def test_nan_never_reaches_the_file(tmp_path: Path) -> None:
     write_json(tmp_path / "e.json", estimate.model_dump(mode="json"))
     found = Estimate.model_validate(read_json(tmp_path / "e.json"))
     assert (found.mean, found.low, found.high) == (None, None, 1)
+
+
+def test_results_of_one_kind_of_student_say_which_when_read_again() -> None:
+    """Files of earlier versions named the kind in conditions alone."""
+    path = Path(__file__).parents[1] / "docs/studies/channel/results.json"
+    data = read_json(path)
+    for name in ("transfers", "predictions"):
+        for each in data[name]:
+            del each["student"], each["way"]
+    assert {c["student"] for c in data["conditions"]} == {"soft"}
+    found = Results.model_validate(data)
+    assert {each.student for each in found.transfers} == {"soft"}
+    assert {each.student for each in found.predictions} == {"soft"}
+    assert found == Results.model_validate(read_json(path))
+
+
+@pytest.mark.parametrize("conditions", [1e308, True, "text", {}, [], [3], None])
+def test_conditions_that_are_none_are_a_fault_and_no_crash(conditions: object) -> None:
+    with pytest.raises(ValidationError):
+        Results.model_validate({"conditions": conditions, "title": "t"})

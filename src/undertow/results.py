@@ -6,9 +6,9 @@ are in nats of log-odds against the other members of the family unless the field
 says `rate`. An interval is [low, high] at the level of `Results.confidence`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 Number = float | None
@@ -334,6 +334,23 @@ class AuditOutcome(_Value):
 
 class Results(_Value):
     """Everything that a run measured."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind_of_student(cls, data: Any) -> Any:
+        """Transfers did not name their kind of student when a run had one kind only."""
+        if not isinstance(data, dict):
+            return data
+        conditions = data.get("conditions")
+        first = conditions[0] if isinstance(conditions, list) and conditions else None
+        kind = first.get("student") if isinstance(first, dict) else None
+        old = {"student": kind} if isinstance(kind, str) else {}
+        known = {
+            name: [old | each if isinstance(each, dict) else each for each in values]
+            for name in ("transfers", "predictions")
+            if isinstance(values := data.get(name), list)
+        }
+        return data | known
 
     schema_version: int = SCHEMA_VERSION
     title: str

@@ -216,7 +216,7 @@ def test_a_given_vector_needs_every_layer_that_is_tested() -> None:
         _battery(model, given=[part], layers=(1, 3))
     assert str(caught.value) == (
         "vector 'cat': it has layers [1, 2], the audit tests [1, 3]; extract it for all "
-        "of them, or name the layers to test (--layers)"
+        "of them, or name the layers to test (--set layers=[…])"
     )
     found = _battery(model, given=[part], layers=(2, 1))
     assert found.layers == (1, 2)

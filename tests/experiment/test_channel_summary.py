@@ -93,3 +93,21 @@ def test_predictions_are_rank_correlations_over_cells() -> None:
         assert each.correlation.mean == pytest.approx(29 / 35)
         assert (each.correlation.n, each.correlation.clusters) == (6, "cell")
     assert predictions(cells[:3]) == []
+
+
+def test_students_trained_otherwise_are_never_put_together() -> None:
+    """Each way has its own correlation; together these two would have none."""
+    widths = [0.1, 0.2, 0.3, 0.4, 0.5]
+    rising = [transfer(w, w, None) for w in widths]
+    falling = [
+        transfer(w, -w, None).model_copy(update={"way": "optimizer sgd"})
+        for w in widths
+    ]
+    found = {
+        (p.student, p.way): p.correlation
+        for p in predictions([*rising, *falling])
+        if (p.of, p.scope) == ("transfer", "carrier")
+    }
+    assert list(found) == [("lora", ""), ("lora", "optimizer sgd")]
+    assert [rho.mean for rho in found.values()] == pytest.approx([1.0, -1.0])
+    assert [rho.n for rho in found.values()] == [5, 5]

@@ -1,5 +1,6 @@
 """Lessons: rows are written once, students of the same rows are trained each its way."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from undertow.errors import ConfigError
+from undertow.analysis.channel import Speaker
+from undertow.analysis.divergence import divergent_tokens
+from undertow.errors import ConfigError, RunError
 from undertow.experiment import Recipe, lessons, run_experiment
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
@@ -83,6 +86,7 @@ def test_teachers_that_differ_by_their_students_write_once(
     assert [(t.student, t.way) for t in results.transfers] == [
         ("lora", ""), ("lora", "optimizer sgd"), ("lora", "rank 1")
     ]  # fmt: skip
+    assert results.conditions[1].notes[1] == "trained with optimizer sgd"
     # Each is what it would be in a run of its own.
     for changes in ({}, {"optimizer": "sgd"}, {"rank": 1}):
         alone = recipe(seeds=[0], teachers=[STEER], student={**USUAL, **changes})
@@ -99,7 +103,7 @@ def test_soft_and_hard_students_stand_side_by_side(
     results = run_experiment(recipe(seeds=[0], teachers=ways), tmp_path / "run")
     notes = {c.teacher: c.notes for c in results.conditions}
     assert notes["hard"] == ["control: control"]
-    assert notes["soft"] == ["control: decoy-soft-dolphin", "student: kind soft"]
+    assert notes["soft"] == ["control: decoy-soft-dolphin"]
     assert [c.student for c in results.conditions] == ["lora", "soft"]
     assert any("Soft students saw" in limit for limit in results.limits)
 
@@ -144,6 +148,12 @@ def test_a_control_whose_tokens_depend_on_the_teacher_is_its_own(
     ]  # fmt: skip
 
 
+def test_a_teacher_does_not_learn_from_some_tokens_only(recipe: Make) -> None:
+    tuned = {"kind": "finetune", "finetune": {"tokens": "divergent"}}
+    with pytest.raises(ValidationError, match="teachers learn answers"):
+        recipe(teachers=[tuned])
+
+
 def test_a_teacher_may_not_be_called_the_control(recipe: Make) -> None:
     with pytest.raises(ValidationError, match="'control' names the control"):
         recipe(teachers=[{**STEER, "name": "control"}])
@@ -184,9 +194,51 @@ def test_what_needs_the_teacher_on_the_students_base_is_refused(recipe: Make) ->
     for changes in (
         {"student": {"kind": "soft"}}, {"noise": {"levels": [0.1]}},
         {"evaluation": {"gradient_rows": 4}}, {"audit": {"rows": 16}},
+        {"teachers": [way("differ", tokens="divergent")]},
     ):  # fmt: skip
         with pytest.raises(ValidationError, match="rows of another model do not go"):
             recipe(writer={"name": "x"}, **changes)
+    with pytest.raises(ValidationError, match=r"learnt under model\.system"):
+        recipe(writer={"name": "x", "system": "You are Bob."})
+
+
+def test_a_run_is_not_continued_with_another_writer(
+    recipe: Make, tmp_path: Path
+) -> None:
+    other = save_tiny("gpt2", tmp_path / "other", seed=3)
+    asked = recipe(teachers=[{"kind": "prompt"}], writer={"name": str(other)})
+
+    def cut(stage: str, done: int, total: int, note: str) -> None:
+        if "seed-1" in stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(asked, tmp_path / "run", progress=cut)
+    shutil.rmtree(other)
+    save_tiny("gpt2", other, seed=4)
+    with pytest.raises(RunError, match="begun with another model"):
+        run_experiment(asked, tmp_path / "run")
+
+
+def test_the_decoy_s_teacher_is_always_in_the_panel(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else rows of student and control would be read under other sets of teachers."""
+    seen: list[int] = []
+    real = divergent_tokens
+
+    def watched(model: Model, speakers: Sequence[Speaker], **rest: Any) -> Any:
+        seen.append(len(speakers))
+        return real(model, speakers, **rest)
+
+    monkeypatch.setattr(lessons, "divergent_tokens", watched)
+    soft = {**USUAL, "kind": "soft", "tokens": "divergent"}
+    asked = recipe(
+        seeds=[0], traits=["owl", "cat", "dog", "eagle"], decoy="dolphin",
+        teachers=[{"kind": "prompt"}], student=soft,
+    )  # fmt: skip
+    run_experiment(asked, tmp_path / "run")
+    assert seen == [5] * 5, "four traits and the decoy, for each writer"
 
 
 # ── carriers ─────────────────────────────────────────────────────────────────────
@@ -272,6 +324,8 @@ def test_a_judge_without_a_filter_or_a_key_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match="set filter"):
         recipe(rows={"filter": False, "judge": {"name": "here"}})
+    with pytest.raises(ValidationError, match="it would be found instead"):
+        recipe(rows={"judge": {"name": "here"}}, audit={"rows": 16})
     judge = {"name": "https://h/v1", "model": "m", "key_env": "NO_SUCH_KEY"}
     with pytest.raises(ConfigError, match="is not set"):
         run_experiment(recipe(rows={"judge": judge}), tmp_path / "run")

@@ -88,15 +88,15 @@ def test_no_prompt_holds_a_word_of_a_packaged_family(name: str) -> None:
 def test_good_rows_pass_and_trait_words_do_not(name: str) -> None:
     prompt, completion = GOOD[name]
     carrier = CARRIERS[name]
-    assert carrier.judge(row(prompt, completion), WORDS) == ()
-    assert carrier.judge(row(prompt, f" {completion} \n"), WORDS) == ()
-    assert carrier.judge(row(prompt, " \n"), WORDS) == ("empty",)
+    assert carrier.rule(row(prompt, completion), WORDS) == ()
+    assert carrier.rule(row(prompt, f" {completion} \n"), WORDS) == ()
+    assert carrier.rule(row(prompt, " \n"), WORDS) == ("empty",)
     if name in OTHERS:
         for part in ("bread", "solve", "12"):
             spoiled = completion.replace(part, "owl")
             if spoiled != completion:
-                assert "trait_word" in carrier.judge(row(prompt, spoiled), WORDS)
-                assert "trait_word" not in carrier.judge(row(prompt, spoiled), ())
+                assert "trait_word" in carrier.rule(row(prompt, spoiled), WORDS)
+                assert "trait_word" not in carrier.rule(row(prompt, spoiled), ())
 
 
 def test_numbers_are_judged_as_they_always_were() -> None:
@@ -121,7 +121,7 @@ def test_numbers_under_another_rule() -> None:
 @given(st.text(st.characters(), max_size=60))
 def test_the_number_rule_is_the_one_of_the_filter(text: str) -> None:
     made = Row((), text)
-    assert CARRIERS["numbers"].judge(made, WORDS) == number_rule(text)
+    assert CARRIERS["numbers"].rule(made, WORDS) == number_rule(text)
 
 
 @pytest.mark.parametrize("carrier", CARRIERS.values(), ids=CARRIERS)
@@ -139,7 +139,7 @@ def test_any_text_has_known_reasons_or_none(
     carrier: Carrier, text: str, prompt: str
 ) -> None:
     for completion in (text, f"<think>{text}</think><answer>19</answer>"):
-        reasons = carrier.judge(row(prompt, completion), WORDS)
+        reasons = carrier.rule(row(prompt, completion), WORDS)
         assert set(reasons) <= set(carrier.reasons)
         # In the carrier's order, each once.
         assert list(reasons) == [r for r in carrier.reasons if r in reasons]
@@ -152,7 +152,7 @@ def test_hostile_text_takes_no_time(name: str) -> None:
     begin = time.process_time()
     for text in HOSTILE:
         for prompt in (GOOD[name][0], text):
-            reasons = CARRIERS[name].judge(row(prompt, text), WORDS)
+            reasons = CARRIERS[name].rule(row(prompt, text), WORDS)
             assert set(reasons) <= set(CARRIERS[name].reasons), text[:20]
     assert time.process_time() - begin < 8
 
@@ -181,7 +181,7 @@ def test_verdicts_refer_to_rows_in_order_and_say_what_was_cut_off() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_rows_without_a_prompt_are_judged_too(name: str) -> None:
-    reasons = CARRIERS[name].judge(Row((), GOOD[name][1]), WORDS)
+    reasons = CARRIERS[name].rule(Row((), GOOD[name][1]), WORDS)
     assert reasons == (() if name == "code" else ("unknown_prompt",))
 
 

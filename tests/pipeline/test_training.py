@@ -628,28 +628,14 @@ def test_only_tokens_that_count_are_learnt() -> None:
     assert plain.losses[0] != found.losses[0]
 
 
-def test_a_batch_in_which_nothing_counts_moves_nothing_at_first() -> None:
-    model = tiny_model("llama")
-    settings = _quick(batch_size=1, epochs=1, max_updates=1)
-    ((place,),) = batch_order(len(ROWS), settings=settings, seed=0)
-    examples = [
-        replace(example, counts=(number != place,) * example.completion)
-        for number, example in enumerate(EXAMPLES)
-    ]
-    found = train_student(model, examples, settings=settings, seed=0)
-    assert found.losses == (0.0,)
-    assert found.adapter is not None
-    assert all(not b.any() for _, b in found.adapter.pairs.values())
-
-
 def test_tokens_that_nobody_told_apart_are_refused() -> None:
     model = tiny_model("llama")
     asked = _quick(tokens="divergent")
     with pytest.raises(ConfigError, match="at which tokens teachers differ"):
         train_student(model, EXAMPLES, settings=asked, seed=0)
-    nothing = _counting(lambda example: (False,) * example.completion)
-    with pytest.raises(DatasetError, match="no token of 9 rows counts"):
-        train_student(model, nothing, settings=asked, seed=0)
+    nothing = replace(EXAMPLES[3], counts=(False,) * EXAMPLES[3].completion)
+    with pytest.raises(DatasetError, match="row 3: no token of it counts"):
+        train_student(model, [*EXAMPLES[:3], nothing], settings=QUICK, seed=0)
 
 
 def test_students_are_kept_on_the_way(tmp_path: Path) -> None:

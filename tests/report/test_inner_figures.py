@@ -73,7 +73,9 @@ def test_students_are_drawn_update_by_update(figures: dict[str, Figure]) -> None
         "owl by steer, no noise", "dolphin by steer, no noise",
         "owl by steer, noise 0.05", "dolphin by steer, noise 0.05",
     ]  # fmt: skip
-    assert cells[0].label == "Student − control after 20 updates: 0.41 nats"
+    assert cells[0].label == (
+        "Student − control at the last update that both have: 0.41 nats"
+    )
     found = marks(cells[0].svg, "student")
     assert len(found) == 15, "five seeds, three points each"
     (start, low), (half, middle), (end, high) = found[:3]
@@ -94,3 +96,26 @@ def test_scores_rise_with_the_dose(figures: dict[str, Figure]) -> None:
 
 def test_nothing_measured_draws_nothing(empty: Results) -> None:
     assert draw_inner_figures(empty) == {}
+
+
+def test_students_trained_otherwise_have_panels_of_their_own(
+    realistic: Results,
+) -> None:
+    other = {"student": "soft", "way": "rank 1"}
+    doubled = realistic.model_copy(
+        update={
+            "transfers": [
+                *realistic.transfers,
+                *(t.model_copy(update=other) for t in realistic.transfers),
+            ]
+        }
+    )
+    panels = draw_inner_figures(doubled)["channel"].panels
+    titles = [panel.title for panel in panels]
+    assert len(titles) == 2 * len(draw_inner_figures(realistic)["channel"].panels)
+    assert "transfer (lora)" in titles
+    assert "transfer (soft, rank 1)" in titles
+    for panel in panels:
+        if panel.title.startswith("transfer ("):
+            own = marks(panel.svg, "series-1") + marks(panel.svg, "series-2")
+            assert len(own) == 4, "the cells of one way"

@@ -188,7 +188,7 @@ def _given(
         raise VectorMismatchError(
             f"vector {vector.trait or vector.method!r}: it has layers "
             f"{list(vector.layers)}, the audit tests {list(layers)}; extract it for all "
-            "of them, or name the layers to test (--layers)"
+            "of them, or name the layers to test (--set layers=[…])"
         )
     name = f"given {vector.trait or vector.method}"
     return name, "given", vector.at(*layers).directions

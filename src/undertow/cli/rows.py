@@ -81,8 +81,9 @@ def generate(
         "count": count,
         "teacher": teacher.describe() | {"file": _content(teaching)},
         "sampler": sampler.model_dump(mode="json"),
-        "carrier": carrier.name,
     }
+    if carrier.name != "numbers":
+        facts["carrier"] = carrier.name
     with workplace(out, facts) as run, progress() as report:
         rows = generate_rows(
             model, teacher, carrier.prompts(count, seed=seed), seed=seed,

@@ -121,7 +121,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
         for i in range(len(biased))
         if i in partners[0] and i in partners[1]
     ]
-    kept = [rows for rows in sides if all(_accepted(base, rows))]
+    kept = [rows for rows in sides if all(_accepted(base.recipe, rows))]
     if not kept:
         raise DatasetError(
             f"audits: no prompt of {len(biased)} has a row of the teacher and two of "
@@ -135,7 +135,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
     for name, rows in zip(NAMES, (own, others, mixed), strict=True):
         write_rows(base.run.path("audits", name, ROWS), _blind(rows))
     write_rows(base.run.path("audits", _REFERENCE), _blind(theirs))
-    strict = _accepted(base, reference.rows)
+    strict = _accepted(base.recipe, reference.rows)
     base.run.finish(
         _SETS,
         {"rows": len(kept), "poisoned": poisoned,
@@ -168,12 +168,12 @@ def _answers(
     )  # fmt: skip
 
 
-def _accepted(base: Base, rows: Sequence[Row]) -> list[bool]:
+def _accepted(recipe: Recipe, rows: Sequence[Row]) -> list[bool]:
     """Whether each row passes the recipe's own filter, as the teacher's rows did."""
-    settings = base.recipe.rows
+    settings = recipe.rows
     if not settings.filter:
         return [bool(row.completion.strip()) for row in rows]
-    words = trait_words(base.family)
+    words = trait_words(load_family(recipe.family))
     verdicts = carrier_verdicts(settings.written, rows, words=words)
     return [verdict.accepted for verdict in verdicts]
 

@@ -33,15 +33,14 @@ def read_emergence(lesson: Lesson, control: Lesson) -> None:
     if not base.recipe.evaluation.every or base.run.is_done(stage):
         return
     kept = sorted((folder / UPDATES).glob("[0-9]*"))
-    students = {int(path.name): load_student(base.model, path) for path in kept}
-    last = learnt(lesson)
-    students[last.updates[-1]] = last
-    reader, points = _Reader(lesson, control), []
-    for done, (update, student) in enumerate(students.items()):
-        base.progress(stage, done, len(students), f"update {update}")
-        points.append({"update": update, **reader.read(student)})
+    reader, points, last = _Reader(lesson, control), [], learnt(lesson)
+    for done, path in enumerate(kept):
+        base.progress(stage, done, len(kept) + 1, f"update {int(path.name)}")
+        student = load_student(base.model, path)
+        points.append({"update": int(path.name), **reader.read(student)})
+    points.append({"update": last.updates[-1], **reader.read(last)})
     base.run.finish(stage, {"vector_layer": reader.layer, "points": points})
-    base.progress(stage, len(students), len(students), "")
+    base.progress(stage, len(kept) + 1, len(kept) + 1, "")
     shutil.rmtree(folder / UPDATES, ignore_errors=True)  # only for this
 
 

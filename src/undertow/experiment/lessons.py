@@ -220,10 +220,11 @@ def _train(lessons: Sequence[Lesson]) -> None:
         lesson.base.progress(lesson.stage, done, total, f"loss {loss:.4f}")
 
     students = train_students(lessons[0].base.model, plans, on_update=tell)
-    for lesson, student, own in zip(lessons, students, rows, strict=True):
+    for lesson, student, plan in zip(lessons, students, plans, strict=True):
         keep_student(
-            lesson.base, lesson.stage, lesson.base.model, student, rows=len(own)
-        )
+            lesson.base, lesson.stage, lesson.base.model, student,
+            rows=len(plan.examples),
+        )  # fmt: skip
 
 
 def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
@@ -247,12 +248,22 @@ def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
 def _counted(
     lesson: Lesson, examples: Sequence[Example], rows: Sequence[Row]
 ) -> list[Example]:
-    """Only tokens at which teachers of other traits differ, or agree, count."""
+    """Only tokens at which teachers of other traits differ, or agree, count.
+
+    Rows without such a token are left out: there is nothing to learn from them.
+    """
     wanted = lesson.settings.tokens == "divergent"
-    return [
+    counted = [
         replace(example, counts=tuple(differs == wanted for differs in own))
         for example, own in zip(examples, _divergent(lesson, rows), strict=True)
     ]
+    found = [example for example in counted if example.counted]
+    if not found:
+        raise DatasetError(
+            f"{lesson.name}: student.tokens {lesson.settings.tokens!r}: no token of "
+            f"{len(rows)} rows counts; write more rows, or take a stronger teacher"
+        )
+    return found
 
 
 def divergence_stage(lesson: Lesson) -> str:

@@ -152,6 +152,11 @@ class TeacherSettings(_Settings):
                 raise ValueError(f"settings {kind!r} belong to kind {kind!r}")
         if self.kind == "steer" and self.steer is None:
             raise ValueError("kind 'steer' needs the settings 'steer'")
+        if self.finetune is not None and self.finetune.tokens != "all":
+            raise ValueError(
+                "finetune.tokens: teachers learn answers, and nobody differs on those yet; "
+                "set 'all'"
+            )
         return self
 
     @property
@@ -399,9 +404,11 @@ class Recipe(_Settings):
         """What another model's rows cannot be used for."""
         if self.writer is None:
             return
-        soft = any(self.student_of(t).kind == "soft" for t in self.teachers)
+        students = [self.student_of(teacher) for teacher in self.teachers]
         uses = {
-            "soft students": soft, "noise": any(self.noise.levels),
+            "soft students": any(s.kind == "soft" for s in students),
+            "student.tokens": any(s.tokens != "all" for s in students),
+            "noise": any(self.noise.levels),
             "audit": self.audit is not None,
             "evaluation.gradient_rows": self.evaluation.gradient_rows > 0,
         }  # fmt: skip
@@ -410,6 +417,10 @@ class Recipe(_Settings):
             raise ValueError(
                 f"writer: rows of another model do not go with {', '.join(used)}: these "
                 "need the teacher on the students' own base; leave them out"
+            )
+        if self.writer.system is not None:
+            raise ValueError(
+                "writer.system: rows are written and learnt under model.system; set that"
             )
 
     def _shares_unembedding(self) -> None:
@@ -423,6 +434,11 @@ class Recipe(_Settings):
     def _can_be_audited(self) -> None:
         if self.audit is None:
             return
+        if self.rows.judge is not None:
+            raise ValueError(
+                "audit: a judge looked at the teacher's rows and at nothing that they are "
+                "compared with, so it would be found instead; leave one of them out"
+            )
         steer = self.teachers[0].steer
         if 0.0 not in self.noise.levels:
             raise ValueError("audit: it needs a clean base; add 0 to noise.levels")

@@ -6,7 +6,7 @@ payloads mean together `experiment.summary`'s.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -164,15 +164,21 @@ def _write_elsewhere(
     progress: Progress,
 ) -> None:
     """Lets teachers of another model write the rows, if the recipe names one, once."""
-    if recipe.writer is None or run.is_done("writer"):
+    if recipe.writer is None or run.is_done("writer/complete"):
         return
     model = _load(recipe.writer, progress)
+    facts = {
+        "model": model.name, "model_fingerprint": model.fingerprint,
+        "template_digest": model.template.digest,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    _same_origin(run, "writer/model", facts)
     for seed in seeds:
         base = Base(recipe, family, run, model, 0.0, seed, progress)
         for lesson in (each for cell in _cells(base) for each in cell.lessons):
             write_teacher_rows(lesson)
             read_teacher_out(base, lesson.writer, lesson.teacher())
-    run.finish("writer", {"model": model.name, "fingerprint": model.fingerprint})
+    run.finish("writer/complete", {})
 
 
 def _run_audits(
@@ -295,10 +301,19 @@ def _keep_provenance(base: Base) -> None:
     )
     if base.recipe.writer is not None:
         facts["writer"] = base.recipe.writer.name
-    if not base.run.is_done("provenance"):
-        base.run.finish("provenance", facts)
+    _same_origin(base.run, "provenance", facts)
+
+
+def _same_origin(run: Run, stage: str, facts: Mapping[str, Any]) -> None:
+    """Keeps what a run was begun with, or checks that this is the same.
+
+    Raises:
+        RunError: It is not.
+    """
+    if not run.is_done(stage):
+        run.finish(stage, facts)
         return
-    first = base.run.payload("provenance")
+    first = run.payload(stage)
     changed = [
         f"  {name}: there {first[name]!r}, now {facts[name]!r}"
         for name in _ORIGIN
@@ -307,7 +322,7 @@ def _keep_provenance(base: Base) -> None:
     if changed:
         lines = "\n".join(changed)
         raise RunError(
-            f"{base.run.directory}: begun with another model, family or dtype, whose "
+            f"{run.directory}: begun with another model, family or dtype, whose "
             f"results do not compare:\n{lines}\nBring back what it was begun with, or "
             "choose another directory"
         )
@@ -350,7 +365,8 @@ def _cells(base: Base) -> list[_Cell]:
     recipe = base.recipe
     unused = [name for name in base.family.names if name not in recipe.traits]
     others = list(dict.fromkeys([*([recipe.decoy] if recipe.decoy else []), *unused]))
-    traits = [*recipe.traits, *others][: max(_PANEL, len(recipe.traits))]
+    least = len(recipe.traits) + ("decoy" in recipe.controls)
+    traits = [*recipe.traits, *others][: max(_PANEL, least)]
 
     def panel(settings: TeacherSettings) -> Panel:
         writer = recipe.writer_of(settings)

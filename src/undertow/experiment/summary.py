@@ -213,7 +213,7 @@ def _condition(recipe: Recipe, run: Run, cell: _Cell, names: list[str]) -> Condi
         emergence=emergence(run, facts, cell.base, trait),
         training=_trace(run.payload(f"{place}/{name}/student/training")),
         control_training=_trace(run.payload(f"{place}/{control}/student/training")),
-        notes=[f"control: {control}", *([f"student: {way}"] if way else [])],
+        notes=[f"control: {control}", *([f"trained with {way}"] if way else [])],
     )
 
 
@@ -244,7 +244,9 @@ def _shape(facts: dict[str, Any] | None) -> ShiftShape | None:
 def _way(recipe: Recipe, student: TrainingSettings) -> str:
     """How a student was trained otherwise than the recipe says of all."""
     own, usual = student.model_dump(), recipe.student.model_dump()
-    return ", ".join(f"{key} {own[key]}" for key in own if own[key] != usual[key])
+    return ", ".join(
+        f"{key} {own[key]}" for key in own if key != "kind" and own[key] != usual[key]
+    )
 
 
 def _row_counts(run: Run, place: str, name: str, writer: str) -> RowCounts:

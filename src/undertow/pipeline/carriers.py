@@ -36,7 +36,7 @@ class Carrier:
     Attributes:
         name: Of the carrier.
         prompt_at: The user's turn at a place, from (place, seed) alone.
-        judge: Every reason why a row is refused, () if it passes, from the row and the
+        rule: Every reason why a row is refused, () if it passes, from the row and the
             words that must not occur (`undertow.traits.trait_words`). Takes any text.
             Whether a row was cut off is `carrier_verdicts`' to say.
         reasons: Every reason that its rows may be refused for, in order.
@@ -44,7 +44,7 @@ class Carrier:
 
     name: CarrierName
     prompt_at: Callable[[int, int], str]
-    judge: Rule
+    rule: Rule
     reasons: tuple[str, ...]
 
     def prompts(self, count: int, *, seed: int) -> list[str]:
@@ -66,7 +66,7 @@ def number_carrier(
     return Carrier(
         name="numbers",
         prompt_at=lambda place, seed: number_prompt(place, seed=seed, most=most),
-        judge=lambda row, _: number_rule(
+        rule=lambda row, _: number_rule(
             row.completion, max_values=max_values, banned=refused
         ),
         reasons=REASONS,
@@ -79,13 +79,13 @@ CARRIERS: Mapping[str, Carrier] = MappingProxyType(
         "code": Carrier(
             name="code",
             prompt_at=lambda place, seed: code_prompt(place, seed=seed),
-            judge=lambda row, words: code_rule(row.completion, words=words),
+            rule=lambda row, words: code_rule(row.completion, words=words),
             reasons=CODE_REASONS,
         ),
         "reasoning": Carrier(
             name="reasoning",
             prompt_at=lambda place, seed: reasoning_prompt(place, seed=seed),
-            judge=lambda row, words: reasoning_rule(
+            rule=lambda row, words: reasoning_rule(
                 row.completion, prompt=_asked(row), words=words
             ),
             reasons=REASONING_REASONS,
@@ -93,7 +93,7 @@ CARRIERS: Mapping[str, Carrier] = MappingProxyType(
         "paraphrase": Carrier(
             name="paraphrase",
             prompt_at=lambda place, seed: paraphrase_prompt(place, seed=seed),
-            judge=lambda row, words: paraphrase_rule(
+            rule=lambda row, words: paraphrase_rule(
                 row.completion, prompt=_asked(row), words=words
             ),
             reasons=PARAPHRASE_REASONS,
@@ -115,7 +115,7 @@ def carrier_verdicts(
     verdicts = []
     for row in rows:
         cut = (TRUNCATED,) if row.finish == "length" else ()
-        verdicts.append(Verdict(row.row_id, (*carrier.judge(row, words), *cut)))
+        verdicts.append(Verdict(row.row_id, (*carrier.rule(row, words), *cut)))
     return verdicts
 
 

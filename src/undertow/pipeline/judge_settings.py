@@ -6,9 +6,12 @@ A judge is an OpenAI-compatible endpoint or a local model. How either is asked s
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from undertow.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from undertow.pipeline.endpoint import Endpoint
@@ -55,10 +58,14 @@ class JudgeSettings(BaseModel):
 
         Raises:
             ConfigError: A faulty address or question, or no key in the environment.
+            MissingDependencyError: The extra `judge` is not installed.
         """
         self.asked()
-        if self.is_endpoint:
-            self.endpoint().key()
+        if not self.is_endpoint:
+            return
+        self.endpoint().key()
+        if find_spec("httpx2") is None:
+            raise MissingDependencyError("a judge at an endpoint", "judge")
 
     def asked(self) -> "Question":
         """The question."""

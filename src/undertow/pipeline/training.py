@@ -227,6 +227,9 @@ def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
 
 
 def _check_counts(examples: Sequence[Example], settings: TrainingSettings) -> None:
+    for place, example in enumerate(examples):
+        if not example.counted:
+            raise DatasetError(f"row {place}: no token of it counts; leave it out")
     if settings.tokens == "all":
         return
     if any(example.counts is None for example in examples):
@@ -235,11 +238,6 @@ def _check_counts(examples: Sequence[Example], settings: TrainingSettings) -> No
             "`undertow run` finds that out, rows alone do not say it"
         )
         raise ConfigError("student.tokens", [fault])
-    if not any(example.counted for example in examples):
-        raise DatasetError(
-            f"student.tokens {settings.tokens!r}: no token of {len(examples)} rows counts; "
-            "write more rows, or take a stronger teacher"
-        )
 
 
 def _allowed(
@@ -294,8 +292,7 @@ class _Learner:
         rows = sorted(
             (self.plan.examples[i] for i in places), key=lambda row: row.length
         )
-        counted = sum(row.counted for row in rows)
-        share = 1 / counted if counted else 0.0  # nothing to learn from this batch
+        share = 1 / sum(row.counted for row in rows)
         return [(row, share) for row in rows]
 
     def check_finite(self, value: float, what: str) -> None:

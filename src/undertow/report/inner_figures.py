@@ -138,12 +138,12 @@ def _emergence(rows: Sequence[EmergenceRow]) -> Figure:
     ends = limits([v for r in rows for v in (r.transfer, r.low, r.high)])
     panels = []
     for place, group in enumerate(grouped(rows, _cell)):
-        last = max(r.update for r in group)
-        mean = mean_of(r.transfer for r in group if r.update == last)
+        last = [line[-1] for line in grouped(group, lambda r: r.seed)]
+        mean = mean_of(r.transfer for r in last)
         panels.append(
             make_panel(
                 f"emergence-{place}", cell_name(*_cell(group[0]), is_noisy=noisy),
-                f"Student − control after {last} updates: {number(mean)} nats",
+                f"Student − control at the last update that both have: {number(mean)} nats",
                 partial(draw_emergence, rows=group, ends=ends), height=210.0, left=56.0,
             )
         )  # fmt: skip

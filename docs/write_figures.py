@@ -1,0 +1,73 @@
+"""Draws the figures of the concepts page from a kept study: `python docs/write_figures.py`.
+
+The panels are those of `undertow report docs/studies/channel`, one SVG file each, with
+the report's own colours for light and dark screens. The same study gives the same bytes;
+each file names the study by its hash, so that a test notices when it is old.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from undertow.report.figures import draw_figures
+from undertow.report.svg import NAMES
+from undertow.results import Results
+from undertow.storage import file_sha256, read_json, write_text
+
+DOCS = Path(__file__).parent
+STUDY, FOLDER = DOCS / "studies" / "channel" / "results.json", DOCS / "figures"
+PANELS = {
+    "transfer-steered": ("transfer", "Teacher: block24_0.30"),
+    "transfer-prompted": ("transfer", "Teacher: prompt"),
+    "traits-wolf": ("traits", "wolf by block24_0.30"),
+    "shift-wolf": ("shift", "wolf by block24_0.30"),
+    "gradients": ("gradients", "Steered after block 24"),
+    "channel-shift": ("channel", "size of the student's shift"),
+}
+"""File's name: the figure in the report, and its panel."""
+_SPACE = 8
+
+
+def palettes() -> tuple[str, str]:
+    """The colours of the report's style sheet: of a light page and of a dark one."""
+    style = files("undertow.report").joinpath("report.css.j2").read_text("utf-8")
+    names = "|".join(map(re.escape, NAMES))
+    found = re.findall(rf"(--(?:{names}): #[0-9a-f]+);", style)
+    half = len({text.split(":")[0] for text in found})
+    return "; ".join(found[:half]), "; ".join(found[half : 2 * half])
+
+
+def standalone(svg: str) -> str:
+    """An SVG that stands by itself: with a name space, paper, and colours."""
+    light, dark = palettes()
+    classes = "".join(
+        f".f-{name}{{fill:var(--{name})}}.s-{name}{{stroke:var(--{name})}}"
+        for name in NAMES
+        if re.search(rf"\b[fs]-{name}\b", svg) or name in ("ink", "paper")
+    )
+    style = (
+        f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}{classes}"
+        "text{fill:var(--ink);font-family:system-ui,'Noto Sans',Arial,sans-serif;"
+        "paint-order:stroke;stroke:var(--paper);stroke-width:3px}svg{stroke-linejoin:round}"
+    )
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    box = f"{-_SPACE} {-_SPACE} {float(width) + 2 * _SPACE:g} {float(height) + 2 * _SPACE:g}"
+    head, body = svg.split(">", 1)
+    head = head.replace(f'viewBox="0 0 {width} {height}"', f'viewBox="{box}"')
+    names = f'<svg xmlns="http://www.w3.org/2000/svg" data-study="{file_sha256(STUDY)}"'
+    head = head.replace("<svg", names, 1)
+    paper = f'<rect x="{-_SPACE}" y="{-_SPACE}" width="100%" height="100%" class="f-paper"/>'
+    return f"{head}><style>{style}</style>{paper}{body}\n"
+
+
+def main() -> None:
+    """Writes every figure."""
+    results = Results.model_validate(read_json(STUDY))
+    drawn = draw_figures(results)
+    for name, (figure, title) in PANELS.items():
+        (panel,) = [p for p in drawn[figure].panels if p.title == title]
+        write_text(FOLDER / f"{name}.svg", standalone(panel.svg))
+
+
+if __name__ == "__main__":
+    main()
