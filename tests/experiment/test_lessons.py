@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from undertow.analysis.channel import Speaker
-from undertow.analysis.divergence import divergent_tokens
 from undertow.errors import ConfigError, RunError
 from undertow.experiment import Recipe, lessons, run_experiment
 from undertow.models.chat import Rendered, render_row
@@ -69,32 +67,6 @@ def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
     assert set(rows) == accepted
 
 
-def test_teachers_that_differ_by_their_students_write_once(
-    recipe: Make, tmp_path: Path
-) -> None:
-    ways = [{**STEER, "name": "usual"}, way("sgd", optimizer="sgd"), way("low", rank=1)]
-    together = recipe(seeds=[0], teachers=ways)
-    results = run_experiment(together, tmp_path / "run")
-    done = stages(tmp_path / "run")
-    assert sorted(s for s in done if s.endswith("/rows")) == [
-        "noise-0/seed-0/control/rows", "noise-0/seed-0/usual-owl/rows"
-    ]  # fmt: skip
-    trained = sorted(s.split("/")[2] for s in done if s.endswith("student/training"))
-    assert trained == [
-        "control", "control-low", "control-sgd", "low-owl", "sgd-owl", "usual-owl"
-    ]  # fmt: skip
-    assert [(t.student, t.way) for t in results.transfers] == [
-        ("lora", ""), ("lora", "optimizer sgd"), ("lora", "rank 1")
-    ]  # fmt: skip
-    assert results.conditions[1].notes[1] == "trained with optimizer sgd"
-    # Each is what it would be in a run of its own.
-    for changes in ({}, {"optimizer": "sgd"}, {"rank": 1}):
-        alone = recipe(seeds=[0], teachers=[STEER], student={**USUAL, **changes})
-        label = changes.get("optimizer", "low" if changes else "usual")
-        found = run_experiment(alone, tmp_path / str(label)).transfers[0]
-        assert found.transfer.mean == transfers(results)[str(label)]
-
-
 def test_soft_and_hard_students_stand_side_by_side(
     recipe: Make, tmp_path: Path
 ) -> None:
@@ -135,17 +107,6 @@ def test_students_of_tokens_at_which_teachers_differ_and_agree(
     assert len(set(first.values())) == 3
     assert min(first["differ"], first["agree"]) < first["all"]
     assert first["all"] < max(first["differ"], first["agree"])
-
-
-def test_a_control_whose_tokens_depend_on_the_teacher_is_its_own(
-    recipe: Make, tmp_path: Path
-) -> None:
-    prompt = {"kind": "prompt", "student": {**USUAL, "tokens": "divergent"}}
-    ways = [way("steered", tokens="divergent"), prompt]
-    results = run_experiment(recipe(seeds=[0], teachers=ways), tmp_path / "run")
-    assert [c.notes[0] for c in results.conditions] == [
-        "control: control-steered", "control: control-prompt"
-    ]  # fmt: skip
 
 
 def test_a_teacher_does_not_learn_from_some_tokens_only(recipe: Make) -> None:
@@ -218,27 +179,6 @@ def test_a_run_is_not_continued_with_another_writer(
     save_tiny("gpt2", other, seed=4)
     with pytest.raises(RunError, match="begun with another model"):
         run_experiment(asked, tmp_path / "run")
-
-
-def test_the_decoy_s_teacher_is_always_in_the_panel(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else rows of student and control would be read under other sets of teachers."""
-    seen: list[int] = []
-    real = divergent_tokens
-
-    def watched(model: Model, speakers: Sequence[Speaker], **rest: Any) -> Any:
-        seen.append(len(speakers))
-        return real(model, speakers, **rest)
-
-    monkeypatch.setattr(lessons, "divergent_tokens", watched)
-    soft = {**USUAL, "kind": "soft", "tokens": "divergent"}
-    asked = recipe(
-        seeds=[0], traits=["owl", "cat", "dog", "eagle"], decoy="dolphin",
-        teachers=[{"kind": "prompt"}], student=soft,
-    )  # fmt: skip
-    run_experiment(asked, tmp_path / "run")
-    assert seen == [5] * 5, "four traits and the decoy, for each writer"
 
 
 # ── carriers ─────────────────────────────────────────────────────────────────────

@@ -7,8 +7,7 @@ payloads mean together `experiment.summary`'s.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from undertow.errors import ConfigError, RunError
 from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import audit_blind, is_audited
 from undertow.experiment.causes import read_causes
+from undertow.experiment.cells import Cell, cells_of
 from undertow.experiment.emergence import read_emergence
 from undertow.experiment.lessons import (
-    Lesson,
-    Panel,
     divergence_stage,
     read_channel,
     read_shift,
@@ -28,11 +26,10 @@ from undertow.experiment.lessons import (
     train_lessons,
     write_teacher_rows,
 )
-from undertow.experiment.recipe import ModelSettings, Recipe, TeacherSettings
+from undertow.experiment.recipe import ModelSettings, Recipe
 from undertow.experiment.stages import (
     Base,
     Progress,
-    make_teacher,
     read_out,
     read_teacher_out,
     with_questions,
@@ -175,7 +172,7 @@ def _write_elsewhere(
     _same_origin(run, "writer/model", facts)
     for seed in seeds:
         base = Base(recipe, family, run, model, 0.0, seed, progress)
-        for lesson in (each for cell in _cells(base) for each in cell.lessons):
+        for lesson in (each for cell in cells_of(base) for each in cell.lessons):
             write_teacher_rows(lesson)
             read_teacher_out(base, lesson.writer, lesson.teacher())
     run.finish("writer/complete", {})
@@ -203,7 +200,7 @@ def _usual_together(model: Model) -> int:
 def _run_bases(bases: Sequence[Base], together: int) -> None:
     """All cells of bases that share their weights: teachers, students, read-outs."""
     bases = [_prepared(base) for base in bases]
-    cells = [cell for base in bases for cell in _cells(base)]
+    cells = [cell for base in bases for cell in cells_of(base)]
     lessons = {lesson.stage: lesson for cell in cells for lesson in cell.lessons}
     for lesson in lessons.values():
         write_teacher_rows(lesson)
@@ -333,91 +330,7 @@ def _digest(family: TraitFamily) -> str:
     return hashlib.sha256(repr(family).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One teacher's student beside the control of its kind.
-
-    Attributes:
-        settings: The kind of teacher.
-        trait: The teacher's.
-        lesson: The student's.
-        control: The control student's.
-    """
-
-    settings: TeacherSettings
-    trait: str
-    lesson: Lesson
-    control: Lesson
-
-    @property
-    def lessons(self) -> tuple[Lesson, Lesson]:
-        """Both, the control first."""
-        return self.control, self.lesson
-
-
-_PANEL = 4
-"""Traits whose teachers are compared where divergence tokens are looked for; more if the
-recipe has more."""
-
-
-def _cells(base: Base) -> list[_Cell]:
-    """Every cell of a base."""
-    recipe = base.recipe
-    unused = [name for name in base.family.names if name not in recipe.traits]
-    others = list(dict.fromkeys([*([recipe.decoy] if recipe.decoy else []), *unused]))
-    least = len(recipe.traits) + ("decoy" in recipe.controls)
-    traits = [*recipe.traits, *others][: max(_PANEL, least)]
-
-    def panel(settings: TeacherSettings) -> Panel:
-        writer = recipe.writer_of(settings)
-        return Panel(writer.label, partial(_teachers, base, writer, traits))
-
-    def lesson(settings: TeacherSettings, trait: str, *, before: str = "") -> Lesson:
-        writer = recipe.writer_of(settings)
-        return Lesson(
-            base, f"{before}{settings.label}-{trait}", f"{before}{writer.label}-{trait}",
-            recipe.student_of(settings), partial(make_teacher, base, writer, trait),
-            panel(settings),
-        )  # fmt: skip
-
-    def control(settings: TeacherSettings) -> Lesson:
-        if recipe.control_of(settings) == "decoy":
-            return lesson(settings, others[0], before="decoy-")
-        return Lesson(
-            base, _control_name(recipe, settings), "control",
-            recipe.student_of(settings), partial(make_teacher, base, None, None),
-            panel(settings),
-        )  # fmt: skip
-
-    return [
-        _Cell(settings, trait, lesson(settings, trait), control(settings))
-        for settings in recipe.teachers
-        for trait in recipe.traits
-    ]
-
-
-def _teachers(
-    base: Base, settings: TeacherSettings, traits: Sequence[str]
-) -> list[Teacher]:
-    """One kind of teacher for each trait."""
-    return [make_teacher(base, settings, trait) for trait in traits]
-
-
-def _control_name(recipe: Recipe, settings: TeacherSettings) -> str:
-    """One control student serves all teachers whose students are trained alike.
-
-    Where some tokens count only, which do depends on the kind of teacher.
-    """
-    own, writer = recipe.student_of(settings), recipe.writer_of(settings)
-    if own == recipe.student and own.tokens == "all":
-        return "control"
-    alike = [t for t in recipe.teachers if recipe.student_of(t) == own]
-    if own.tokens != "all":
-        alike = [t for t in alike if recipe.writer_of(t) is writer]
-    return f"control-{alike[0].label}"
-
-
-def _read_cell(cell: _Cell) -> None:
+def _read_cell(cell: Cell) -> None:
     """The teacher's preference, the student's shift, and where all of it lies."""
     base, lesson, control = cell.lesson.base, cell.lesson, cell.control
     stage = f"{base.place}/{lesson.name}/cell"
