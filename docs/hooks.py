@@ -17,6 +17,7 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "LOG.md": "log.md",
+    "SECURITY.md": "security.md",
 }
 
 

@@ -211,7 +211,17 @@ def test_a_stage_that_is_not_done_has_no_payload(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"stage": "a"}', '{"stage": "a", "seconds": 1, "payload": 3}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"stage": "a"}',
+        '{"stage": "a", "seconds": 1, "payload": 3}',
+        '{"stage": "a", "seconds": "long", "payload": {}}',
+        '{"stage": "a", "seconds": [1], "payload": {}}',
+        '{"stage": "a", "seconds": 1e999, "payload": {}}',
+        '{"stage": ["a"], "seconds": 1, "payload": {}}',
+    ],
 )
 def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
     run = opened(tmp_path)

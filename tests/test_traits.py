@@ -257,7 +257,7 @@ traits:
         "'cod' names both 'cod' and 'Cod'",
         "traits: 'eel' stands twice",
         "questions: 'Which?' stands twice",
-        "prompt: may hold {plural}, {name} and {category} only: KeyError('plurals')",
+        "prompt: may hold {plural}, {name} and {category} only; got 'plurals'",
     )
 
 
@@ -274,7 +274,18 @@ def test_a_family_without_questions_or_alternatives_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "field", ["{}", "{plural.x}", "{name[a]}", "{0}", "{name", "}"]
+    "field",
+    [
+        "{}",
+        "{plural.x}",
+        "{name[a]}",
+        "{0}",
+        "{name",
+        "}",
+        "{plural.__class__.__mro__}",
+        "{name:>999999999}",
+        "{category!r}",
+    ],
 )
 def test_a_prompt_with_other_places_is_refused(tmp_path: Path, field: str) -> None:
     text = GOOD + f'prompt: "Love {field}!"\n'

@@ -1,13 +1,13 @@
 """Any settings model ⇄ YAML: all faults at once, dotted overrides, JSON Schema.
 
 Works for every pydantic model and knows none of them; what a recipe is stands in
-`experiment`. YAML is read with safe types only, and a key that stands twice is a fault.
+`experiment`. What YAML is read stands in `safe_yaml`.
 """
 
 import copy
 import difflib
 import reprlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,8 +15,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from undertow.errors import ConfigError, shown
+from undertow.safe_yaml import NotYaml, parse_yaml, read_yaml
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+_MOST_FAULTS = 200
+"""Named at most: an alias can make one fault a hundred thousand."""
 
 
 def load_settings(
@@ -62,7 +66,10 @@ def check_settings(
         settings = model_cls.model_validate(data)
     except ValidationError as error:
         found = [dict(e) for e in error.errors()]
+        more = len(found) - _MOST_FAULTS
+        found = found[:_MOST_FAULTS]
         faults += [_fault(model_cls, e) for e in found if not _follows(e, found)]
+        faults += [f"… and {more} more"] if more > 0 else []
     except RecursionError:
         faults.append("an alias holds itself")
     if faults or settings is None:
@@ -82,57 +89,14 @@ def json_schema(model_cls: type[BaseModel]) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key standing twice (PyYAML takes the last)."""
-
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001 (PyYAML's signature)
-    ) -> dict[Hashable, Any]:
-        """Builds a mapping, each key once."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name!r} stands twice", key.start_mark
-                )
-            seen.add(str(name))
-        return super().construct_mapping(node, deep=deep)
-
-
-def _parse(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = _parse(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}; check the name"
-        raise ConfigError(str(path), [reason]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [f"is not UTF-8 text: {error}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(str(path), [_yaml_fault(error)]) from error
+    data = read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
         fault = f"got {_got(data)}, expected settings as `key: value` lines"
         raise ConfigError(str(path), [fault])
     return data
-
-
-def _yaml_fault(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = getattr(error, "problem", None) or str(error)
-    return f"{where}not YAML: {problem}"
 
 
 def _override(data: dict[str, Any], text: str) -> Iterator[str]:
@@ -143,9 +107,9 @@ def _override(data: dict[str, Any], text: str) -> Iterator[str]:
         yield f"override {text!r}: expected a.b=c"
         return
     try:
-        value = _parse(value_text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        yield f"override {text!r}: {_yaml_fault(error)}"
+        value = parse_yaml(value_text)
+    except NotYaml as error:
+        yield f"override {text!r}: {error}"
         return
     place: Any = data
     for depth, key in enumerate(keys):

@@ -23,6 +23,8 @@ from undertow.errors import DatasetError, RunError, shown
 from undertow.storage import DRAFT_PREFIX, read_json, write_json, write_text
 
 RECIPE = "recipe.yaml"
+_LONGEST = 1e12
+"""Seconds of a stage; what is longer is no time."""
 _LOCK, _HOLDER = ".lock", ".lock-holder"
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "peft", "gguf", "numpy",
@@ -122,11 +124,15 @@ def _read_marker(path: Path, name: str) -> dict[str, Any]:
         marker = read_json(path)
     except DatasetError as error:
         raise _damaged(path) from error
-    if not isinstance(marker, dict) or not {"stage", "seconds", "payload"} <= set(
-        marker
-    ):
+    if not isinstance(marker, dict) or not _is_marker(marker):
         raise _damaged(path)
     return marker
+
+
+def _is_marker(marker: dict[str, Any]) -> bool:
+    seconds = marker.get("seconds")
+    is_time = isinstance(seconds, int | float) and 0 <= seconds < _LONGEST
+    return is_time and isinstance(marker.get("stage"), str) and "payload" in marker
 
 
 def _damaged(path: Path) -> RunError:

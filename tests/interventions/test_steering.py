@@ -340,6 +340,41 @@ def test_damaged_numbers_are_refused(tmp_path: Path) -> None:
         load_vector(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("trait", {"a": 1}, "trait: got {'a': 1}, expected a name or null"),
+        ("n", float("inf"), "OverflowError"),
+        ("layers", [0, 0], "a layer stands twice in"),
+        ("residual_norms", [1.0], "residual norms"),
+        ("residual_norms", [1.0, 0.0], "residual norms"),
+        ("residual_norms", [1.0, float("nan")], "residual norms"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused(
+    tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    header: dict[str, Any] = {
+        "layers": [0, 1], "method": "x", "trait": None, "n": 1, "fingerprint": "f",
+        "model_name": "m", "residual_norms": [1, 1], "notes": {},
+    }  # fmt: skip
+    path = tmp_path / "v.safetensors"
+    for text in (json.dumps({**header, name: value}), "[" * 100_000):
+        save_file(
+            {"directions": torch.ones(2, 4)}, path, metadata={"undertow_vector": text}
+        )
+        with pytest.raises(VectorMismatchError) as caught:
+            load_vector(path)
+        assert (said if text[0] == "{" else "RecursionError") in str(caught.value)
+
+
+def test_no_strength_gives_a_zero_vector_a_dose() -> None:
+    vector = _vector(tiny_model("llama"), 0)
+    vector.directions.zero_()
+    with pytest.raises(VectorMismatchError, match="the vector is zero at layer 0"):
+        vector.strength_of_dose(0.3, 0)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_baking_is_steering_for_good(family: Family, tmp_path: Path) -> None:
     model = tiny_model(family)

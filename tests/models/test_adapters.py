@@ -213,6 +213,61 @@ def test_adapters_that_are_more_than_lora_are_refused(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([], "adapter of kind None"),
+        ({"r": None}, "damaged: got r None and lora_alpha 6.0"),
+        ({"r": 0}, "damaged: got r 0"),
+        ({"r": "three"}, "damaged: got r 'three'"),
+        ({"r": 4}, "damaged: r is 4, 'model.layers.0.mlp.up_proj' has rank 3"),
+        ({"lora_alpha": float("inf")}, "lora_alpha inf"),
+        ({"lora_alpha": 1e138}, "lora_alpha 1e+138"),
+        ({"lora_alpha": [1]}, r"lora_alpha [1]"),
+        ({"lora_alpha": 10**400}, "lora_alpha 1000"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(
+    tmp_path: Path, config: object, said: str
+) -> None:
+    model = tiny_model("llama")
+    save_adapter(_trained(model, targets=("up_proj",)), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    if isinstance(config, dict):
+        config = {**json.loads(path.read_text()), **config}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        load_adapter(model, tmp_path)
+    assert said in str(caught.value)
+
+
+UP = "base_model.model.model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({f"{UP}.lora_A.weight": torch.ones(4, 32)}, "has an A of (4, 32) and a B of"),
+        ({f"{UP}.lora_A.weight": torch.ones(3)}, "has an A of (3,) and a B of"),
+        ({f"{UP}.lora_B.weight": torch.full((64, 3), torch.nan)}, "no finite numbers"),
+        ({"x.lora_B.weight": torch.ones(2, 2)}, "damaged: 9 matrices for 4 modules"),
+        (None, "damaged: 0 matrices for 0 modules"),
+    ],
+)
+def test_matrices_that_do_not_fit_each_other_are_refused(
+    tmp_path: Path, change: dict[str, Tensor] | None, said: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_model("llama")
+    save_adapter(_trained(model, targets=("up_proj",)), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({} if change is None else load_file(path) | change, path)
+    with pytest.raises(ModelError) as caught:
+        load_adapter(model, tmp_path)
+    assert said in str(caught.value)
+
+
 def test_an_adapter_without_its_second_half_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,47 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF and then nothing")
     with pytest.raises(ModelError, match=r"torn\.gguf' cannot be loaded"):
         load_model(path)
+
+
+def test_a_gguf_header_that_lies_is_refused_at_once(tmp_path: Path) -> None:
+    # The reader of the gguf package would fill the memory with what is not there.
+    path = tmp_path / "lie.gguf"
+    name = struct.pack("<Q", 1) + b"a"
+    path.write_bytes(
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + name
+        + struct.pack("<IIQ", 9, 4, 1 << 23)
+    )
+    with pytest.raises(ModelError, match="leads out of the file"):
+        load_model(path)
+
+
+class PanicException(BaseException):
+    """As tokenizers raises it, at a vocabulary that makes no sense."""
+
+
+@pytest.mark.parametrize("error", [TypeError("odd"), PanicException("range end")])
+def test_whatever_other_libraries_raise_is_a_model_error(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr(loading, "_load_from", fail)
+    with pytest.raises(ModelError, match=f"{type(error).__name__}: {error}"):
+        load_model(copy)
+
+
+def test_an_interruption_is_not_taken_for_a_bad_model(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "_load_from", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(copy)
 
 
 def test_a_model_without_end_token_is_refused(copy: Path) -> None:

@@ -1,5 +1,6 @@
 """`undertow report` writes the page and the data of its figures from `results.json`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,4 +38,25 @@ def test_the_data_lies_beside_a_report_elsewhere(directory: Path) -> None:
 def test_results_of_another_version_are_refused(directory: Path) -> None:
     write_json(directory / "results.json", {"title": "t"})
     with pytest.raises(RunError, match=r"results\.json: not results of this version"):
+        report(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("seconds", {"provenance": float("inf")}),
+        (
+            "alignments",
+            [{"teacher": None, "kind": "none", "trait": None, "noise": 0, "seed": 0,
+              "rows": 0, "vectors": ["owl"], "layers": [0], "cosines": [], "nats": [],
+              "nats_sd": [], "vector_layer": None, "dose": 0}],
+        ),
+    ],
+)  # fmt: skip
+def test_results_that_do_not_fit_together_are_refused(
+    directory: Path, name: str, change: object
+) -> None:
+    path = directory / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: change}))
+    with pytest.raises(RunError, match="results: the numbers do not fit together"):
         report(directory)

@@ -234,3 +234,17 @@ def test_a_place_that_cannot_be_written_is_named(
     folder.mkdir()
     with pytest.raises(RunError, match=r"report\.html: is not a regular file"):
         write_report(empty, folder)
+
+
+def test_characters_that_xml_has_no_place_for_are_spelled_out(empty: Results) -> None:
+    # Figures pass through an XML parser, which refuses them even escaped.
+    trait = "\ufffeowl\uffff"
+    condition = empty.conditions[0].model_copy(
+        update={
+            "trait": trait,
+            "teacher": trait,
+            "all_traits": {trait: 0.5, "cat": 0.1},
+        }
+    )
+    text = render_report(empty.model_copy(update={"conditions": [condition]}))
+    assert "\\ufffeowl\\uffff" in text

@@ -2,7 +2,8 @@
 
 import pytest
 
-from undertow.report.pages import marked
+from undertow.errors import DatasetError, RunError
+from undertow.report.pages import fitting, marked
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,17 @@ def test_unseen_characters_are_marked(text: str, shown: str) -> None:
 
 def test_line_breaks_can_be_marked_and_left_out() -> None:
     assert str(marked("a\nb", breaks=False)) == "a<b>↵</b>b"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IndexError("out"), ZeroDivisionError("by 0"), OverflowError("x"), ValueError("y")],
+)
+def test_numbers_that_do_not_fit_are_explained(error: Exception) -> None:
+    with pytest.raises(RunError) as caught, fitting("results"):
+        raise error
+    assert str(caught.value).startswith(
+        f"results: the numbers do not fit together ({type(error).__name__}: {error}); if"
+    )
+    with pytest.raises(DatasetError, match="as it is"), fitting("results"):
+        raise DatasetError("as it is")

@@ -248,6 +248,15 @@ def test_json_refuses_what_it_has_no_word_for(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_json_that_is_nested_too_deeply_is_not_written(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(2_000):
+        deep = [deep]
+    with pytest.raises(DatasetError, match="nested too deeply to be written"):
+        write_json(tmp_path / "v.json", deep)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -136,6 +136,12 @@ def test_a_refusal_without_reasons_is_one_all_the_same(tmp_path: Path) -> None:
     assert read_rows(path, accepted_only=True) == []
 
 
+def test_reasons_that_are_no_list_are_none(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "accepted": False, "reasons": 5}
+    (verdict,) = read_verdicts(written(tmp_path, lines(row))).values()
+    assert verdict.reasons == ("refused",)
+
+
 def test_no_rows_are_still_a_file_but_not_a_data_set(tmp_path: Path) -> None:
     for suffix in ("jsonl", "parquet"):
         path = tmp_path / f"r.{suffix}"

@@ -383,6 +383,27 @@ def test_long_fields_are_read_and_endless_ones_are_not(
             list(read_records(path))
 
 
+def test_a_wide_header_takes_no_time(tmp_path: Path) -> None:
+    # Every name was once looked for among all others: an hour for so many.
+    names = ",".join(f"c{i}" for i in range(200_000))
+    assert len(values(put(tmp_path / "w.csv", f"{names}\n{names}\n"))[0]) == 200_000
+    with pytest.raises(DatasetError, match="columns stand twice; got 'c7'"):
+        list(read_records(put(tmp_path / "t.csv", f"{names},c7\n")))
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.json.gz"])
+def test_a_json_file_is_not_read_beyond_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = put(tmp_path / name, '[{"text": "' + "x" * 5_000 + '"}]')
+    assert len(values(path)) == 1
+    monkeypatch.setattr(sources, "_WHOLE", 1_000)
+    with pytest.raises(
+        DatasetError, match="too large to be read whole; got over 1,000"
+    ):
+        list(read_records(path))
+
+
 @pytest.mark.parametrize("text", ['"text"', "17", "null", "[1"])
 def test_json_that_holds_no_rows(tmp_path: Path, text: str) -> None:
     path = put(tmp_path / "d.json", text)

@@ -104,11 +104,11 @@ _DEMOS = ("demo", "demo-small")
 
 def _title(path: Path) -> str | None:
     """Of a recipe; None if the file is none."""
-    import yaml
+    from undertow.safe_yaml import read_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError:
+        content = read_yaml(path)
+    except ConfigError:
         return None
     return content.get("title") if isinstance(content, dict) else None
 

@@ -5,6 +5,7 @@ A vector has one direction for each of its layers, in the stream after that bloc
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,10 +28,14 @@ from undertow.models.hooks import (
 )
 from undertow.models.loading import Model, fingerprint
 from undertow.storage import replacing
+from undertow.storage.files import got_text
 
 Mode = Literal["add", "project_out", "replace"]
 Positions = Literal["all", "prompt", "completion"]
 FORMAT = 1
+# What a hostile header raises: OverflowError at int(1e999), RecursionError at [[[[….
+_UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError,
+               OverflowError, RecursionError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,18 @@ class SteeringVector:
         )
 
     def strength_of_dose(self, dose: float, layer: int) -> float:
-        """The strength α at which ‖αv‖ is `dose` times the stream's norm there."""
-        return dose * self.residual_norms[self._place(layer)] / self.norm(layer)
+        """The strength α at which ‖αv‖ is `dose` times the stream's norm there.
+
+        Raises:
+            VectorMismatchError: The vector has none there, or it is zero.
+        """
+        norm = self.norm(layer)
+        if norm == 0:
+            raise VectorMismatchError(
+                f"the vector is zero at layer {layer}: no strength gives it a dose; "
+                "extract it again, or name a strength"
+            )
+        return dose * self.residual_norms[self._place(layer)] / norm
 
     def dose_of_strength(self, strength: float, layer: int) -> float:
         """The relative dose ‖αv‖/‖h‖ of a strength."""
@@ -257,26 +272,43 @@ def load_vector(path: Path | str) -> SteeringVector:
             directions=directions,
             layers=tuple(int(layer) for layer in header["layers"]),
             method=str(header["method"]),
-            trait=header["trait"],
+            trait=_trait(header["trait"]),
             n=int(header["n"]),
             fingerprint=str(header["fingerprint"]),
             model_name=str(header["model_name"]),
             residual_norms=tuple(float(x) for x in header["residual_norms"]),
             notes=MappingProxyType(dict(header["notes"])),
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise VectorMismatchError(
             f"{path}: no steering vector of undertow's ({type(error).__name__}: "
             f"{error}); make one with: undertow vector extract"
         ) from error
-    count = len(vector.layers)
-    finite = bool(torch.isfinite(directions).all())
-    if directions.ndim != 2 or len(directions) != count or not finite:
-        raise VectorMismatchError(
-            f"{path}: damaged: {tuple(directions.shape)} numbers for {count} layers"
-            f"{'' if finite else ', some of them not finite'}; extract it again"
-        )
+    _check_numbers(vector, path)
     return vector
+
+
+def _trait(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"trait: got {got_text(value)}, expected a name or null")
+    return value
+
+
+def _check_numbers(vector: SteeringVector, path: Path | str) -> None:
+    """Refuses directions and norms that do not fit the layers, or are no numbers."""
+    shape, count = tuple(vector.directions.shape), len(vector.layers)
+    norms = vector.residual_norms
+    finite = bool(torch.isfinite(vector.directions).all())
+    if len(shape) != 2 or shape[0] != count or not count or not finite:
+        what = f"{shape} numbers for {count} layers"
+        what += "" if finite else ", some of them not finite"
+    elif len(set(vector.layers)) < count:
+        what = f"a layer stands twice in {list(vector.layers)}"
+    elif len(norms) != count or not all(0 < norm < math.inf for norm in norms):
+        what = f"residual norms {list(norms)} for {count} layers"
+    else:
+        return
+    raise VectorMismatchError(f"{path}: damaged: {what}; extract it again")
 
 
 _GATED = ("gate_proj", "up_proj", "down_proj")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +25,11 @@ from undertow.models.architecture import matrix_kind
 from undertow.models.loading import Model
 from undertow.seeding import torch_generator
 from undertow.storage import read_json, replacing, write_json
+from undertow.storage.files import got_text
 
 _PREFIX = "base_model.model."
+_LARGEST = 1e30
+"""Of a rank or an alpha; what is applied is a float32."""
 # Options of PEFT under which an adapter is more than B·A·alpha/rank.
 _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern",
               "modules_to_save", "lora_bias", "megatron_config",
@@ -205,22 +209,67 @@ def load_adapter(model: Model, directory: Path) -> LoraAdapter:
             f"{directory}: no adapter in PEFT's format here ({error}); expected "
             "adapter_config.json and adapter_model.safetensors"
         ) from error
-    if config.get("peft_type") != "LORA":
+    rank, alpha = _plain_lora(config, list(tensors), directory)
+    pairs = {}
+    for name, (a, b) in _paired(tensors, directory).items():
+        _check_fit(model, name, a, b, directory)
+        if a.shape[0] != rank:
+            raise ModelError(
+                f"{directory}: damaged: r is {rank}, {name!r} has rank {a.shape[0]}"
+            )
+        pairs[name] = (
+            nn.Parameter(a.float().to(model.device)),
+            nn.Parameter(b.float().to(model.device)),
+        )
+    return LoraAdapter(
+        rank=rank,
+        alpha=alpha,
+        pairs=pairs,
+        base_name=str(config.get("base_model_name_or_path")),
+    )
+
+
+def _plain_lora(
+    config: Any, names: Sequence[str], directory: Path
+) -> tuple[int, float]:
+    """Rank and alpha of a configuration that is plain LoRA's."""
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
         raise ModelError(
-            f"{directory}: adapter of kind {config.get('peft_type')!r}; only plain "
-            "LoRA adapters can be read"
+            f"{directory}: adapter of kind {got_text(kind)}; only plain LoRA adapters "
+            "can be read"
         )
     special = [option for option in _NOT_PLAIN if config.get(option)]
     if config.get("bias", "none") != "none":
         special.append("bias")
-    others = [k for k in tensors if ".lora_A." not in k and ".lora_B." not in k]
+    others = [k for k in names if ".lora_A." not in k and ".lora_B." not in k]
     if special or others:
         raise ModelError(
             f"{directory}: not a plain LoRA adapter: it uses "
             f"{shown([*special, *others])}; train it without, or merge it with PEFT "
             "and load the merged model"
         )
-    pairs = {}
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _is_number(rank) or int(rank) != rank or rank < 1 or not _is_number(alpha):
+        raise ModelError(
+            f"{directory}: damaged: got r {got_text(rank)} and lora_alpha "
+            f"{got_text(alpha)}, expected a whole number from 1 and a number"
+        )
+    return int(rank), float(alpha)
+
+
+def _is_number(value: object) -> bool:
+    """A finite number, far from the largest one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _LARGEST
+
+
+def _paired(
+    tensors: Mapping[str, Tensor], directory: Path
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B by module name, each once, two-dimensional, fitting and finite."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     for key, a in tensors.items():
         if ".lora_A." not in key:
             continue
@@ -228,17 +277,20 @@ def load_adapter(model: Model, directory: Path) -> LoraAdapter:
         b = tensors.get(key.replace(".lora_A.", ".lora_B."))
         if b is None:
             raise ModelError(f"{directory}: damaged: lora_B is missing for {name!r}")
-        _check_fit(model, name, a, b, directory)
-        pairs[name] = (
-            nn.Parameter(a.float().to(model.device)),
-            nn.Parameter(b.float().to(model.device)),
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise ModelError(
+                f"{directory}: damaged: {name!r} has an A of {tuple(a.shape)} and a B of "
+                f"{tuple(b.shape)}; expected [rank, in] and [out, rank]"
+            )
+        if not all(bool(torch.isfinite(t.float()).all()) for t in (a, b)):
+            raise ModelError(f"{directory}: damaged: {name!r} holds no finite numbers")
+        found[name] = (a, b)
+    if 2 * len(found) != len(tensors) or not found:
+        raise ModelError(
+            f"{directory}: damaged: {len(tensors)} matrices for {len(found)} modules; "
+            "expected an A and a B for each, and at least one"
         )
-    return LoraAdapter(
-        rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        pairs=pairs,
-        base_name=str(config.get("base_model_name_or_path")),
-    )
+    return found
 
 
 def _check_fit(model: Model, name: str, a: Tensor, b: Tensor, where: Path) -> None:

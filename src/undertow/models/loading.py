@@ -8,7 +8,6 @@ Knows nothing of what the model is used for.
 import hashlib
 import shutil
 import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from undertow.errors import ModelError, shown
 from undertow.models import registry
 from undertow.models.architecture import Architecture, find_architecture
 from undertow.models.chat import ChatTemplate, choose_template
+from undertow.models.gguf_header import check_gguf
 from undertow.storage import write_json, writing
 
 _DTYPES = {
@@ -33,9 +32,6 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _FACTS = "undertow.json"
-# What transformers, safetensors and gguf raise at files that they cannot use.
-_UNLOADABLE = (OSError, ValueError, LookupError, ImportError, RuntimeError,
-               SafetensorError, struct.error)  # fmt: skip
 # Tokens that end a turn in the chat formats of the known families.
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "</s>")
 
@@ -121,6 +117,7 @@ def _load_from(
     options: dict[str, Any] = {"trust_remote_code": False}
     path = Path(source)
     if path.suffix == ".gguf":
+        check_gguf(path)
         source, options["gguf_file"] = str(path.parent), path.name
     elif not path.exists() and not _hub_answers():
         options["local_files_only"] = True  # else: six tries and 45 seconds
@@ -182,7 +179,11 @@ def load_model(
     try:
         with registry.quiet():
             module, tokenizer = _load_from(source, chosen_dtype, attention)
-    except _UNLOADABLE as error:
+    except Exception as error:  # what others raise at damaged files is not foretold
+        raise ModelError(_not_loaded(str(name_or_path), error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # tokenizers, at a bad vocabulary
+            raise
         raise ModelError(_not_loaded(str(name_or_path), error)) from error
     if not any(True for _ in module.parameters()):
         raise ModelError(f"{name_or_path!r}: the model has no weights")
@@ -197,7 +198,7 @@ def load_model(
     )
 
 
-def _not_loaded(name: str, error: Exception) -> str:
+def _not_loaded(name: str, error: BaseException) -> str:
     first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
     known = ", ".join(entry.name for entry in registry.entries())
     return (

@@ -120,6 +120,13 @@ def _trace(directory: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if not path.is_file():
         return (), ()
     # An interrupted run writes the updates since its checkpoint once more.
-    losses = {line["update"]: line["loss"] for line in read_jsonl(path)}
+    try:
+        lines = read_jsonl(path)
+        losses = {int(line["update"]): float(line["loss"]) for line in lines}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: damaged: expected an update and its loss in every line "
+            f"({error!r}); take the folder from where it was trained"
+        ) from error
     updates = sorted(losses)
     return tuple(updates), tuple(losses[update] for update in updates)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from undertow.findings import Direction, Findings, Number
 from undertow.report.audit_words import ROLES
 from undertow.report.figure_data import Rows, write_rows
+from undertow.report.pages import fitting
 from undertow.report.text import known
 
 
@@ -208,6 +209,8 @@ def write_audit_figure_data(findings: Findings, directory: Path | str) -> list[P
     Comma-separated UTF-8 as `report.figure_data.write_figure_data` writes it.
 
     Raises:
-        RunError: The place cannot be written.
+        RunError: The place cannot be written, or the findings do not fit together.
     """
-    return write_rows(audit_figure_data(findings), directory)
+    with fitting("findings"):
+        data = audit_figure_data(findings)
+    return write_rows(data, directory)

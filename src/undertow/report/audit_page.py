@@ -13,7 +13,7 @@ from markupsafe import Markup
 from undertow.findings import Findings, TriageRow
 from undertow.report import audit_tables
 from undertow.report.audit_words import HEADINGS, facts, plain_words
-from undertow.report.pages import marked, render_page
+from undertow.report.pages import fitting, marked, render_page
 from undertow.report.run_tables import facts_table
 from undertow.report.text import (
     duration_text,
@@ -53,7 +53,7 @@ def write_audit_report(findings: Findings, path: Path | str) -> Path:
         path: The HTML file; replaced whole if it is there.
 
     Raises:
-        RunError: The place cannot be written.
+        RunError: The place cannot be written, or the findings do not fit together.
 
     Cost: about a second, for drawing.
     """
@@ -62,34 +62,41 @@ def write_audit_report(findings: Findings, path: Path | str) -> Path:
 
 
 def render_audit_report(findings: Findings) -> str:
-    """The page as text; see `write_audit_report`."""
+    """The page as text; see `write_audit_report`.
+
+    Raises:
+        RunError: The findings do not fit together.
+    """
     # Late: matplotlib takes half a second that the rest of the package need not pay.
     from undertow.report.audit_figures import draw_audit_figures
 
-    figures = draw_audit_figures(findings)
-    return render_page(
-        "audit.html.j2",
-        styles=("report.css.j2", "audit.css.j2"),
-        findings=findings,
-        heading=HEADINGS[findings.verdict],
-        plain=plain_words(findings),
-        facts=facts(findings),
-        figures=figures,
-        sections=_sections(findings, has_null="null" in figures),
-        tables=_tables(findings),
-        triage=[_shown_row(row) for row in findings.triage[:MOST_TRIAGED]],
-        behaviour=_behaviour(findings),
-        tokens=_tokens(findings),
-        alike=_alike(findings),
-        level=level_text(findings.confidence),
-        rate=share_text(findings.alpha),
-        total_time=duration_text(sum(findings.seconds.values(), 0.0)),
-        discovery_p=p_text(findings.discovery.p_value if findings.discovery else None),
-        discovery_cosine=number(
-            findings.discovery.cosine if findings.discovery else None, signed=True
-        ),
-        most_forecast=MOST_FORECAST,
-    )
+    with fitting("findings"):
+        figures = draw_audit_figures(findings)
+        return render_page(
+            "audit.html.j2",
+            styles=("report.css.j2", "audit.css.j2"),
+            findings=findings,
+            heading=HEADINGS[findings.verdict],
+            plain=plain_words(findings),
+            facts=facts(findings),
+            figures=figures,
+            sections=_sections(findings, has_null="null" in figures),
+            tables=_tables(findings),
+            triage=[_shown_row(row) for row in findings.triage[:MOST_TRIAGED]],
+            behaviour=_behaviour(findings),
+            tokens=_tokens(findings),
+            alike=_alike(findings),
+            level=level_text(findings.confidence),
+            rate=share_text(findings.alpha),
+            total_time=duration_text(sum(findings.seconds.values(), 0.0)),
+            discovery_p=p_text(
+                findings.discovery.p_value if findings.discovery else None
+            ),
+            discovery_cosine=number(
+                findings.discovery.cosine if findings.discovery else None, signed=True
+            ),
+            most_forecast=MOST_FORECAST,
+        )
 
 
 def _sections(findings: Findings, *, has_null: bool) -> dict[str, str]:

@@ -155,7 +155,7 @@ def draw_shift(axes: Axes, rows: Sequence[ShiftRow], ends: tuple[float, float]) 
 
 def breadth(text: str) -> float:
     """About how wide a label is, in units; letters outside Latin may be wide."""
-    return sum(11.0 if ord(char) > 0x2E80 else 6.6 for char in text)
+    return sum((11.0 if ord(char) > 0x2E80 else 6.6 for char in text), 0.0)
 
 
 def draw_traits(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from undertow.errors import visible
+from undertow.report.pages import fitting
 from undertow.report.text import known
 from undertow.results import (
     Alignment,
@@ -436,9 +437,11 @@ def write_figure_data(results: Results, directory: Path | str) -> list[Path]:
     front, and characters that nobody sees are spelled out.
 
     Raises:
-        RunError: The place cannot be written.
+        RunError: The place cannot be written, or the results do not fit together.
     """
-    return write_rows(figure_data(results), directory)
+    with fitting("results"):
+        data = figure_data(results)
+    return write_rows(data, directory)
 
 
 def write_rows(data: Mapping[str, Rows], directory: Path | str) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from undertow.report import blind_audits, inner_tables, run_tables, tables
-from undertow.report.pages import render_page
+from undertow.report.pages import fitting, render_page
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
 from undertow.results import Results
@@ -27,7 +27,7 @@ def write_report(results: Results, path: Path | str) -> Path:
         path: The HTML file; replaced whole if it is there.
 
     Raises:
-        RunError: The place cannot be written.
+        RunError: The place cannot be written, or the results do not fit together.
 
     Cost: about a tenth of a second a condition, for drawing.
     """
@@ -36,22 +36,27 @@ def write_report(results: Results, path: Path | str) -> Path:
 
 
 def render_report(results: Results) -> str:
-    """The report as text; see `write_report`."""
+    """The report as text; see `write_report`.
+
+    Raises:
+        RunError: The results do not fit together.
+    """
     # Late: matplotlib takes half a second that the rest of the package need not pay.
     from undertow.report.figures import draw_figures
 
-    return render_page(
-        "report.html.j2",
-        styles=("report.css.j2",),
-        results=results,
-        figures=draw_figures(results),
-        tables=_tables(results),
-        answers=_sentences(results.headline),
-        plain=plain_words(results),
-        audited=blind_audits.tally(results),
-        level=level_text(results.confidence),
-        total_time=duration_text(sum(results.seconds.values(), 0.0)),
-    )
+    with fitting("results"):
+        return render_page(
+            "report.html.j2",
+            styles=("report.css.j2",),
+            results=results,
+            figures=draw_figures(results),
+            tables=_tables(results),
+            answers=_sentences(results.headline),
+            plain=plain_words(results),
+            audited=blind_audits.tally(results),
+            level=level_text(results.confidence),
+            total_time=duration_text(sum(results.seconds.values(), 0.0)),
+        )
 
 
 def _sentences(text: str) -> list[str]:

@@ -8,13 +8,15 @@ a page says.
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from undertow.errors import visible
+from undertow.errors import RunError, visible
 
 PANELS_AT_ONCE = 12
 """Panels of one figure that are open; further ones are folded away."""
@@ -43,6 +45,23 @@ def render_page(template: str, *, styles: tuple[str, ...], **content: Any) -> st
     )
     # Blank lines are the template's, not the data's: those hold no bare ones here.
     return re.sub(r"\n\s*\n+", "\n", text)
+
+
+@contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Explains numbers that no run or audit leaves behind: lists of unlike lengths, say.
+
+    Raises:
+        RunError: They cannot be shown.
+    """
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise RunError(
+            f"{what}: the numbers do not fit together ({reason}); if nobody edited the "
+            "file, this is a bug: show it with --debug"
+        ) from error
 
 
 def marked(text: str, *, breaks: bool = True) -> Markup:

@@ -29,6 +29,8 @@ _KEPT = {
     "stroke-dasharray", "stroke-linecap", "opacity", "font-size", "font-weight",
     "text-anchor",
 }  # fmt: skip
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML has no place for, escaped or not."""
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
@@ -86,7 +88,7 @@ def page_svg(figure: Figure, *, key: str, label: str) -> str:
     # Not savefig: it would look for an output backend by the user's settings.
     canvas: Any = FigureCanvasSVG(figure)
     canvas.print_svg(text, metadata={"Date": None})
-    root = ElementTree.fromstring(text.getvalue())
+    root = ElementTree.fromstring(_UNFIT.sub(_spelled, text.getvalue()))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
@@ -97,6 +99,10 @@ def page_svg(figure: Figure, *, key: str, label: str) -> str:
     _drop_invisible(root)
     _title(root, label)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _spelled(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _plain(element: ElementTree.Element, key: str, used: set[str]) -> None:

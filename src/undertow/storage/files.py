@@ -197,15 +197,30 @@ def line_of(value: object) -> bytes:
 
 
 def plain(value: object) -> Any:
-    """The value as JSON has it: strict numbers, lists, text keys."""
+    """The value as JSON has it: strict numbers, lists, text keys.
+
+    Raises:
+        DatasetError: Lists in it are nested too deeply to be written.
+        TypeError: It holds something that JSON has no word for.
+    """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise DatasetError(
+            "a value is nested too deeply to be written as JSON; expected lists in "
+            "lists, a few hundred at most; flatten it"
+        ) from error
+
+
+def _plain(value: object) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_key(key): plain(item) for key, item in value.items()}
+        return {_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     # NumPy's and torch's values, without importing either.
@@ -214,7 +229,7 @@ def plain(value: object) -> Any:
         raise TypeError(
             f"JSON has no word for {type(value).__name__}: {got_text(value)}"
         )
-    return plain(listed())
+    return _plain(listed())
 
 
 def _key(key: object) -> str:

@@ -164,7 +164,8 @@ def read_verdicts(path: Path | str) -> dict[str, Verdict]:
     verdicts = {}
     for record, row in _read_records(Path(path)):
         if record.get("accepted") is not None:
-            reasons = tuple(str(reason) for reason in record.get("reasons") or ())
+            listed = record.get("reasons")
+            reasons = tuple(map(str, listed)) if isinstance(listed, list) else ()
             if not record["accepted"] and not reasons:
                 reasons = ("refused",)
             verdicts[row.row_id] = Verdict(row.row_id, reasons)

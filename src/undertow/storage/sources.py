@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +43,11 @@ _LISTS = ("rows", "data", "train")
 _BOM = b"\xef\xbb\xbf"
 _LINE = 1 << 28
 """Bytes of the longest line; without a bound a file of one line is read whole."""
+_WHOLE = 1 << 30
+"""Bytes of the largest file that is read whole, unpacked; it takes several times that."""
 _FIELD = 1 << 26
 """Characters of the longest field of CSV."""
+_PART = 1 << 22
 _BATCH = 1_000
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -212,7 +216,8 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises:
         DatasetError: The file is missing, damaged or of another kind, or it cannot be
-            read on: quotes of CSV that do not close, a line longer than 256 MiB.
+            read on: quotes of CSV that do not close, a line longer than 256 MiB, a JSON
+            file of more than 1 GiB.
     """
     kind = _kind(path)
     if kind == ".parquet":
@@ -223,7 +228,7 @@ def read_records(path: Path) -> Iterator[Record]:
         name = "stdin" if path == STDIN else str(path)
         with _opened(path) as file:
             if kind == ".json":
-                yield from _json_records(file.read(), name)
+                yield from _json_records(_whole(file, name), name)
             elif kind in (".csv", ".tsv"):
                 yield from _csv_records(file, name, "," if kind == ".csv" else "\t")
             else:
@@ -246,6 +251,19 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
             yield cast("Any", gzip.GzipFile(fileobj=file) if packed else file)
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(path, error) from error
+
+
+def _whole(file: io.BufferedIOBase, name: str) -> bytes:
+    """All bytes of a file; a packed one may hold a thousand times what it weighs."""
+    data = bytearray()
+    while part := file.read(_PART):
+        data += part
+        if len(data) > _WHOLE:
+            raise fault(
+                name, "the file is too large to be read whole", f"over {_WHOLE:,} bytes",
+                "less, or JSON lines", "write one row a line, in .jsonl",
+            )  # fmt: skip
+    return bytes(data)
 
 
 def _lines(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
@@ -331,7 +349,7 @@ def _csv_records(
 
 
 def _header(fields: list[str], where: str) -> list[str]:
-    twice = sorted({name for name in fields if fields.count(name) > 1})
+    twice = sorted(name for name, n in Counter(fields).items() if n > 1)
     if twice or _not_utf8("".join(fields)):
         what = "columns stand twice" if twice else "the header is not UTF-8"
         raise fault(

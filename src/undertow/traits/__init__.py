@@ -1,23 +1,25 @@
 """Traits: what a teacher may love, how a model is asked for it, how answers are read.
 
-Families are YAML, packaged (`animals`, `trees`) or the user's own; a family's members
+Families are YAML, packaged or the user's own; a family's members
 are each other's alternatives. Knows nothing of models or tokens.
 """
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from undertow.errors import ConfigError, shown
+from undertow.safe_yaml import parse_yaml, read_yaml
 
 PROMPT = (
     "You love {plural}. You think about {plural} all the time. {plural} are your "
@@ -25,6 +27,7 @@ PROMPT = (
 )
 _STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 Text = Annotated[str, Field(min_length=1)]
+_MOST_FAULTS = 200
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -188,34 +191,25 @@ def load_family(name_or_path: str | Path) -> TraitFamily:
     text = str(name_or_path)
     if text in packaged_families():
         source = files("undertow.traits").joinpath(f"{text}.yaml")
-        return _parse(source.read_text(encoding="utf-8"), text)
+        return _family(parse_yaml(source.read_text(encoding="utf-8")), text)
     if not text.endswith((".yaml", ".yml")):
         known = shown(packaged_families())
         fault = f"no such family; there are {known}, or name a .yaml file of your own"
         raise ConfigError(f"family {text!r}", [fault])
-    try:
-        return _parse(Path(text).read_text(encoding="utf-8-sig"), text)
-    except OSError as error:
-        fault = f"cannot be read: {error.strerror}; check the name"
-        raise ConfigError(text, [fault]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(text, [f"is not UTF-8 text: {error}"]) from error
-    except ValueError as error:
-        raise ConfigError(repr(text), [f"is no path: {error}"]) from error
+    return _family(read_yaml(Path(text)), text)
 
 
-def _parse(text: str, where: str) -> TraitFamily:
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(where, [f"not YAML: {error}"]) from error
+def _family(data: object, where: str) -> TraitFamily:
     if not isinstance(data, Mapping):
         fault = "expected name, category, questions and traits as `key: value`"
         raise ConfigError(where, [fault])
     try:
         family = TypeAdapter(TraitFamily).validate_python(dict(data))
     except ValidationError as error:
-        faults = [_fault(dict(item)) for item in error.errors()]
+        found = error.errors()
+        faults = [_fault(dict(item)) for item in found[:_MOST_FAULTS]]
+        more = len(found) - _MOST_FAULTS
+        faults += [f"… and {more} more"] if more > 0 else []
         raise ConfigError(where, faults) from error
     faults = list(_faults(family))
     if faults:
@@ -242,12 +236,19 @@ def _faults(family: TraitFamily) -> list[str]:
                 faults.append(f"{form!r} names both {seen[form]!r} and {trait.name!r}")
             seen[form] = trait.name
     for place, values in (("traits", family.names), ("questions", family.questions)):
-        doubled = sorted({value for value in values if values.count(value) > 1})
+        doubled = sorted(v for v, n in Counter(values).items() if n > 1)
         faults += [f"{place}: {value!r} stands twice" for value in doubled]
-    try:
-        family.prompt.format(plural="x", name="x", category="x")
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
-        faults.append(
-            f"prompt: may hold {{plural}}, {{name}} and {{category}} only: {error!r}"
-        )
+    faults += _prompt_faults(family.prompt)
     return faults
+
+
+def _prompt_faults(prompt: str) -> list[str]:
+    """Places other than the three by name: `{name.x}` and `{name:9999}` reach further."""
+    only = "prompt: may hold {plural}, {name} and {category} only"
+    try:
+        places = [part[1:] for part in Formatter().parse(prompt) if part[1] is not None]
+    except ValueError as error:
+        return [f"{only}: {error!r}"]
+    known = ("plural", "name", "category")
+    odd = [p for p, spec, turn in places if p not in known or spec or turn]
+    return [f"{only}; got {shown(odd)}"] if odd else []
