@@ -74,7 +74,8 @@ def command(
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["undertow", *map(str, arguments)])
-        monkeypatch.delenv("UNDERTOW_DEBUG", raising=False)
+        # Set, so that it is taken back: `--debug` sets it for the whole process.
+        monkeypatch.setenv("UNDERTOW_DEBUG", "")
         capsys.readouterr()
         status: object = 0
         try:

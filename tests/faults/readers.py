@@ -482,7 +482,9 @@ def _called(words: list[str], folder: Path) -> tuple[int, str, str]:
         mock.patch.object(sys, "argv", ["undertow", *words]),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"{}\n"))),
         mock.patch.object(sys, "stdout", out), mock.patch.object(sys, "stderr", err),
-        mock.patch.dict(os.environ, {"UNDERTOW_CACHE": str(folder / "cache")}),
+        mock.patch.dict(
+            os.environ, {"UNDERTOW_CACHE": str(folder / "cache"), "UNDERTOW_DEBUG": ""}
+        ),
     ):  # fmt: skip
         try:
             main()
