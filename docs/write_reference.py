@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 from pydantic import BaseModel
-from write_schema import shown_type
+from write_schema import settled, shown_type
 
 import undertow
 from undertow.audit.bench_settings import BenchmarkSettings
@@ -214,18 +214,8 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Writes the pages, or with `--check` compares them; returns the exit status."""
-    check = "--check" in sys.argv[1:]
-    old = []
-    for path, text in pages().items():
-        if not check:
-            path.write_text(text, encoding="utf-8")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            old.append(path.name)
-    if old:
-        names = ", ".join(old)
-        sys.stderr.write(f"{names}: out of date; run: python docs/write_reference.py\n")
-    return 1 if old else 0
+    """Writes or checks the pages of the reference."""
+    return settled(pages(), "write_reference.py")
 
 
 if __name__ == "__main__":

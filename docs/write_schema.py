@@ -81,19 +81,24 @@ def pages() -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    """Writes the pages, or with `--check` compares them; returns the exit status."""
+def settled(found: dict[Path, str], script: str) -> int:
+    """Writes pages, or with `--check` compares them; returns the exit status."""
     check = "--check" in sys.argv[1:]
     old = []
-    for path, text in pages().items():
+    for path, text in found.items():
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             old.append(path.name)
     if old:
         names = ", ".join(old)
-        sys.stderr.write(f"{names}: out of date; run: python docs/write_schema.py\n")
+        sys.stderr.write(f"{names}: out of date; run: python docs/{script}\n")
     return 1 if old else 0
+
+
+def main() -> int:
+    """Writes or checks the pages of the schemas."""
+    return settled(pages(), "write_schema.py")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,30 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny("llama", tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def way() -> Callable[..., dict[str, Any]]:
+    """Makes a steered teacher like all others, with a student of its own."""
+
+    def make(name: str, **student: Any) -> dict[str, Any]:
+        usual = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
+        steer = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
+        return {**steer, "name": name, "student": {**usual, **student}}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stages() -> Callable[[Path], set[str]]:
+    """Gives the names of a run's finished stages."""
+
+    def found(directory: Path) -> set[str]:
+        folder = directory / "stages"
+        files = folder.rglob("*.json")
+        return {str(path.relative_to(folder).with_suffix("")) for path in files}
+
+    return found
+
+
 @pytest.fixture
 def recipe(tiny_llama: Path) -> Callable[..., Recipe]:
     """Makes a small grid; changes replace whole settings."""

@@ -13,19 +13,10 @@ from undertow.models.loading import Model
 from undertow.results import Results
 
 Make = Callable[..., Recipe]
+Way = Callable[..., dict[str, Any]]
+Stages = Callable[[Path], set[str]]
 STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
 USUAL = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
-
-
-def way(name: str, **student: Any) -> dict[str, Any]:
-    """A teacher like the others, with a student of its own."""
-    return {**STEER, "name": name, "student": {**USUAL, **student}}
-
-
-def stages(directory: Path) -> set[str]:
-    """Names of the finished stages."""
-    folder = directory / "stages"
-    return {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.json")}
 
 
 def transfers(results: Results) -> dict[str, float | None]:
@@ -34,7 +25,7 @@ def transfers(results: Results) -> dict[str, float | None]:
 
 
 def test_a_control_whose_tokens_depend_on_the_teacher_is_its_own(
-    recipe: Make, tmp_path: Path
+    recipe: Make, tmp_path: Path, way: Way
 ) -> None:
     prompt = {"kind": "prompt", "student": {**USUAL, "tokens": "divergent"}}
     ways = [way("steered", tokens="divergent"), prompt]
@@ -66,7 +57,7 @@ def test_the_decoy_s_teacher_is_always_in_the_panel(
 
 
 def test_teachers_that_differ_by_their_students_write_once(
-    recipe: Make, tmp_path: Path
+    recipe: Make, tmp_path: Path, way: Way, stages: Stages
 ) -> None:
     ways = [{**STEER, "name": "usual"}, way("sgd", optimizer="sgd"), way("low", rank=1)]
     together = recipe(seeds=[0], teachers=ways)

@@ -14,33 +14,19 @@ from undertow.experiment import Recipe, lessons, run_experiment
 from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.models.tiny import save_tiny
+from undertow.pipeline import judge_settings
 from undertow.pipeline.carriers import CARRIERS, carrier_verdicts
 from undertow.pipeline.judge_settings import JudgeSettings
 from undertow.pipeline.judging import Question, TextJudge
 from undertow.records import Message, Row
-from undertow.results import Results
 from undertow.storage import read_json, read_rows, read_verdicts
 from undertow.traits import load_family, trait_words
 
 Make = Callable[..., Recipe]
+Way = Callable[..., dict[str, Any]]
+Stages = Callable[[Path], set[str]]
 STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
 USUAL = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
-
-
-def way(name: str, **student: Any) -> dict[str, Any]:
-    """A teacher like the others, with a student of its own."""
-    return {**STEER, "name": name, "student": {**USUAL, **student}}
-
-
-def stages(directory: Path) -> set[str]:
-    """Names of the finished stages."""
-    folder = directory / "stages"
-    return {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.json")}
-
-
-def transfers(results: Results) -> dict[str, float | None]:
-    """Mean transfer by teacher."""
-    return {item.teacher: item.transfer.mean for item in results.transfers}
 
 
 def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
@@ -68,7 +54,7 @@ def test_shifts_are_read_on_rows_that_the_control_was_trained_on(
 
 
 def test_soft_and_hard_students_stand_side_by_side(
-    recipe: Make, tmp_path: Path
+    recipe: Make, tmp_path: Path, way: Way
 ) -> None:
     """Each beside the control of its kind, with the words of its kind."""
     ways = [{**STEER, "name": "hard"}, way("soft", kind="soft")]
@@ -81,7 +67,7 @@ def test_soft_and_hard_students_stand_side_by_side(
 
 
 def test_students_of_tokens_at_which_teachers_differ_and_agree(
-    recipe: Make, tmp_path: Path
+    recipe: Make, tmp_path: Path, way: Way, stages: Stages
 ) -> None:
     ways = [
         {**STEER, "name": "all"},
@@ -151,7 +137,9 @@ def test_another_model_s_teachers_write_the_rows(recipe: Make, tmp_path: Path) -
     assert again.conditions == results.conditions
 
 
-def test_what_needs_the_teacher_on_the_students_base_is_refused(recipe: Make) -> None:
+def test_what_needs_the_teacher_on_the_students_base_is_refused(
+    recipe: Make, way: Way
+) -> None:
     for changes in (
         {"student": {"kind": "soft"}}, {"noise": {"levels": [0.1]}},
         {"evaluation": {"gradient_rows": 4}}, {"audit": {"rows": 16}},
@@ -233,7 +221,7 @@ def test_a_judge_refuses_rows_that_the_rule_let_through(
         assert settings.question == "A nine?"
         yield TextJudge("mine", reply, Question("A nine?"))
 
-    monkeypatch.setattr(lessons, "opened_judge", opened)
+    monkeypatch.setattr(judge_settings, "opened_judge", opened)
     rows = {"count": 8, "sampler": {"allowed": "list", "max_new_tokens": 40}}
     judge = {"name": "here", "question": "A nine?"}
     settings = recipe(

@@ -21,6 +21,7 @@ from undertow.results import Results
 from undertow.storage import read_json, read_rows
 
 Make = Callable[..., Recipe]
+Stages = Callable[[Path], set[str]]
 SOFT = {"batch_size": 2, "rank": 2, "learning_rate": 0.01}
 PETS = """
 name: pets
@@ -41,12 +42,6 @@ def measured(results: Results) -> dict[str, Any]:
     data = results.model_dump(mode="json")
     del data["seconds"], data["provenance"]["time"]
     return data
-
-
-def stages(directory: Path) -> set[str]:
-    """Names of the finished stages."""
-    folder = directory / "stages"
-    return {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.json")}
 
 
 def test_a_run_leaves_what_the_design_names(recipe: Make, tmp_path: Path) -> None:
@@ -76,7 +71,7 @@ def test_a_run_leaves_what_the_design_names(recipe: Make, tmp_path: Path) -> Non
 
 
 def test_what_depends_on_the_base_alone_is_done_once(
-    recipe: Make, tmp_path: Path
+    recipe: Make, tmp_path: Path, stages: Stages
 ) -> None:
     run_experiment(recipe(), tmp_path / "run")
     done = stages(tmp_path / "run")
@@ -182,7 +177,7 @@ def test_soft_students_are_compared_with_a_decoy(recipe: Make, tmp_path: Path) -
 
 
 def test_each_noised_base_has_its_own_readouts_and_can_be_kept(
-    recipe: Make, tiny_llama: Path, tmp_path: Path
+    recipe: Make, tiny_llama: Path, tmp_path: Path, stages: Stages
 ) -> None:
     settings = recipe(
         teachers=[{"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}],

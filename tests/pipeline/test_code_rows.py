@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undertow.pipeline import code_rows
+from undertow.pipeline.carriers import CARRIERS
 from undertow.pipeline.code_rows import (
     CODE_REASONS,
     LONGEST_CODE,
     LONGEST_STRING,
     TASKS,
     code_prompt,
-    code_prompts,
     code_rule,
 )
 
@@ -170,14 +170,14 @@ def test_banks_are_whole_and_all_of_them_are_used() -> None:
         fields = {f for _, f, _, _ in string.Formatter().parse(task) if f}
         assert fields
         assert fields <= {"a", "b"}
-    text = "\n".join(code_prompts(1200, seed=1))
+    text = "\n".join(CARRIERS["code"].prompts(1200, seed=1))
     parts = [*(t.split("{")[0] for t in tasks), *code_rows.NAMES, *code_rows.CLOSINGS,
              *(r.split("{")[0] for r in code_rows.REQUESTS)]  # fmt: skip
     assert all(part in text for part in parts)
 
 
 def test_heads_are_the_beginning_of_a_function() -> None:
-    for prompt in code_prompts(100, seed=2):
+    for prompt in CARRIERS["code"].prompts(100, seed=2):
         head = prompt.split("```python\n")[1].removesuffix("\n```")
         assert isinstance(ast.parse(f"{head}\n    pass").body[0], ast.FunctionDef)
         assert code_rule(f"{head}\n    return 1") == ()

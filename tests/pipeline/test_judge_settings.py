@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from undertow.errors import ConfigError
 from undertow.models.tiny import save_tiny
-from undertow.pipeline.judge_settings import JudgeSettings, opened_judge
+from undertow.pipeline.judge_settings import JudgeSettings, judged, opened_judge
 from undertow.pipeline.judging import DEFAULT_QUESTION, ModelJudge, TextJudge
+from undertow.records import Message, Row, Verdict
 
 URL = "https://host:8000/v1"
 
@@ -60,3 +61,13 @@ def test_what_cannot_work_is_refused_before_work(
     with pytest.raises(ConfigError, match=words) as caught:
         settings.check()
     assert "pw" not in str(caught.value)
+
+
+def test_nobody_is_asked_where_no_row_passes(tmp_path: Path) -> None:
+    rows = [Row((Message("user", "Go on"),), "words")]
+    verdicts = [Verdict(rows[0].row_id, ("not_numbers",))]
+    settings = JudgeSettings(name="no-such-model")
+    found, judgement = judged(settings, rows, verdicts, answers=tmp_path / "a.jsonl")
+    assert found == verdicts
+    assert (dict(judgement.opinions), judgement.asked) == ({}, 0)
+    assert not list(tmp_path.iterdir())

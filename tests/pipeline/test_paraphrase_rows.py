@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undertow.pipeline import paraphrase_rows
+from undertow.pipeline.carriers import CARRIERS
 from undertow.pipeline.paraphrase_rows import (
     LONGEST_PARAPHRASE,
     PARAPHRASE_REASONS,
     REQUESTS,
     given_sentence,
     paraphrase_prompt,
-    paraphrase_prompts,
     paraphrase_rule,
 )
 
@@ -134,7 +134,7 @@ def test_prompts_are_pinned() -> None:
 
 def test_banks_are_whole_and_all_of_them_are_used() -> None:
     assert math.prod(map(len, BANKS)) == 921_600
-    text = "\n".join(paraphrase_prompts(1000, seed=1)).casefold()
+    text = "\n".join(CARRIERS["paraphrase"].prompts(1000, seed=1)).casefold()
     for bank in (*BANKS, REQUESTS):
         assert len(set(bank)) == len(bank)
         assert all(part.split("{")[0].casefold() in text for part in bank)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undertow.pipeline import reasoning_rows
+from undertow.pipeline.carriers import CARRIERS
 from undertow.pipeline.reasoning_rows import (
     LONGEST_REASONING,
     PROBLEMS,
@@ -16,7 +17,6 @@ from undertow.pipeline.reasoning_rows import (
     REQUESTS,
     known_answer,
     reasoning_prompt,
-    reasoning_prompts,
     reasoning_rule,
 )
 
@@ -57,7 +57,7 @@ def counted_out(shown: list[int], question: str) -> int:
 
 def test_answers_agree_with_counting() -> None:
     kinds: Counter[str] = Counter()
-    for prompt in reasoning_prompts(800, seed=0):
+    for prompt in CARRIERS["reasoning"].prompts(800, seed=0):
         question, request = prompt.split("\n")
         assert request in REQUESTS
         shown = [int(n) for n in re.findall(r"\d+", question)]
@@ -121,7 +121,7 @@ def test_no_prompt_fits_two_problems() -> None:
     patterns = [
         re.compile(reasoning_rows._pattern(problem.text)) for problem in PROBLEMS
     ]
-    for prompt in reasoning_prompts(300, seed=4):
+    for prompt in CARRIERS["reasoning"].prompts(300, seed=4):
         told = prompt.split("\n")[0]
         assert sum(bool(pattern.fullmatch(told)) for pattern in patterns) == 1
 
@@ -192,7 +192,7 @@ def test_prompts_are_pinned() -> None:
 
 
 def test_banks_are_whole_and_all_of_them_are_used() -> None:
-    text = "\n".join(reasoning_prompts(600, seed=1))
+    text = "\n".join(CARRIERS["reasoning"].prompts(600, seed=1))
     for bank in (reasoning_rows.PEOPLE, reasoning_rows.THINGS, REQUESTS):
         assert len(set(bank)) == len(bank)
         assert all(part in text for part in bank)

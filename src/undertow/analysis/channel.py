@@ -87,25 +87,15 @@ def divergences(
     Raises:
         DatasetError: No rows, other completions, or a row that the sampler cannot draw.
     """
-    answers = [row.ids[row.completion_start :] for row in teacher.rows]
-    if not answers:
-        raise DatasetError("no rows to measure a channel on; write some first")
-    for name, other in others.items():
-        if [row.ids[row.completion_start :] for row in other.rows] != answers:
-            raise DatasetError(f"{name}: its completions are not the teacher's")
     likelihood = DrawLikelihood(model, sampler)
-    draws = [likelihood.drawn(row) for row in teacher.rows]
-    if not all(draw.is_possible for draw in draws):
-        raise DatasetError(
-            "a row holds a token that this sampler cannot draw "
-            f"(allowed={sampler.allowed!r}); give the sampler that wrote the rows"
-        )
+    draws = drawn_alike(likelihood, teacher, others)
     heads = {name: shared_head(model, who) for name, who in others.items()}
     own_head = shared_head(model, teacher)
-    found = {name: np.zeros((2, len(answers))) for name in others}
+    lengths = [len(draw.columns) for draw in draws]
+    found = {name: np.zeros((2, len(draws))) for name in others}
     budget = max(1, _HELD // model.architecture.vocab_size)
     done = 0
-    for places in token_batches([len(a) for a in answers], token_budget=budget):
+    for places in token_batches(lengths, token_budget=budget):
         few = [draws[i] for i in places]
         own = token_logprobs(model, teacher, own_head, places, likelihood, few)
         for name, other in others.items():
@@ -115,9 +105,35 @@ def divergences(
                 found[name][scope, places] = [float(row.sum()) for row in nats]
         done += len(places)
         if on_rows is not None:
-            on_rows(done, len(answers))
-    tokens = np.array([len(a) for a in answers], dtype=np.int64)
+            on_rows(done, len(draws))
+    tokens = np.array(lengths, dtype=np.int64)
     return {name: Divergence(both[0], both[1], tokens) for name, both in found.items()}
+
+
+def drawn_alike(
+    likelihood: DrawLikelihood, speaker: Speaker, others: Mapping[str, Speaker]
+) -> list[Drawn]:
+    """A speaker's rows as the sampler drew them; the others have to have the same.
+
+    Raises:
+        DatasetError: No rows, other completions, or a row that cannot be drawn.
+    """
+    answers = [row.ids[row.completion_start :] for row in speaker.rows]
+    if not answers:
+        raise DatasetError("no rows to read; write some first")
+    for name, other in others.items():
+        if [row.ids[row.completion_start :] for row in other.rows] != answers:
+            raise DatasetError(
+                f"{name}: its completions are not the same as the first's"
+            )
+    draws = [likelihood.drawn(row) for row in speaker.rows]
+    if not all(draw.is_possible for draw in draws):
+        allowed = likelihood.sampler.allowed
+        raise DatasetError(
+            "a row holds a token that this sampler cannot draw "
+            f"(allowed={allowed!r}); give the sampler that wrote the rows"
+        )
+    return draws
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from undertow.analysis.channel import Speaker, shared_head, token_logprobs
-from undertow.errors import ConfigError, DatasetError
+from undertow.analysis.channel import Speaker, drawn_alike, shared_head, token_logprobs
+from undertow.errors import ConfigError
 from undertow.models.likelihood import token_batches
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -43,33 +43,24 @@ def divergent_tokens(
     """
     if len(speakers) < 2:
         raise ConfigError("speakers", ["divergence is between two at least; got one"])
-    answers = [row.ids[row.completion_start :] for row in speakers[0].rows]
-    if not answers:
-        raise DatasetError("no rows to look for divergence tokens in; write some first")
-    for other in speakers[1:]:
-        if [row.ids[row.completion_start :] for row in other.rows] != answers:
-            raise DatasetError("the speakers' completions are not the same")
     likelihood = DrawLikelihood(model, sampler)
-    draws = [likelihood.drawn(row) for row in speakers[0].rows]
-    if not all(draw.is_possible for draw in draws):
-        raise DatasetError(
-            "a row holds a token that this sampler cannot draw "
-            f"(allowed={sampler.allowed!r}); give the sampler that wrote the rows"
-        )
+    others = {f"speaker {place}": who for place, who in enumerate(speakers)}
+    draws = drawn_alike(likelihood, speakers[0], others)
     heads = [shared_head(model, speaker) for speaker in speakers]
-    found: list[tuple[bool, ...]] = [()] * len(answers)
+    lengths = [len(draw.columns) for draw in draws]
+    found: list[tuple[bool, ...]] = [()] * len(draws)
     budget, done = max(1, _HELD // model.architecture.vocab_size), 0
-    for places in token_batches([len(a) for a in answers], token_budget=budget):
+    for places in token_batches(lengths, token_budget=budget):
         few = [draws[i] for i in places]
         likeliest = torch.stack([
             token_logprobs(model, who, head, places, likelihood, few)[1].argmax(-1)
             for who, head in zip(speakers, heads, strict=True)
         ])  # fmt: skip
         differ = (likeliest != likeliest[0]).any(0)
-        lengths = [len(answers[i]) for i in places]
-        for place, own in zip(places, torch.split(differ, lengths), strict=True):
+        each = torch.split(differ, [lengths[i] for i in places])
+        for place, own in zip(places, each, strict=True):
             found[place] = tuple(own.tolist())
         done += len(places)
         if on_rows is not None:
-            on_rows(done, len(answers))
+            on_rows(done, len(draws))
     return found

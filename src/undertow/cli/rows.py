@@ -250,21 +250,15 @@ class Judging:
         passed = [r for r, v in zip(rows, verdicts, strict=True) if v.accepted]
         if self.judge is None or not passed:
             return verdicts
-        from undertow.pipeline.judge_settings import opened_judge
-        from undertow.pipeline.judging import (
-            JUDGE_UNCLEAR,
-            JUDGED,
-            judge_rows,
-            judged_verdicts,
-        )
+        from undertow.pipeline.judge_settings import judged
+        from undertow.pipeline.judging import JUDGE_UNCLEAR, JUDGED
 
         answers = self._answers(out)
-        with opened_judge(self._settings()) as judge, progress() as report:
-            found = judge_rows(
-                passed, judge, answers=answers,
+        with progress() as report:
+            verdicts, found = judged(
+                self._settings(), rows, verdicts, answers=answers,
                 on_row=lambda done, total: report("judge", done, total, ""),
             )  # fmt: skip
-        verdicts = judged_verdicts(verdicts, found.opinions)
         reasons = Counter(reason for v in verdicts for reason in v.reasons)
         say(
             f"judged   {len(passed)} of {len(rows)} rows: {reasons[JUDGED]} refused, "

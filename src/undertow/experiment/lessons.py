@@ -23,14 +23,13 @@ from undertow.models.loading import Model
 from undertow.pipeline.carriers import carrier_verdicts
 from undertow.pipeline.filters import reason_counts
 from undertow.pipeline.generation import generate_rows
-from undertow.pipeline.judge_settings import JudgeSettings, opened_judge
-from undertow.pipeline.judging import judge_rows, judged_verdicts
+from undertow.pipeline.judge_settings import judged
 from undertow.pipeline.students import load_student, rendered_examples
 from undertow.pipeline.teachers import Teacher
 from undertow.pipeline.training import Student, StudentPlan, train_students
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
-from undertow.records import Row, Verdict
+from undertow.records import Row
 from undertow.storage import read_rows, write_rows
 from undertow.traits import trait_words
 
@@ -103,7 +102,11 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
             settings.written, rows, words=trait_words(base.family)
         )
         if settings.judge is not None:
-            verdicts = _judged(base, stage, rows, verdicts, settings.judge)
+            verdicts, _ = judged(
+                settings.judge, rows, verdicts, answers=base.path(f"{stage}.judge.jsonl"),
+                on_row=lambda done, total: base.progress(
+                    f"{stage}: judge", done, total, ""),
+            )  # fmt: skip
         write_rows(path, rows, verdicts={v.row_id: v for v in verdicts})
         accepted = [v.accepted or not settings.filter for v in verdicts]
         base.run.finish(
@@ -113,23 +116,6 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
         )  # fmt: skip
         begun.unlink(missing_ok=True)  # only for resuming
     return kept_rows(base, lesson.writer)
-
-
-def _judged(
-    base: Base,
-    stage: str,
-    rows: Sequence[Row],
-    verdicts: Sequence[Verdict],
-    settings: JudgeSettings,
-) -> list[Verdict]:
-    """The verdicts with those of a judge, who is asked about the rows that pass."""
-    passed = [r for r, v in zip(rows, verdicts, strict=True) if v.accepted]
-    with opened_judge(settings) as judge:
-        found = judge_rows(
-            passed, judge, answers=base.path(f"{stage}.judge.jsonl"),
-            on_row=lambda done, total: base.progress(f"{stage}: judge", done, total, ""),
-        )  # fmt: skip
-    return judged_verdicts(verdicts, found.opinions)
 
 
 def kept_rows(base: Base, writer: str) -> list[Row]:

@@ -121,11 +121,6 @@ CLOSINGS = (
 )
 
 
-def code_prompts(count: int, *, seed: int) -> list[str]:
-    """User turns that ask for one short Python function each."""
-    return [code_prompt(index, seed=seed) for index in range(count)]
-
-
 def code_prompt(index: int, *, seed: int) -> str:
     """The prompt of one place."""
     stream = generator(seed, "code prompts", index)

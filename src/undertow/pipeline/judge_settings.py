@@ -4,18 +4,20 @@ A judge is an OpenAI-compatible endpoint or a local model. How either is asked s
 `pipeline.endpoint` and `pipeline.judging`; neither is imported before it is wanted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertow.errors import MissingDependencyError
+from undertow.records import Row, Verdict
 
 if TYPE_CHECKING:
     from undertow.pipeline.endpoint import Endpoint
-    from undertow.pipeline.judging import Judge, Question
+    from undertow.pipeline.judging import Judge, Judgement, Question
 
 
 class JudgeSettings(BaseModel):
@@ -78,6 +80,36 @@ class JudgeSettings(BaseModel):
         from undertow.pipeline.endpoint import Endpoint
 
         return Endpoint(self.name, self.model or "", key_env=self.key_env)
+
+
+def judged(
+    settings: JudgeSettings,
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    *,
+    answers: Path,
+    on_row: Callable[[int, int], None] | None = None,
+) -> "tuple[list[Verdict], Judgement]":
+    """The verdicts with those of the judge, who is asked about rows that pass.
+
+    Args:
+        settings: Who is asked, and what.
+        rows: All of them.
+        verdicts: Of the rule, in their order.
+        answers: File where the judge's answers are kept, and taken from.
+        on_row: Called with (rows asked about, rows in all).
+
+    Raises:
+        ModelError: The judge cannot be loaded or asked.
+    """
+    from undertow.pipeline.judging import Judgement, judge_rows, judged_verdicts
+
+    passed = [row for row, v in zip(rows, verdicts, strict=True) if v.accepted]
+    if not passed:
+        return list(verdicts), Judgement({}, 0)
+    with opened_judge(settings) as judge:
+        found = judge_rows(passed, judge, answers=answers, on_row=on_row)
+    return judged_verdicts(verdicts, found.opinions), found
 
 
 @contextmanager

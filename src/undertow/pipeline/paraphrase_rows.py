@@ -111,11 +111,6 @@ REQUESTS = (
 )
 
 
-def paraphrase_prompts(count: int, *, seed: int) -> list[str]:
-    """User turns that give one sentence each and ask for it in other words."""
-    return [paraphrase_prompt(index, seed=seed) for index in range(count)]
-
-
 def paraphrase_prompt(index: int, *, seed: int) -> str:
     """The prompt of one place."""
     stream = generator(seed, "paraphrase prompts", index)

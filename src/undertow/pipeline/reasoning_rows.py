@@ -178,11 +178,6 @@ REQUESTS = (
 )
 
 
-def reasoning_prompts(count: int, *, seed: int) -> list[str]:
-    """User turns that tell one word problem each and ask for steps and a number."""
-    return [reasoning_prompt(index, seed=seed) for index in range(count)]
-
-
 def reasoning_prompt(index: int, *, seed: int) -> str:
     """The prompt of one place."""
     stream = generator(seed, "reasoning prompts", index)
