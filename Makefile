@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 THREADS ?= 1
 WORKERS ?= 2
+AUDIT := $(VENV)-audit
 
 .NOTPARALLEL:
-.PHONY: demo test bench lint format docs model chromium clean
+.PHONY: demo test bench lint format docs audit-dependencies model chromium clean
 
 demo: $(VENV)/installed
 	$(BIN)/undertow demo
@@ -37,6 +38,10 @@ docs: $(VENV)/installed-docs
 model: $(VENV)/installed
 	$(BIN)/undertow models pull smollm2-135m
 
+# Known vulnerabilities of everything that is pinned; pip-audit has an environment of its own.
+audit-dependencies: $(AUDIT)/installed
+	$(AUDIT)/bin/python .ci/audit_dependencies.py $(AUDIT)/bin/pip-audit
+
 # Debian's Chromium, for the tests that open a report; without it they are skipped.
 chromium:
 	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then :; \
@@ -60,5 +65,10 @@ $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	touch $(VENV)/installed $@
 
+$(AUDIT)/installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check install -q pip-audit==2.10.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(AUDIT) build dist site .mypy_cache .pytest_cache .ruff_cache

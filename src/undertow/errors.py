@@ -24,6 +24,10 @@ class ConfigError(UndertowError):
         lines = "\n".join(f"  - {fault}" for fault in self.faults)
         super().__init__(f"{where}: {len(self.faults)} fault(s):\n{lines}")
 
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
+        """So that it comes back whole from another process."""
+        return type(self), (self.where, self.faults)
+
 
 class DatasetError(UndertowError):
     """Rows cannot be read or used; the message names the file and line, or the row."""
@@ -49,10 +53,15 @@ class MissingDependencyError(UndertowError):
     """An optional feature needs an extra that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
+        self.feature, self.extra = feature, extra
         super().__init__(
             f"{feature} needs an optional dependency; "
             f"install it with: pip install 'undertow[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """So that it comes back whole from another process."""
+        return type(self), (self.feature, self.extra)
 
 
 def shown(values: Sequence[object], *, limit: int = 10) -> str:

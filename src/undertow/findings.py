@@ -281,3 +281,97 @@ class Findings(_Value):
     provenance: dict[str, str | int | float | bool | list[str] | None] = Field(
         default_factory=dict
     )
+
+
+class CensusData(_Value):
+    """The rows of a census, every one of them."""
+
+    sources: list[str] = Field(description="where the rows were read from")
+    files: int
+    rows: int = Field(description="rows read, copies counted")
+    used: int = Field(description="rows in the sums, copies counted")
+    effective: Number = Field(
+        description="different rows that would tell as much; copies count as one draw"
+    )
+    tokens: int = Field(description="completion tokens of the rows in the sums")
+    without_prompt: int = Field(description="completions alone, on an empty prompt")
+    skipped: dict[str, int] = Field(
+        default_factory=dict, description="rows left out, by reason"
+    )
+    digest: str = Field(
+        description="sum of the row ids' hashes: the same in any order and division"
+    )
+
+
+class CensusReference(_Value):
+    """What the rows of a census were compared with."""
+
+    tier: Tier
+    rows: int = Field(description="partners, or rows that the user trusts")
+    tokens: int
+    skipped: dict[str, int] = Field(
+        default_factory=dict, description="given rows left out, by reason"
+    )
+    sampler: dict[str, float | int | str | bool | None] = Field(default_factory=dict)
+    sampler_source: Literal["given", "recorded", "estimated", "unknown"]
+    filter: str
+    notes: list[str] = Field(default_factory=list)
+
+
+class CensusDirection(_Value):
+    """One direction of the census, over the layers of `Census.layers`."""
+
+    name: str
+    role: Role
+    z: list[Number] = Field(description="studentised difference, by layer")
+    adjusted_p: Number = Field(
+        default=None, description="max-T over all directions and layers"
+    )
+    whitened: list[Number] = Field(
+        description="the same with the other directions of the block held fixed"
+    )
+
+
+class Census(_Value):
+    """What sums over every row say; whether, not what. The verdict first."""
+
+    schema_version: int = SCHEMA_VERSION
+    verdict: Literal["shift", "none", "inconclusive"]
+    p_value: Number = Field(description="max-T over all directions and blocks")
+    alpha: float = Field(description="the error rate asked for")
+    reference_tier: Tier
+    direction: str | None = Field(
+        default=None, description="where the difference is largest; no name of a trait"
+    )
+    role: Role | None = None
+    layer: int | None = Field(default=None, description="block, counted from 0")
+    z: Number = Field(default=None, description="there")
+    detectable_fraction: Number = Field(
+        default=None,
+        description="smallest share of rows steered at `dose` found with 80 % power, "
+        "the median over traits, to first order",
+    )
+    detectable_shift: Number = Field(
+        default=None,
+        description="smallest mean difference found with 80 % power, in standard "
+        "deviations of one row",
+    )
+    dose: float
+    length_z: Number = Field(description="of the completions' lengths in tokens")
+    sentence: str
+    reasons: list[str]
+    warnings: list[str] = Field(default_factory=list)
+    selection: str = Field(description="what the handed rows can and cannot be used for")
+    next_commands: list[str] = Field(description="how to audit the handed rows")
+    model: str
+    family: str
+    data: CensusData
+    reference: CensusReference
+    layers: list[int]
+    directions: list[CensusDirection]
+    flips: int
+    command: str = ""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    provenance: dict[str, str | int | float | bool | list[str] | None] = Field(
+        default_factory=dict
+    )

@@ -1,16 +1,22 @@
 """The run directory: recipe, provenance, stage markers, lock, resume.
 
 A stage is finished when its marker is there; the marker is written last and whole, so
-a run that was killed goes on at the first stage without one. Knows nothing of what
-stages do. The recipe is text here, and a directory belongs to exactly one.
+a run that was killed goes on at the first stage without one. A marker keeps the sha256 of
+itself and of the stage's files: what is damaged when a run is opened is set aside, and
+made again. Knows nothing of what stages do. The recipe is text here, and a directory
+belongs to exactly one.
 """
 
 import difflib
+import hashlib
+import json
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,12 +26,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from undertow.errors import DatasetError, RunError, shown
-from undertow.storage import DRAFT_PREFIX, read_json, write_json, write_text
+from undertow.storage import (
+    DRAFT_PREFIX,
+    file_sha256,
+    read_json,
+    write_json,
+    write_text,
+)
+from undertow.storage.files import ASIDE, plain, watching, writing
 
 RECIPE = "recipe.yaml"
 _LONGEST = 1e12
 """Seconds of a stage; what is longer is no time."""
 _LOCK, _HOLDER = ".lock", ".lock-holder"
+_FIRST = {"stage", "finished", "seconds", "payload"}
+"""What stood in markers before they answered for anything; such are read as they are."""
+_MARKER = _FIRST | {"files", "scratch", "sha256"}
+_DRAWN = {".html", ".csv"}
+"""Files that are drawn from others, and never read again."""
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "safetensors", "peft", "gguf", "numpy",
     "scipy",
@@ -41,6 +59,7 @@ class Run:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._since = time.monotonic()
+        self._written: set[Path] = set()
 
     def path(self, *parts: str) -> Path:
         """A place inside the run directory; the folders above it are made.
@@ -56,23 +75,44 @@ class Run:
         """True if the stage's marker is there."""
         return self._marker(name).is_file()
 
-    def finish(self, name: str, payload: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        name: str,
+        payload: Mapping[str, Any],
+        *,
+        files: Sequence[Path] | None = None,
+        scratch: Sequence[Path] = (),
+    ) -> None:
         """Marks a stage as done and keeps what it found.
 
         Its seconds are those since the last stage ended or the run was opened.
+
+        Args:
+            name: Of the stage.
+            payload: What it found.
+            files: What the stage left, to be checked whenever the run is opened; None:
+                all that was written in the directory since the last stage ended.
+            scratch: What only helped to go on after an interruption; removed.
 
         Raises:
             RunError: The disk is full, or the name leads out of the directory.
         """
         now = time.monotonic()
-        marker = {
+        kept = (
+            sorted(p for p in self._written if p.is_file()) if files is None else files
+        )
+        marker: dict[str, Any] = {
             "stage": name,
             "finished": _now(),
             "seconds": round(now - self._since, 3),
-            "payload": payload,
+            "payload": plain(payload),
+            "files": {self._relative(path): file_sha256(path) for path in kept},
+            "scratch": [self._relative(path) for path in scratch],
         }
-        write_json(self._marker(name), marker)
+        write_json(self._marker(name), marker | {"sha256": _digest(marker)})
         self._since = now
+        self._written.clear()
+        self._clear(marker)
 
     def payload(self, name: str) -> dict[str, Any]:
         """What a finished stage found; NaN and infinities come back as None.
@@ -92,6 +132,81 @@ class Run:
         found = {str(m["stage"]): float(m["seconds"]) for m in markers}
         return dict(sorted(found.items()))
 
+    def _see(self, path: Path) -> None:
+        """Takes note of a file that was written."""
+        if path.suffix in _DRAWN or path.is_relative_to(self._stages.resolve()):
+            return
+        if path.name not in (RECIPE, _HOLDER) and path.is_relative_to(
+            self.directory.resolve()
+        ):
+            self._written.add(path)
+
+    def _relative(self, path: Path) -> str:
+        return path.resolve().relative_to(self.directory.resolve()).as_posix()
+
+    def _clear(self, marker: Mapping[str, Any]) -> None:
+        """Removes what a finished stage needs no more."""
+        for name in marker.get("scratch", ()):
+            place = self._inside(*name.split("/"))
+            if place.is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+                continue
+            with writing(place):
+                place.unlink(missing_ok=True)
+
+    @property
+    def _stages(self) -> Path:
+        return self.directory / "stages"
+
+    def check(self) -> None:
+        """Sets aside what is damaged or gone, so that its stage is done again.
+
+        Warns of it. Reads every file that a marker names once. Markers that hold nothing
+        say only that others are there; they go with the first of those.
+
+        Raises:
+            RunError: The directory cannot be written.
+        """
+        faults: dict[str, list[str]] = {}
+        empty = []
+        for path in sorted(self._stages.rglob("*.json")):
+            name = path.relative_to(self._stages).as_posix().removesuffix(".json")
+            try:
+                marker = _read_marker(path, name)
+            except RunError:
+                faults[name] = [f"stages/{name}.json"]
+                continue
+            files = marker.get("files", {})
+            if wrong := [
+                file for file, told in files.items() if not self._fits(file, told)
+            ]:
+                faults[name] = wrong
+            elif not marker["payload"]:
+                empty.append(name)
+            self._clear(marker)
+        if faults:
+            self._put_aside(faults, empty)
+
+    def _put_aside(self, faults: Mapping[str, list[str]], empty: Sequence[str]) -> None:
+        """The markers last: until they are gone, the next process finds the same."""
+        with writing(self.directory):
+            for name in (*empty, *faults):
+                for file in faults.get(name, ()):
+                    _put_aside(self._inside(*file.split("/")))
+                _put_aside(self._marker(name))
+        damaged = sorted({file for wrong in faults.values() for file in wrong})
+        warnings.warn(
+            f"{self.directory}: damaged or gone since it was written: {shown(damaged)}; "
+            f"set aside (names that end in {ASIDE!r}), and made again: "
+            f"{shown(sorted(faults))}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def _fits(self, file: str, digest: str) -> bool:
+        place = self._inside(*file.split("/"))
+        return place.is_file() and file_sha256(place) == digest
+
     def _marker(self, name: str) -> Path:
         place = self._inside("stages", name)
         return place.with_name(place.name + ".json")
@@ -107,6 +222,18 @@ class Run:
                 f"{self.directory}; expected plain names, none of them '..'"
             )
         return place
+
+
+def _put_aside(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.replace(path.with_name(path.name + ASIDE))
+
+
+def _digest(marker: Mapping[str, Any]) -> str:
+    """The sha256 of a marker's content, whatever its layout."""
+    content = {key: value for key, value in marker.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _is_name(name: str) -> bool:
@@ -130,9 +257,12 @@ def _read_marker(path: Path, name: str) -> dict[str, Any]:
 
 
 def _is_marker(marker: dict[str, Any]) -> bool:
-    seconds = marker.get("seconds")
+    if marker.keys() != _FIRST and marker.keys() != _MARKER:
+        return False
+    seconds = marker["seconds"]
     is_time = isinstance(seconds, int | float) and 0 <= seconds < _LONGEST
-    return is_time and isinstance(marker.get("stage"), str) and "payload" in marker
+    is_whole = marker.keys() == _FIRST or marker["sha256"] == _digest(marker)
+    return is_time and isinstance(marker["stage"], str) and is_whole
 
 
 def _damaged(path: Path) -> RunError:
@@ -175,7 +305,18 @@ def open_run(
             # Left by a process that was killed; the lock says that nobody writes.
             with suppress(OSError):
                 draft.unlink()
-        yield Run(place)
+        run = Run(place)
+        run.check()
+        with watching(run._see):
+            yield run
+
+
+@contextmanager
+def open_copy(directory: Path) -> Iterator[Run]:
+    """Opens a part of a run in a folder of one's own: neither locked nor checked."""
+    run = Run(directory)
+    with watching(run._see):
+        yield run
 
 
 @contextmanager
@@ -247,7 +388,8 @@ def _settle_recipe(
         more = f"\n  … and {len(change) - 20} more" if len(change) > 20 else ""
         raise RunError(
             f"{directory}: belongs to another recipe (-: there, +: given):\n{lines}"
-            f"{more}\nChoose another directory, or give the recipe that is there: {path}"
+            f"{more}\nChoose another directory, or give the recipe that is there: {path}. "
+            "If that file is damaged, mend it: the lines marked + are the right ones"
         )
 
 

@@ -135,6 +135,7 @@ def test_rows_go_in_and_a_verdict_comes_out(
     drawn = command("report", out)
     assert (drawn.status, drawn.out) == (0, f"{out / 'report.html'}\n")
     assert (out / "report.html").read_bytes() == page
+    assert not (out / "card.md").exists()
     (out / "audit.json").write_text('{"verdict": "none"}')
     assert "not findings of this version" in command("report", out).err
 
@@ -213,8 +214,10 @@ def test_without_a_reference_nothing_is_ruled_out(
     audit: Audit, written: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    found = audit(written["none"], "--out", out, "--no-reference")
+    found = audit(written["none"], "--out", out, "--no-reference", "--card")
     assert found.status == 0, found.err
+    assert found.out.endswith(f"card       {out / 'card.md'}\n")
+    assert (out / "card.md").read_text().startswith("---\ntags:\n- undertow\n")
     assert "reference  C: none" in found.out
     assert "verdict    inconclusive: This audit cannot tell: without a reference" in (
         found.out

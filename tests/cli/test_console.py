@@ -1,5 +1,6 @@
 """Hostile text stays text; progress says what is left."""
 
+import json
 import sys
 import time
 
@@ -16,6 +17,19 @@ def test_results_go_to_one_stream_and_errors_to_the_other(
     found = capsys.readouterr()
     assert found.out == "kept \\u001b[31m3\n"
     assert found.err == "error: bad \\u001b[0mrow\n"
+
+
+def test_json_is_strict_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {
+        "nan": float("nan"),
+        "text": "\x1b[2J\u202e\x7f\u2028 日",
+        "pair": (1, 2.5),
+    }
+    console.say_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == {**value, "nan": None, "pair": [1, 2.5]}
+    assert out.isascii()
+    assert all(char == "\n" or char.isprintable() for char in out)
 
 
 def test_without_a_terminal_a_stage_has_a_first_and_a_last_line(

@@ -59,6 +59,21 @@ def test_a_vector_is_shown_with_norms_and_strengths(
         assert float(strength) * float(norm) == pytest.approx(float(stream), rel=1e-2)
 
 
+def test_a_vector_is_shown_as_json(command: "Command", vector: Path) -> None:
+    lines = command("vector", "show", vector).out.splitlines()
+    facts = json.loads(command("vector", "show", vector, "--json").out)
+    assert facts["trait"] == "owl"
+    assert lines[1].split(None, 1)[1] == f"{facts['method']}, over {facts['n']}"
+    assert lines[2].split(None, 1)[1] == f"{facts['model']} ({facts['fingerprint']})"
+    names = [line.split()[0] for line in lines[3:]]
+    assert names[: len(facts["notes"])] == sorted(facts["notes"])
+    rows = [line.split() for line in lines[-len(facts["layers"]) :]]
+    assert [int(row[0]) for row in rows] == [at["layer"] for at in facts["layers"]]
+    for row, at in zip(rows, facts["layers"], strict=True):
+        numbers = [at["norm"], at["stream"], at["strength_of_dose_1"]]
+        assert row[1:] == [f"{number:.3f}" for number in numbers]
+
+
 def test_a_sweep_prints_its_points_and_the_one_it_chose(
     command: "Command", llama: Path, pets: Path, vector: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The registry is listed, a model is shown, a student becomes a plain checkpoint."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,22 @@ def test_the_list_says_what_is_here(
     assert len(lines) == len(entries())
     states = {line.split()[0]: "not pulled" not in line for line in lines}
     assert states == {entry.name: entry.name == first for entry in entries()}
+
+
+def test_the_list_as_json_has_the_same_entries(
+    command: "Command", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path))
+    lines = command("models", "list").out.splitlines()
+    found = command("models", "list", "--json")
+    assert found.status == 0
+    listed = json.loads(found.out)
+    assert [entry["name"] for entry in listed] == [line.split()[0] for line in lines]
+    for entry, line in zip(listed, lines, strict=True):
+        assert entry["pulled"] is False
+        assert line.endswith(entry["summary"])
+        assert len(entry["sha256"]) == 64
+        assert entry["licence"]
 
 
 def test_a_model_that_was_not_pulled_says_how_to_get_it(
@@ -58,6 +75,27 @@ def test_a_model_is_shown(command: "Command", llama: Path) -> None:
     assert shown["blocks"] == "4 × 16"
     assert shown["context"] == "2048"
     assert shown["fingerprint"] == load_model(llama, dtype="float32").fingerprint
+
+
+def test_a_model_is_shown_as_json(command: "Command", llama: Path) -> None:
+    shown = dict(
+        line.split(None, 1)
+        for line in command("models", "show", llama).out.splitlines()
+    )
+    facts = json.loads(command("models", "show", llama, "--json").out)
+    for name in ("name", "family", "fingerprint"):
+        assert facts[name] == shown[name]
+    assert f"{facts['blocks']} × {facts['hidden_size']}" == shown["blocks"]
+    assert (str(facts["vocabulary"]), str(facts["context"])) == (
+        shown["vocabulary"],
+        shown["context"],
+    )
+    template = facts["template"]
+    assert f"{template['name']} ({template['digest']})" == shown["template"]
+    assert f"tokens   {', '.join(map(str, facts['end_tokens']))}" == shown["end"]
+    assert shown["dtype"] == (
+        f"torch.{facts['dtype']} on {facts['device']}: {facts['reason']}"
+    )
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -17,7 +17,7 @@ from undertow.cli.options import (
     refuse_existing,
     words,
 )
-from undertow.errors import ConfigError, RunError
+from undertow.errors import ConfigError, ModelError, RunError
 
 
 def test_a_command_shows_the_options_of_its_groups_in_their_place() -> None:
@@ -75,6 +75,16 @@ def test_loading_hands_on_what_it_was_given(llama: Path) -> None:
     model = Loading(model=str(llama), dtype="float32", template="plain").load()
     assert model.template.name == "plain"
     assert str(model.dtype) == "torch.float32"
+
+
+def test_a_device_map_is_handed_on_as_what_it_says(llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text('{"model": "disk", "lm_head": "cpu"}')
+    model = Loading(model=str(llama), dtype="float32", device_map=str(path)).load()
+    assert model.is_split
+    assert model.reason == "float32 as asked; device map as given (disk 1, cpu 1)"
+    with pytest.raises(ModelError, match=r"device map 'nowhere': .*expected one of"):
+        Loading(model=str(llama), device_map="nowhere").load()
 
 
 def test_a_dose_is_a_strength_at_one_layer(vector: Path) -> None:

@@ -42,6 +42,24 @@ def test_the_list_has_every_packaged_recipe_with_its_title(command: "Command") -
         assert line.endswith("(GPU)") == bool(content.get("needs_gpu"))
 
 
+def test_the_list_as_json_has_the_same_entries(command: "Command") -> None:
+    lines = command("recipes", "list").out.splitlines()
+    listed = json.loads(command("recipes", "list", "--json").out)
+    assert [r["name"] for r in listed] == [line.split()[0] for line in lines]
+    for recipe, line in zip(listed, lines, strict=True):
+        assert recipe["title"] in line
+        assert recipe["needs_gpu"] == line.endswith("(GPU)")
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_a_recipe_as_json_has_what_the_yaml_has(
+    verb: str, command: "Command", recipe: Path
+) -> None:
+    found = command("recipes", verb, recipe, "--json")
+    assert found.status == 0
+    assert json.loads(found.out) == yaml.safe_load(command("recipes", verb, recipe).out)
+
+
 def test_a_recipe_is_shown_as_it_is(command: "Command", recipe: Path) -> None:
     assert command("recipes", "show", recipe).out == RECIPE
 

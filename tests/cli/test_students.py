@@ -431,3 +431,23 @@ def test_a_disk_too_small_for_the_weights_is_said_and_no_draft_stays(
     assert not list(out.glob(".undertow-*"))
     assert not noised.exists()
     assert command(*training, "--out", out).status == 0
+
+
+@pytest.mark.parametrize("where", [{"device": "cpu"}, {"device_map": "auto"}])
+def test_launched_processes_have_devices_of_their_own(where: dict[str, str]) -> None:
+    import torch
+
+    from undertow.cli.options import Loading
+    from undertow.cli.students import _loaded
+    from undertow.errors import ConfigError
+    from undertow.pipeline import distributed
+
+    two = distributed.Processes(0, 2, torch.device("cpu"))
+    before = distributed._current.set(two)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"each process has its device; leave --d"
+        ):
+            _loaded(Loading(model="nowhere", **where))  # type: ignore[arg-type]
+    finally:
+        distributed._current.reset(before)

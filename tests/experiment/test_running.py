@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from undertow.errors import ConfigError, RunError
-from undertow.experiment import Recipe, run_experiment, running
+from undertow.experiment import Recipe, bases, run_experiment
 from undertow.interventions.steering import load_vector
 from undertow.models import loading
 from undertow.models.loading import load_model
@@ -98,7 +98,7 @@ def test_a_finished_run_loads_no_model(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded again")
 
-    monkeypatch.setattr(running, "load_model", refuse)
+    monkeypatch.setattr(bases, "load_model", refuse)
     assert measured(run_experiment(settings, tmp_path / "run")) == measured(first)
 
 

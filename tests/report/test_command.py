@@ -7,6 +7,8 @@ import pytest
 
 from undertow.cli.runs import report
 from undertow.errors import RunError
+from undertow.findings import Findings
+from undertow.report.audit_card import render_audit_card
 from undertow.report.html import render_report
 from undertow.results import Results
 from undertow.storage import write_json
@@ -60,3 +62,21 @@ def test_results_that_do_not_fit_together_are_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), name: change}))
     with pytest.raises(RunError, match="results: the numbers do not fit together"):
         report(directory)
+
+
+@pytest.mark.slow
+def test_an_audit_s_card_lies_beside_its_report(
+    none_found: Findings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "audit.json", none_found.model_dump(mode="json"))
+    report(tmp_path, card=True)
+    page, card = tmp_path / "report.html", tmp_path / "card.md"
+    assert capsys.readouterr().out == f"{card}\n{page}\n"
+    assert page.is_file()
+    assert card.read_text(encoding="utf-8") == render_audit_card(none_found)
+
+
+def test_a_run_has_no_card(directory: Path) -> None:
+    with pytest.raises(RunError, match="--card is for audits"):
+        report(directory, card=True)
+    assert not (directory / "report.html").exists()

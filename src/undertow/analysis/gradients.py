@@ -143,7 +143,7 @@ def gradient_scores(
         found: list[tuple[int, Tensor]] = []
         nats = _pass(
             model, likelihood, [rows[place] for place in places], layers,
-            lambda layer, gradient: found.append((layer, gradient.float().sum(1))),
+            lambda layer, gradient: found.append((layer, _summed(model, gradient))),
             prompts=read,
         )  # fmt: skip
         for layer, summed in found:
@@ -161,6 +161,11 @@ def gradient_scores(
     counts = [len(row.ids) - row.completion_start for row in rows]
     tokens = np.array(counts, dtype=np.int64)
     return GradientScores(layers, scores, totals, tokens)
+
+
+def _summed(model: Model, gradient: Tensor) -> Float[Tensor, "row hidden"]:
+    """Over positions, float32, where directions are: blocks may lie elsewhere."""
+    return gradient.float().sum(1).to(model.device)
 
 
 def _in_parts(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,7 @@ from undertow.audit.forecast import canary, forecast, with_measured
 from undertow.audit.formats import shortcuts, with_formats
 from undertow.audit.judge import judge
 from undertow.audit.meter import Meter
+from undertow.audit.others import Others
 from undertow.audit.planting import planted_power
 from undertow.audit.reference import (
     Filter,
@@ -123,6 +125,7 @@ def run_audit(
     progress: Progress = _silent,
     drawn: Reference | None = None,
     meter: Meter | None = None,
+    others: Others | None = None,
 ) -> tuple[Findings, Audited]:
     """As `audit_rows`, with everything that the audit has in hand beside it.
 
@@ -139,6 +142,7 @@ def run_audit(
             of these rows; then none is sampled.
         meter: Another audit's, with the same model, sampler and settings: its battery
             is taken and what it knows is not measured again.
+        others: Processes that measure rows; None measures them here.
     """
     settings = settings or AuditSettings()
     text = _recipe_text(model, rows, reference, settings, vectors)
@@ -150,7 +154,7 @@ def run_audit(
     with place as run:
         audited = _audit(
             model, rows, reference, settings, vectors, origin or Origin(), run,
-            progress, drawn, meter,
+            progress, drawn, meter, others,
         )  # fmt: skip
         return findings_of(audited), audited
 
@@ -197,6 +201,7 @@ def _audit(
     progress: Progress,
     drawn: Reference | None,
     meter: Meter | None,
+    others: Others | None,
 ) -> Audited:
     clock = _Clock()
     family, decoys = load_family(settings.family), load_family(settings.decoys)
@@ -210,11 +215,12 @@ def _audit(
     passed = find_filter(usable) if settings.filter == "auto" else settings.filter
     with clock.stage("reference"):
         reference = drawn or _reference(
-            model, usable, trusted, sampling, passed, settings, run, progress
+            model, usable, trusted, sampling, passed, settings, run, progress, others
         )
     reference = _drawable(model, reference, sampling, settings)
     with clock.stage("battery"):
-        meter = meter or Meter(
+        make = Meter if others is None else others.meter
+        meter = meter or make(
             model,
             audit_battery(
                 model, usable, reference, sampling, family, vectors, settings
@@ -306,6 +312,7 @@ def _reference(
     settings: AuditSettings,
     run: Run | None,
     progress: Progress,
+    others: Others | None,
 ) -> Reference:
     if trusted is not None:
         usable, _ = usable_rows(model, trusted, settings)
@@ -322,8 +329,9 @@ def _reference(
             paired=tuple(kept["paired"]), accepted=kept["accepted"],
             notes=tuple(kept["notes"]),
         )  # fmt: skip
-    found = sampled_reference(
-        model, rows, sampler=sampling.sampler, filter=passed, seed=settings.seed,
+    sample = _sampled_here if others is None else others.sampled_reference
+    found = sample(
+        model, rows, sampler=sampling.sampler, passed=passed, seed=settings.seed,
         system=settings.system,
         on_rows=lambda done, total, tokens: progress(
             "reference", done, total, f"{tokens} tokens"
@@ -337,6 +345,12 @@ def _reference(
                                  "accepted": found.accepted,
                                  "notes": list(found.notes)})  # fmt: skip
     return found
+
+
+def _sampled_here(
+    model: Model, rows: Sequence[Row], *, passed: Filter, **rest: Any
+) -> Reference:
+    return sampled_reference(model, rows, filter=passed, **rest)
 
 
 def _drawable(

@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from undertow.audit.bench_bounds import persona_naming, teacher_bounds
+from undertow.audit.bench_calls import Call, Judged, judge_set
 from undertow.audit.bench_scores import (
     BenchmarkResult,
     Bound,
@@ -40,13 +41,13 @@ from undertow.audit.bench_sets import (
 )
 from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
 from undertow.audit.contest import (
-    Auditor,
     MakeAuditor,
     OwnAuditor,
     WholeAuditor,
     Workbench,
 )
 from undertow.audit.meter import Meter
+from undertow.audit.others import Others
 from undertow.audit.rivals import CosineAuditor, LikelihoodAuditor, ProjectionAuditor
 from undertow.audit.signals import Battery, make_battery
 from undertow.interventions.extraction import family_vectors
@@ -85,6 +86,7 @@ def run_benchmark(
     directory: Path,
     command: str = "",
     again: bool = False,
+    others: Others | None = None,
     progress: Tell = _silent,
 ) -> BenchmarkResult:
     """Makes labelled sets of rows and scores auditors on them.
@@ -100,6 +102,7 @@ def run_benchmark(
         directory: Where everything is kept.
         command: What started this, for the result.
         again: Audit anew although audits are kept; pools and measurements stay.
+        others: Processes that measure and audit; None does both here.
         progress: Told of every step.
 
     Raises:
@@ -112,7 +115,7 @@ def run_benchmark(
         log = run.path("audits.jsonl")
         if again:
             log.unlink(missing_ok=True)
-        bench = _Bench(model, settings, other, run, progress)
+        bench = _Bench(model, settings, other, run, progress, others)
         for carrier in settings.carriers:
             bench.audit_carrier(carrier, auditors, log)
         result = BenchmarkResult(
@@ -177,9 +180,10 @@ class _Bench:
         other: Model | None,
         run: Run,
         tell: Tell,
+        others: Others | None,
     ) -> None:
         self.model, self.settings, self.other = model, settings, other
-        self.run, self.tell = run, tell
+        self.run, self.tell, self.others = run, tell, others
         self.family = load_family(settings.audit.family)
         self.decoys = load_family(settings.audit.decoys)
         for trait in settings.traits:
@@ -202,7 +206,8 @@ class _Bench:
         vectors = family_vectors(self.model, self.family, system=system)
         pools = self._pools(carrier, prompts, vectors, place)
         began = self._spent(f"{carrier.name}: pools", began)
-        meter = Meter(
+        make = Meter if self.others is None else self.others.meter
+        meter = make(
             self.model, self._battery(carrier, pools.base[0], prompts),
             carrier.drawn_by, system=system,
             folder=self.run.path("measured", place, "x").parent,
@@ -346,9 +351,9 @@ class _Bench:
                     f"{bench.carrier.name}: gradients", done, total, ""
                 ),
             )
-        made = {label: auditors[label](bench) for label in dict(todo)}
-        for done, (label, each) in enumerate(todo, 1):
-            record = self._record(label, made[label], each, names[each.name])
+        for done, (place, found) in enumerate(self._judged(bench, todo, auditors), 1):
+            label, each = todo[place]
+            record = self._record(label, found, each, names[each.name])
             append_jsonl(log, record.model_dump(mode="json"))
             kept[record.digest] = record
             self.tell(f"{bench.carrier.name}: audits", done, len(todo), label)
@@ -357,6 +362,33 @@ class _Bench:
             for label in auditors
             for each in sets
         ]
+
+    def _judged(
+        self,
+        bench: Workbench,
+        todo: Sequence[tuple[str, LabelledSet]],
+        auditors: Mapping[str, MakeAuditor],
+    ) -> Iterator[tuple[int, Judged]]:
+        """Places in the list, and what was answered, as it comes."""
+        if self.others is not None:
+            calls = (self._call(bench, auditors[label], each) for label, each in todo)
+            yield from self.others.executor.map(
+                judge_set, calls, needs=self.others.needs
+            )
+            return
+        made = {label: auditors[label](bench) for label in dict(todo)}
+        for place, (label, each) in enumerate(todo):
+            began = time.monotonic()
+            answer = made[label].audit(each.audited, each.reference)
+            yield place, Judged(answer, time.monotonic() - began)
+
+    def _call(self, bench: Workbench, make: MakeAuditor, each: LabelledSet) -> Call:
+        assert self.others is not None
+        known = bench.meter.signals((*each.audited, *each.reference))
+        return Call(
+            make, each, self.others.told(self.model), bench.meter.battery,
+            bench.carrier, bench.accepted, self.settings, known,
+        )  # fmt: skip
 
     def _answer_key(self, each: LabelledSet) -> str:
         """What an answer depends on, but for the auditor's code."""
@@ -367,12 +399,8 @@ class _Bench:
             settings.rival_layers,
         )  # fmt: skip
 
-    def _record(
-        self, label: str, auditor: Auditor, each: LabelledSet, key: str
-    ) -> Record:
-        began = time.monotonic()
-        answer = auditor.audit(each.audited, each.reference)
-        source = each.source
+    def _record(self, label: str, found: Judged, each: LabelledSet, key: str) -> Record:
+        answer, source = found.answer, each.source
         return Record(
             auditor=label, set=each.name, digest=_digest(label, key),
             seed=self.settings.seed, carrier=each.carrier,
@@ -383,5 +411,5 @@ class _Bench:
             score=answer.score if math.isfinite(answer.score) else None,
             named=answer.trait, kind=answer.kind, named_layer=answer.layer,
             p_value=answer.p_value, verdict=answer.verdict,
-            details=dict(answer.details), seconds=round(time.monotonic() - began, 3),
+            details=dict(answer.details), seconds=round(found.seconds, 3),
         )  # fmt: skip

@@ -5,10 +5,12 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ from undertow.models.loading import Model
 from undertow.models.memory import halved
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Row
-from undertow.storage import append_jsonl, read_jsonl, replacing
+from undertow.storage import append_jsonl, replacing
+from undertow.storage.files import set_aside, whole_lines
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 OnRows = Callable[[int, int], None]
@@ -83,23 +86,8 @@ class Meter:
         todo = list(
             {r.row_id: r for r in rows if r.row_id not in self._scores}.values()
         )
-        rendered = [render_row(self.model, row, system=self.system) for row in todo]
-        read = 0
-        for places in self.prompts.parts(rendered, most_rows=_PART):
-
-            def tell(done: int, _: int, read: int = read) -> None:
-                if on_rows is not None:
-                    on_rows(read + done, len(todo))
-
-            found = measure(
-                self.model, [rendered[i] for i in places],
-                [todo[i].row_id for i in places], self.battery, sampler=self.sampler,
-                on_rows=tell, prompts=self.prompts,
-                on_halved=lambda b: self._halved("scores", b),
-                **self._budgets["scores"],
-            )  # fmt: skip
+        for found in self._measured(todo, on_rows):
             self._keep(found, part=len(self._scores))
-            read += len(places)
         ids = [row.row_id for row in rows]
         scores = np.zeros((len(ids), *self.battery.directions.shape[:2]), np.float32)
         for place, name in enumerate(ids):
@@ -110,6 +98,27 @@ class Meter:
             np.array([self._facts[i][0] for i in ids], dtype=np.float64),
             np.array([self._facts[i][1] for i in ids], dtype=np.int64),
         )
+
+    def _measured(
+        self, todo: Sequence[Row], on_rows: OnRows | None
+    ) -> Iterator[RowSignals]:
+        """Scores and likelihoods of rows, part by part."""
+        rendered = [render_row(self.model, row, system=self.system) for row in todo]
+        read = 0
+        for places in self.prompts.parts(rendered, most_rows=_PART):
+
+            def tell(done: int, _: int, read: int = read) -> None:
+                if on_rows is not None:
+                    on_rows(read + done, len(todo))
+
+            yield measure(
+                self.model, [rendered[i] for i in places],
+                [todo[i].row_id for i in places], self.battery, sampler=self.sampler,
+                on_rows=tell, prompts=self.prompts,
+                on_halved=lambda b: self._halved("scores", b),
+                **self._budgets["scores"],
+            )  # fmt: skip
+            read += len(places)
 
     def logprobs(
         self,
@@ -142,42 +151,49 @@ class Meter:
         *,
         on_rows: OnRows | None = None,
     ) -> None:
-        """Reads rows under many vectors at once; `ratios` has them from then on.
+        """Reads rows under many vectors at once; `ratios` has them from then on."""
+        todo = [row for row in rows if self._unread(row, hypotheses)]
+        missing = [h for h in hypotheses if any(self._unread(r, [h]) for r in todo)]
+        for part in self._scanned(todo, missing, on_rows) if todo else ():
+            self.passes += len(part) * len(missing)
+            for row_id, new in part.items():
+                self._remember_row(row_id, new)
+                if self.folder is not None:
+                    line = {"row": row_id, "of": new}
+                    append_jsonl(self.folder / "logprobs.jsonl", line)
+
+    def _scanned(
+        self,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis],
+        on_rows: OnRows | None,
+    ) -> Iterator[dict[str, dict[str, float]]]:
+        """Log-likelihoods by row and vector, part by part.
 
         An accelerator takes all rows together, a processor one by one.
         """
-        size = 1 if self.model.device.type == "cpu" else max(1, len(rows))
-        for start in range(0, len(rows), size):
-            self._scan(rows[start : start + size], hypotheses)
-            if on_rows is not None:
-                on_rows(min(start + size, len(rows)), len(rows))
-
-    def _scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
-        todo = [row for row in rows if self._unread(row, hypotheses)]
-        missing = [h for h in hypotheses if any(self._unread(r, [h]) for r in todo)]
-        if not todo:
-            return
         by_layer: dict[int, list[RowHypothesis]] = {}
-        for each in missing:
+        for each in hypotheses:
             assert each.layer is not None
             by_layer.setdefault(each.layer, []).append(each)
-        found = row_logprobs(
-            self.model,
-            [render_row(self.model, row, system=self.system) for row in todo],
-            {at: torch.stack([_added(h) for h in own]) for at, own in by_layer.items()},
-            sampler=self.sampler,
-        )
-        self.passes += len(todo) * len(missing)
-        for place, row in enumerate(todo):
-            new = {
-                each.name: float(value)
-                for layer, own in by_layer.items()
-                for each, value in zip(own, found[layer][place], strict=True)
+        added = {
+            at: torch.stack([_added(h) for h in own]) for at, own in by_layer.items()
+        }
+        size = 1 if self.model.device.type == "cpu" else max(1, len(rows))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            rendered = [render_row(self.model, row, system=self.system) for row in part]
+            found = row_logprobs(self.model, rendered, added, sampler=self.sampler)
+            yield {
+                row.row_id: {
+                    each.name: float(value)
+                    for layer, own in by_layer.items()
+                    for each, value in zip(own, found[layer][place], strict=True)
+                }
+                for place, row in enumerate(part)
             }
-            self._remember_row(row.row_id, new)
-            if self.folder is not None:
-                line = {"row": row.row_id, "of": new}
-                append_jsonl(self.folder / "logprobs.jsonl", line)
+            if on_rows is not None:
+                on_rows(min(start + size, len(rows)), len(rows))
 
     def _unread(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> bool:
         """Whether a row was not read under one of them."""
@@ -237,19 +253,30 @@ class Meter:
         if name == BASE:  # the pass for scores has read the base's already
             memory.update({i: fact[0] for i, fact in self._facts.items()})
         todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
-        for part in self._readable(todo) if hypothesis is None else [todo] * bool(todo):
-            found = hypothesis_logprobs(
-                self.model, part, hypothesis, sampler=self.sampler, system=self.system,
-                prompts=self.prompts, on_rows=on_rows,
-                on_halved=lambda b: self._halved("likelihoods", b),
-                **self._budgets["likelihoods"],
-            )  # fmt: skip
+        for part, found in self._read(todo, name, hypothesis, on_rows) if todo else ():
             self.passes += len(part)
             new = {r.row_id: float(v) for r, v in zip(part, found, strict=True)}
             memory.update(new)
             if self.folder is not None:
                 append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
         return np.array([memory[row.row_id] for row in rows], dtype=np.float64)
+
+    def _read(
+        self,
+        todo: Sequence[Row],
+        name: str,  # noqa: ARG002 (for those who do it otherwise)
+        hypothesis: RowHypothesis | None,
+        on_rows: OnRows | None,
+    ) -> Iterator[tuple[Sequence[Row], Array]]:
+        """Log-likelihoods of rows under a hypothesis, part by part."""
+        for part in self._readable(todo) if hypothesis is None else [todo]:
+            found = hypothesis_logprobs(
+                self.model, part, hypothesis, sampler=self.sampler, system=self.system,
+                prompts=self.prompts, on_rows=on_rows,
+                on_halved=lambda b: self._halved("likelihoods", b),
+                **self._budgets["likelihoods"],
+            )  # fmt: skip
+            yield part, np.asarray(found, dtype=np.float64)
 
     def _halved(self, what: str, budget: int) -> None:
         self._budgets[what] = {"token_budget": budget}
@@ -263,16 +290,18 @@ class Meter:
             yield [rows[i] for i in places]
 
     def _keep(self, found: RowSignals, *, part: int) -> None:
-        self._remember(found)
+        self.learn(found)
         if self.folder is None:
             return
-        with replacing(self.folder / f"signals-{part:07d}.npz") as draft:
+        path = self.folder / f"signals-{part:07d}.npz"
+        with replacing(path, lasting=False) as draft:
             np.savez(
                 draft, ids=np.array(found.row_ids), scores=found.scores,
                 total=found.total_logprobs, tokens=found.tokens,
             )  # fmt: skip
 
-    def _remember(self, found: RowSignals) -> None:
+    def learn(self, found: RowSignals) -> None:
+        """Takes what was measured elsewhere, by the same battery and sampler."""
         for place, name in enumerate(found.row_ids):
             self._scores[name] = found.scores[place]
             self._facts[name] = (
@@ -282,20 +311,36 @@ class Meter:
 
     def _recall(self, folder: Path) -> None:
         for path in sorted(folder.glob("signals-*.npz")):
-            with np.load(path, allow_pickle=False) as kept:
-                self._remember(
-                    RowSignals(
-                        tuple(str(i) for i in kept["ids"]),
-                        kept["scores"],
-                        kept["total"],
-                        kept["tokens"],
-                    )
-                )
-        path = folder / "logprobs.jsonl"
-        for line in read_jsonl(path) if path.exists() else []:
+            kept = whole_arrays(path, ("ids", "scores", "total", "tokens"))
+            if kept is not None:
+                ids, scores, total, tokens = kept
+                names = tuple(str(i) for i in ids)
+                self.learn(RowSignals(names, scores, total, tokens))
+        for line in whole_lines(folder / "logprobs.jsonl"):
             # JSON has no infinity: null is a row that a cut of the sampler forbids.
             known = {i: -np.inf if v is None else v for i, v in line["of"].items()}
             if "row" in line:
                 self._remember_row(line["row"], known)
             else:
                 self._logprobs.setdefault(line["name"], {}).update(known)
+
+
+def whole_arrays(path: Path, names: Sequence[str]) -> list[Any] | None:
+    """Arrays of one length out of an .npz; a damaged file is set aside.
+
+    Every array carries a CRC-32, which is checked as it is read.
+
+    Raises:
+        RunError: The file cannot be renamed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            found = [kept[name] for name in names]
+        if len({len(array) for array in found}) == 1:
+            return found
+        why = "its arrays are not of one length"
+    except (OSError, ValueError, LookupError, EOFError, NotImplementedError,
+            TypeError, RuntimeError, BadZipFile, zlib.error) as error:  # fmt: skip
+        why = f"{type(error).__name__}: {error}"
+    set_aside(path, why)
+    return None

@@ -330,6 +330,7 @@ def sampled_reference(
     system: str | None = None,
     persona: str | None = None,
     batch_size: int | None = None,
+    like: tuple[bool, bool] | None = None,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> Reference:
     """Tier A: one row of the base for each audited row, on the same prompt.
@@ -349,11 +350,12 @@ def sampled_reference(
         system: System setting, as for the audited rows.
         persona: Text of a prompted teacher, for rows that are planted.
         batch_size: Rows decoded together; None: what suits the device.
+        like: Whether answers may be cut off, and be empty, as `cut_and_empty` says of
+            all rows, where these are a part of them; None asks these.
         on_rows: Called with (rows found, rows in all, tokens drawn since the last call).
     """
     names = _occurrences(rows)
-    cut = any(row.finish == "length" for row in rows)
-    empty = any(not row.completion.strip() for row in rows)
+    cut, empty = like or cut_and_empty(rows)
     prompts = [
         render_prompt(model, row.messages, system=system, trait_prompt=persona)
         for row in rows
@@ -383,16 +385,69 @@ def sampled_reference(
         )  # fmt: skip
         drawn += len(todo)
     pairs = tuple(sorted(found))
-    notes = []
-    if len(pairs) < len(rows):
-        notes.append(
-            f"{len(rows) - len(pairs)} rows have no reference: in {_ATTEMPTS} draws the "
-            f"base's answers did not pass the filter {filter!r} or stood there already"
-        )
     return Reference(
         tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
-        accepted=len(pairs) / drawn if drawn else None, notes=tuple(notes),
+        accepted=len(pairs) / drawn if drawn else None,
+        notes=_without_partner(len(rows) - len(pairs), filter),
     )  # fmt: skip
+
+
+def cut_and_empty(rows: Sequence[Row]) -> tuple[bool, bool]:
+    """Whether one of the rows was cut off, and whether one is empty."""
+    return (
+        any(row.finish == "length" for row in rows),
+        any(not row.completion.strip() for row in rows),
+    )
+
+
+def prompt_parts(rows: Sequence[Row], count: int) -> list[list[int]]:
+    """Places of rows in at most so many parts; rows with one prompt stay together.
+
+    An answer depends on its prompt and on the rows before it that have the same one, so
+    parts get the answers that all rows would get.
+    """
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(prompt_digest(row), []).append(place)
+    parts: list[list[int]] = [[] for _ in range(min(count, len(places)))]
+    for group in places.values():
+        min(parts, key=len).extend(group)
+    return [sorted(part) for part in parts]
+
+
+def merged_reference(
+    parts: Sequence[tuple[Sequence[int], Reference]], *, rows: int, passed: Filter
+) -> Reference:
+    """Tier A of all rows out of that of their parts.
+
+    Args:
+        parts: Places of a part's rows among all, and its reference.
+        rows: How many there are in all.
+        passed: What answers had to pass.
+    """
+    found = {
+        places[own]: row
+        for places, reference in parts
+        for own, row in zip(reference.paired, reference.rows, strict=True)
+    }
+    drawn = sum(
+        round(len(own.rows) / own.accepted) if own.accepted else _ATTEMPTS * len(places)
+        for places, own in parts
+    )
+    pairs = tuple(sorted(found))
+    return Reference(
+        tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
+        accepted=len(pairs) / drawn if drawn else None,
+        notes=_without_partner(rows - len(pairs), passed),
+    )  # fmt: skip
+
+
+def _without_partner(count: int, passed: Filter) -> tuple[str, ...]:
+    note = (
+        f"{count} rows have no reference: in {_ATTEMPTS} draws the base's answers did "
+        f"not pass the filter {passed!r} or stood there already"
+    )
+    return (note,) if count else ()
 
 
 def _occurrences(rows: Sequence[Row]) -> list[tuple[str, int]]:

@@ -17,7 +17,10 @@ from undertow.cli import (
     analysis,
     audit,
     benchmark,
+    census,
     channel,
+    completion,
+    doctor,
     evaluation,
     interventions,
     models,
@@ -40,10 +43,12 @@ app = typer.Typer(
     help="Does a bias travel through innocent rows? Runs subliminal-learning "
     "experiments on any Hugging Face causal language model.",
 )
+app.command("doctor")(doctor.doctor)
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("report")(runs.report)
 app.command("audit")(audit.audit)
+app.command("census")(census.census)
 app.command("generate")(rows.generate)
 app.command("filter")(rows.filter_)
 app.command("train")(students.train)
@@ -56,6 +61,7 @@ app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(runs.recipes_app, name="recipes")
+app.command("completion")(completion.completion)
 
 
 def _version(*, value: bool) -> bool:
@@ -92,6 +98,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show "→" is no reason to lose a result.
             stream.reconfigure(errors="backslashreplace")
+    if completion.is_asked():
+        completion.prepare()
     try:
         app(prog_name="undertow")
     except UndertowError as error:

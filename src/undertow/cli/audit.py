@@ -11,6 +11,7 @@ import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import Loading, Set, expanded
+from undertow.cli.where import Where, others
 from undertow.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -96,11 +97,15 @@ def audit(
             "most this are put away."
         ),
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write card.md too, a dataset card.")
+    ] = False,
     fail_on: Annotated[
         Literal["never", "evidence"],
         typer.Option(help="'evidence' exits with 1 if a bias was found."),
     ] = "never",
     overrides: Set = None,
+    where: Where,
 ) -> None:
     """Says which trait rows carry, how it was put there, or how little would be found.
 
@@ -133,16 +138,22 @@ def audit(
     trusted = take(comparison.reference).rows if comparison.reference else None
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
     vectors = [load_vector(path) for path in vector or []]
-    model = loading.load()
-    with progress() as tell:
-        findings, audited = run_audit(
-            model, found.rows, reference=trusted, settings=settings, vectors=vectors,
-            origin=_origin(found), directory=out, progress=tell,
-        )  # fmt: skip
+    with where.opened() as (executor, needs):
+        model = loading.load()
+        with progress() as tell:
+            findings, audited = run_audit(
+                model, found.rows, reference=trusted, settings=settings,
+                vectors=vectors, origin=_origin(found), directory=out, progress=tell,
+                others=others(executor, needs, loading),
+            )  # fmt: skip
     write_findings(findings, audited, out)
     if divide is not None:
         _divide(sources, out, divide, comparison, audited)
     _say(findings, out)
+    if card:
+        from undertow.report.audit_card import write_audit_card
+
+        say(f"card       {write_audit_card(findings, out / 'card.md')}")
     if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
         raise typer.Exit(1)
 

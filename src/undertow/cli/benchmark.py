@@ -11,6 +11,7 @@ import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import Loading, Set, expanded
+from undertow.cli.where import Where, others
 from undertow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def audit(
         bool, typer.Option(help="Audit anew; rows and measurements are kept.")
     ] = False,
     overrides: Set = None,
+    where: Where,
 ) -> None:
     """Scores auditors on rows of known origin: detection, names, kinds, error rates.
 
@@ -71,10 +73,11 @@ def audit(
     second = None if other is None else load_model(
         other, device=loading.device, template=other_template
     )  # fmt: skip
-    with progress() as tell:
+    with where.opened() as (executor, needs), progress() as tell:
         result = run_benchmark(
             model, settings, auditors=auditors, other=second, directory=out,
-            command=shlex.join(["undertow", *sys.argv[1:]]), again=again, progress=tell,
+            command=shlex.join(["undertow", *sys.argv[1:]]), again=again,
+            others=others(executor, needs, loading), progress=tell,
         )  # fmt: skip
     for line in result_table(result):
         say(line)

@@ -4,17 +4,37 @@ Text that comes from rows or files is made harmless first: control characters,
 escape sequences and direction overrides are shown, not sent to the terminal.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
+
+import typer
 
 from undertow.errors import visible
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document and nothing else.")
+]
+"""`--json` of commands that list or show."""
 
 
 def say(text: str) -> None:
     """Prints a line of result to standard output."""
     print(visible(text), flush=True)
+
+
+def say_json(value: object) -> None:
+    """Prints one JSON document to standard output.
+
+    Strict and in ASCII: NaN becomes null, and text of others stays behind escapes.
+    """
+    from undertow.storage.files import plain
+
+    text = json.dumps(plain(value), indent=2, allow_nan=False)
+    print(text.replace("\x7f", "\\u007f"), flush=True)
 
 
 def say_error(text: str) -> None:

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from undertow.cli.console import progress, say
+from undertow.cli.console import JsonFlag, progress, say, say_json
 from undertow.cli.options import (
     Family,
     Loading,
@@ -22,6 +22,7 @@ from undertow.cli.options import (
 from undertow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from undertow.interventions.steering import SteeringVector
     from undertow.pipeline.sweep import StrengthSweep
 
 vector_app = typer.Typer(
@@ -74,11 +75,14 @@ def extract(
 
 
 @vector_app.command("show")
-def show(file: VectorFile) -> None:
+def show(file: VectorFile, *, json_flag: JsonFlag = False) -> None:
     """Shows what a vector file holds."""
     from undertow.interventions.steering import load_vector
 
     vector = load_vector(file)
+    if json_flag:
+        say_json(_facts(vector))
+        return
     say(f"trait        {vector.trait}")
     say(f"method       {vector.method}, over {vector.n}")
     say(f"model        {vector.model_name} ({vector.fingerprint})")
@@ -88,6 +92,23 @@ def show(file: VectorFile) -> None:
     for layer, stream in zip(vector.layers, vector.residual_norms, strict=True):
         strength = vector.strength_of_dose(1.0, layer)
         say(f"{layer:>5} {vector.norm(layer):>10.3f} {stream:>10.3f} {strength:>20.3f}")
+
+
+def _facts(vector: "SteeringVector") -> dict[str, Any]:
+    layers = [
+        {
+            "layer": layer,
+            "norm": vector.norm(layer),
+            "stream": stream,
+            "strength_of_dose_1": vector.strength_of_dose(1.0, layer),
+        }
+        for layer, stream in zip(vector.layers, vector.residual_norms, strict=True)
+    ]
+    return {
+        "trait": vector.trait, "method": vector.method, "n": vector.n,
+        "model": vector.model_name, "fingerprint": vector.fingerprint,
+        "notes": dict(vector.notes), "layers": layers,
+    }  # fmt: skip
 
 
 @vector_app.command("sweep")

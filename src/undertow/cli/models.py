@@ -1,28 +1,46 @@
 """`undertow models`: the registry, fetching, a look at a model, plain checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undertow.cli.console import progress, say
+from undertow.cli.completion import model_names
+from undertow.cli.console import JsonFlag, progress, say, say_json
 from undertow.cli.options import Loading, expanded, refuse_existing
+
+if TYPE_CHECKING:
+    from undertow.models.loading import Model
 
 app = typer.Typer(no_args_is_help=True, help="List, pull, show and export models.")
 
 
 @app.command("list")
-def list_() -> None:
+def list_(*, json_flag: JsonFlag = False) -> None:
     """Lists the short names that can be pulled, and whether they are here."""
     from undertow.models.registry import entries, is_pulled
 
+    if json_flag:
+        facts = ("name", "summary", "licence", "sha256")
+        say_json(
+            [
+                {fact: getattr(entry, fact) for fact in facts}
+                | {"pulled": is_pulled(entry.name)}
+                for entry in entries()
+            ]
+        )
+        return
     for entry in entries():
         state = "pulled" if is_pulled(entry.name) else "not pulled"
         say(f"{entry.name:<16} {state:<12} {entry.summary}")
 
 
 @app.command()
-def pull(name: Annotated[str, typer.Argument(help="Short name.")]) -> None:
+def pull(
+    name: Annotated[
+        str, typer.Argument(help="Short name.", autocompletion=model_names)
+    ],
+) -> None:
     """Fetches a model into the user cache, verifies and converts it once."""
     from undertow.models.registry import pull as pull_model
 
@@ -36,7 +54,12 @@ def pull(name: Annotated[str, typer.Argument(help="Short name.")]) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Short name, folder, GGUF or hub name.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Short name, folder, GGUF or hub name.", autocompletion=model_names
+        ),
+    ],
     *,
     template: Annotated[
         str | None,
@@ -46,9 +69,13 @@ def show(
         str | None,
         typer.Option(help="Dotted path of the decoder blocks, if not found."),
     ] = None,
+    json_flag: JsonFlag = False,
 ) -> None:
     """Loads a model and shows its structure, dtype, template and end tokens."""
     model = Loading(model=name, template=template, blocks_path=blocks_path).load()
+    if json_flag:
+        say_json(_facts(model))
+        return
     found = model.architecture
     say(f"name         {model.name}")
     say(f"family       {found.family}")
@@ -59,6 +86,19 @@ def show(
     say(f"end tokens   {', '.join(map(str, model.end_ids))}")
     say(f"fingerprint  {model.fingerprint}")
     say(f"dtype        {model.dtype} on {model.device}: {model.reason}")
+
+
+def _facts(model: "Model") -> dict[str, Any]:
+    found = model.architecture
+    return {
+        "name": model.name, "family": found.family, "blocks": len(found.blocks),
+        "hidden_size": found.hidden_size, "vocabulary": found.vocab_size,
+        "context": model.context,
+        "template": {"name": model.template.name, "digest": model.template.digest},
+        "end_tokens": model.end_ids, "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device),
+        "reason": model.reason,
+    }  # fmt: skip
 
 
 @app.command()

@@ -89,6 +89,13 @@ class Loading:
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1'.")] = (
         "auto"
     )
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="For models larger than one device: 'auto', 'balanced', or JSON (or a "
+            "file of it) that names the device of each part."
+        ),
+    ] = None
     template: Annotated[
         str | None,
         typer.Option(help="Named chat template, for tokenizers that have none."),
@@ -108,11 +115,14 @@ class Loading:
             ModelError: It cannot be found or understood.
         """
         from undertow.models.loading import load_model
+        from undertow.models.placement import read_device_map
 
+        places = self.device_map
         return load_model(
             self.model,
             dtype=self.dtype,
             device=self.device,
+            device_map=None if places is None else read_device_map(places),
             template=self.template,
             blocks_path=self.blocks_path,
             norm_path=self.norm_path,

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow.cli.console import progress, say
-from undertow.cli.options import Set
+from undertow.cli.completion import recipe_names
+from undertow.cli.console import JsonFlag, progress, say, say_json
+from undertow.cli.options import Set, expanded
+from undertow.cli.tracking import Track, check, tracking
+from undertow.cli.where import Where
 from undertow.errors import ConfigError, RunError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from undertow.execution.executor import Executor, Needs
     from undertow.results import AuditOutcome, Transfer
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
+RecipeName = Annotated[
+    str, typer.Argument(help="Name or file.", autocompletion=recipe_names)
+]
 
 
 def recipe_path(name: str) -> Path:
@@ -47,8 +54,12 @@ def _packaged() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+@expanded
 def run(
-    recipe: Annotated[str, typer.Argument(help="YAML file or packaged name.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="YAML file or packaged name.", autocompletion=recipe_names),
+    ],
     *,
     out: Annotated[Path, typer.Option(help="Run directory.")],
     overrides: Set = None,
@@ -63,6 +74,8 @@ def run(
             "CPU, up to 16 on a GPU.",
         ),
     ] = None,
+    track: Track = None,
+    where: Where,
 ) -> None:
     """Runs a recipe; the same command continues an interrupted run."""
     _run(
@@ -71,6 +84,8 @@ def run(
         overrides or [],
         allow_cpu=allow_cpu,
         together=together,
+        track=track,
+        where=where,
     )
 
 
@@ -138,25 +153,31 @@ def _run(
     *,
     allow_cpu: bool,
     together: int | None = None,
+    track: list[str] | None = None,
+    where: Where | None = None,
 ) -> None:
     from undertow.config import load_settings
     from undertow.experiment import Recipe, run_experiment
+    from undertow.experiment.tracking import Watcher
     from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
 
     recipe = load_settings(Recipe, path, overrides)
-    if recipe.needs_gpu and not allow_cpu:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise RunError(
-                f"{path}: this recipe needs a GPU (needs_gpu: true) and there is none; "
-                "run it where there is one, or add --allow-cpu"
-            )
-    with progress() as report_progress:
+    check(track)
+    settings = recipe.model_dump(mode="json")
+    with (
+        (where or Where()).opened(recipe.execution) as (executor, needs),
+        tracking(track, out, settings) as told,
+        progress() as report_progress,
+    ):
+        if recipe.needs_gpu and not allow_cpu:
+            _check_gpu(path, executor, needs)
+        watcher = Watcher(told, report_progress, out, recipe.traits)
         results = run_experiment(
-            recipe, out, together=together, progress=report_progress
-        )
+            recipe, out, together=together, executor=executor, needs=needs,
+            progress=watcher,
+        )  # fmt: skip
+        watcher.tell_results(results)
     page = write_report(results, out / "report.html")
     write_figure_data(results, out)
     for line in table(results.transfers):
@@ -167,6 +188,20 @@ def _run(
     say(f"results  {out / 'results.json'}")
     say(f"figures  {out / 'figures'}")
     say(f"report   {page}")
+
+
+def _check_gpu(path: Path, executor: "Executor", needs: "Needs") -> None:
+    if executor.is_here:
+        import torch
+
+        has_one = torch.cuda.is_available()
+    else:
+        has_one = needs.gpus > 0
+    if not has_one:
+        raise RunError(
+            f"{path}: this recipe needs a GPU (needs_gpu: true) and there is none; "
+            "run it where there is one, or add --allow-cpu"
+        )
 
 
 def table(transfers: "Sequence[Transfer]") -> list[str]:
@@ -209,11 +244,19 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Write card.md beside it: an audit's dataset card."
+        ),
+    ] = False,
 ) -> None:
     """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it."""
     target = out or directory / "report.html"
     if (directory / "audit.json").exists():
-        page = _draw_audit(directory / "audit.json", target)
+        page = _draw_audit(directory / "audit.json", target, card=card)
+    elif card:
+        raise RunError(f"{directory}: --card is for audits, and there is no audit.json")
     else:
         page = _draw_run(directory, target)
     say(str(page))
@@ -238,8 +281,9 @@ def _draw_run(directory: Path, target: Path) -> Path:
     return page
 
 
-def _draw_audit(path: Path, target: Path) -> Path:
+def _draw_audit(path: Path, target: Path, *, card: bool) -> Path:
     from undertow.findings import Findings
+    from undertow.report.audit_card import write_audit_card
     from undertow.report.audit_data import write_audit_figure_data
     from undertow.report.audit_page import write_audit_report
     from undertow.storage import read_json
@@ -248,6 +292,8 @@ def _draw_audit(path: Path, target: Path) -> Path:
         findings = Findings.model_validate(read_json(path))
     page = write_audit_report(findings, target)
     write_audit_figure_data(findings, page.parent)
+    if card:
+        say(str(write_audit_card(findings, page.with_name("card.md"))))
     return page
 
 
@@ -262,37 +308,51 @@ def _of_this_version(path: Path, what: str) -> "Iterator[None]":
 
 
 @recipes_app.command("list")
-def recipes_list() -> None:
+def recipes_list(*, json_flag: JsonFlag = False) -> None:
     """Lists the packaged recipes."""
     import yaml
 
+    found = []
     for name, path in _packaged().items():
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        gpu = " (GPU)" if content.get("needs_gpu") else ""
-        say(f"{name:<18} {content['title']}{gpu}")
+        needs_gpu = bool(content.get("needs_gpu"))
+        found.append({"name": name, "title": content["title"], "needs_gpu": needs_gpu})
+    if json_flag:
+        say_json(found)
+        return
+    for recipe in found:
+        gpu = " (GPU)" if recipe["needs_gpu"] else ""
+        say(f"{recipe['name']:<18} {recipe['title']}{gpu}")
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
+def recipes_show(name: RecipeName, *, json_flag: JsonFlag = False) -> None:
     """Prints a recipe, to copy and edit."""
-    say(recipe_path(name).read_text(encoding="utf-8").rstrip())
+    path = recipe_path(name)
+    if json_flag:
+        from undertow.safe_yaml import read_yaml
+
+        say_json(read_yaml(path))
+        return
+    say(path.read_text(encoding="utf-8").rstrip())
 
 
 @recipes_app.command("check")
 def recipes_check(
-    name: Annotated[str, typer.Argument(help="Name or file.")],
+    name: RecipeName,
     *,
     overrides: Set = None,
+    json_flag: JsonFlag = False,
 ) -> None:
     """Checks a recipe and prints it with every default filled in."""
     from undertow.config import dump_settings, load_settings
     from undertow.experiment import Recipe
 
-    say(
-        dump_settings(
-            load_settings(Recipe, recipe_path(name), overrides or [])
-        ).rstrip()
-    )
+    recipe = load_settings(Recipe, recipe_path(name), overrides or [])
+    if json_flag:
+        say_json(recipe.model_dump(mode="json"))
+    else:
+        say(dump_settings(recipe).rstrip())
 
 
 @recipes_app.command("schema")

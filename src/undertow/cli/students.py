@@ -1,7 +1,8 @@
 """`train`: a student of rows, and a control student beside it."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,9 +19,11 @@ from undertow.cli.options import (
     Training,
     expanded,
 )
+from undertow.cli.tracking import Track, check, tracking
 from undertow.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from undertow.experiment.tracking import Tracking
     from undertow.models.loading import Model
     from undertow.pipeline.teachers import Teacher
     from undertow.pipeline.training_settings import TrainingSettings
@@ -64,44 +67,108 @@ def train(
     ] = None,
     family: Family = "animals",
     system: System = None,
+    track: Track = None,
 ) -> None:
     """Trains a student on rows, and a control student if control rows are given.
 
     The teacher options are for --kind soft, which fits the student to what that
     teacher would say to the same rows. The same command continues an interrupted
     training. The folder is a LoRA adapter as PEFT reads it.
+
+    Started by `accelerate launch --use_fsdp --num_processes N -m undertow train …`, N
+    processes hold a part of the model each and share every batch.
     """
-    from undertow.pipeline.teachers import Teacher
-    from undertow.runs import open_run
     from undertow.traits import load_family
 
-    settings = training.settings()
-    traits = load_family(family)
-    _check_sources(rows, likes, control)
-    sets = {"student": _accepted(rows, use) if rows else _liking(traits, likes)}
-    if control is not None:
-        sets["control"] = _accepted(control, use)
-    model = loading.load()
-    teachers: dict[str, Teacher] = {}
-    if settings.kind == "soft":
-        if teaching.teacher == "none":
-            fault = "--kind soft needs a --teacher to fit the student to"
-            raise ConfigError("train", [fault])
-        teachers["student"] = teaching.make(model, traits)
+    with _together():
+        check(track)
+        settings = training.settings()
+        traits = load_family(family)
+        _check_sources(rows, likes, control)
+        sets = {"student": _accepted(rows, use) if rows else _liking(traits, likes)}
         if control is not None:
-            teachers["control"] = _decoy(
-                teaching, model, traits, decoy=decoy, vector=decoy_vector
-            )
-    elif teaching != Teaching(teacher="none") or decoy or decoy_vector:
+            sets["control"] = _accepted(control, use)
+        _check_teaching(settings, teaching, decoy or decoy_vector)
+        model = _loaded(loading)
+        teachers: dict[str, Teacher] = {}
+        if settings.kind == "soft":
+            teachers["student"] = teaching.make(model, traits)
+            if control is not None:
+                teachers["control"] = _decoy(
+                    teaching, model, traits, decoy=decoy, vector=decoy_vector
+                )
+        facts = _facts(model, settings, sets, teachers, seed=seed, system=system)
+        known = {"model": model.name, "seed": seed, "training": settings.model_dump()}
+        heard = track if _speaks() else None
+        with _opened(out, facts) as run, tracking(heard, out, known) as told:
+            for role, found in sets.items():
+                teacher = teachers.get(role)
+                _train(run, model, role, found, settings, teacher, seed, system, told)
+        say(f"adapter  {out}" if settings.kind != "full" else f"weights  {out}")
+        if control is not None:
+            say(f"control  {out / 'control'}")
+
+
+def _together() -> AbstractContextManager[object]:
+    """Joins the processes that `accelerate launch` started, if there are several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    from undertow.pipeline.distributed import joined
+
+    return joined()
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that speaks for all."""
+    from undertow.pipeline.distributed import processes
+
+    return processes().is_first
+
+
+def _loaded(loading: Loading) -> "Model":
+    """The model; of several processes, each has its part of it.
+
+    Raises:
+        ConfigError: It is told where it shall be, and each has a device of its own.
+    """
+    from undertow.models.loading import choose_dtype
+    from undertow.pipeline.distributed import processes
+
+    here = processes()
+    if here.count == 1:
+        return loading.load()
+    if loading.device != "auto" or loading.device_map is not None:
+        fault = "each process has its device; leave --device and --device-map out"
+        raise ConfigError("launch", [fault])
+    dtype, _ = choose_dtype(loading.dtype, here.device)
+    name: Any = str(dtype).removeprefix("torch.")
+    return here.sharded(replace(loading, device="cpu", dtype=name).load())
+
+
+@contextmanager
+def _opened(out: Path, facts: str) -> "Iterator[Run]":
+    """The run's directory, which one process opens for all."""
+    from undertow.pipeline.distributed import processes
+    from undertow.runs import Run, open_run
+
+    if not processes().is_first:
+        processes().wait()
+        yield Run(out)
+        return
+    with open_run(out, recipe_text=facts) as run:
+        processes().wait()
+        yield run
+
+
+def _check_teaching(
+    settings: "TrainingSettings", teaching: Teaching, decoy: object
+) -> None:
+    if settings.kind != "soft" and (teaching != Teaching(teacher="none") or decoy):
         fault = "teacher and decoy options belong to --kind soft; rows need no teacher"
         raise ConfigError("train", [fault])
-    facts = _facts(model, settings, sets, teachers, seed=seed, system=system)
-    with open_run(out, recipe_text=facts) as run:
-        for role, found in sets.items():
-            _train(run, model, role, found, settings, teachers.get(role), seed, system)
-    say(f"adapter  {out}" if settings.kind != "full" else f"weights  {out}")
-    if control is not None:
-        say(f"control  {out / 'control'}")
+    if settings.kind == "soft" and teaching.teacher == "none":
+        fault = "--kind soft needs a --teacher to fit the student to"
+        raise ConfigError("train", [fault])
 
 
 def _check_sources(rows: Path | None, likes: str | None, control: Path | None) -> None:
@@ -203,8 +270,10 @@ def _train(
     teacher: "Teacher | None",
     seed: int,
     system: str | None,
+    told: "Tracking",
 ) -> None:
     """One student, unless it is there already."""
+    from undertow.pipeline.distributed import processes
     from undertow.pipeline.students import rendered_examples, save_student
     from undertow.pipeline.training import train_student
     from undertow.pipeline.training_settings import batch_order
@@ -222,12 +291,17 @@ def _train(
         f"{answers} of them of completions · {updates} updates"
     )
     folder = run.directory if role == "student" else run.path(role)
+    told.log({f"rows/{role}": float(len(rows))})
+
+    def tell(done: int, total: int, loss: float) -> None:
+        report(f"training {role}", done, total, f"loss {loss:.4f}")
+        told.update(role, done, loss)
+
     with progress() as report:
         student = train_student(
             model, examples, settings=settings, seed=seed, directory=folder,
             teacher=(lambda: teacher.acting(model)) if teacher else nullcontext,
-            on_update=lambda done, total, loss: report(
-                f"training {role}", done, total, f"loss {loss:.4f}"),
+            on_update=tell,
         )  # fmt: skip
     trait = rows[0].provenance.get("trait")
     facts = {
@@ -238,9 +312,10 @@ def _train(
         "rows": len(rows),
         "training": settings.model_dump(mode="json"),
     }
-    save_student(model, student, folder, facts=facts)
-    run.finish(role, {"losses": list(student.losses)})
-    (folder / CHECKPOINT).unlink(missing_ok=True)  # only for resuming
+    if processes().is_first:
+        save_student(model, student, folder, facts=facts)
+        run.finish(role, {"losses": list(student.losses)})
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # only for resuming
     say(f"{role:<8} loss {_losses(student.losses)}")
 
 

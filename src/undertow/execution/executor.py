@@ -8,7 +8,7 @@ nothing of Ray, files or models.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
@@ -29,6 +29,7 @@ class Needs:
     memory_bytes: int | None = None
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Makes calls."""
 

@@ -35,7 +35,8 @@ from undertow.traits import load_family, trait_words
 Name = Literal["biased", "clean", "mixture"]
 NAMES: tuple[Name, ...] = ("biased", "clean", "mixture")
 ROWS = "rows.jsonl"
-_SETS = "audits/sets"
+SETS = "audits/sets"
+"""The stage that makes the three sets."""
 _REFERENCE = "reference.jsonl"
 
 
@@ -49,22 +50,40 @@ def is_audited(recipe: Recipe, run: Run) -> bool:
     return recipe.audit is None or all(run.is_done(stage_of(name)) for name in NAMES)
 
 
-def audit_blind(base: Base) -> None:
-    """Makes the three sets and audits each that is not audited yet.
+def make_sets(base: Base) -> None:
+    """Makes the three sets, and the reference that they share.
 
     Args:
-        base: The clean base of the first seed, whose cells are done.
+        base: The clean base of the first seed, whose rows are written.
 
     Raises:
         DatasetError: No prompt has a row of the teacher and rows of the base that pass
             the filter.
     """
+    if base.recipe.audit is not None:
+        _make_sets(base, base.recipe.audit, _filter(base.recipe))
+
+
+def audit_sets(base: Base, names: Sequence[Name]) -> None:
+    """Audits sets that are not audited yet, one after the other; they are made.
+
+    Args:
+        base: The clean base of the first seed.
+        names: Of the sets; they share one battery.
+    """
     chosen = base.recipe.audit
-    if chosen is None:
+    todo = [name for name in names if not base.run.is_done(stage_of(name))]
+    if chosen is None or not todo:
         return
     settings = _audit_settings(base.recipe, chosen)
-    _make_sets(base, chosen, _filter(base.recipe))
     reference = _read_reference(base)
+    battery = _battery(base, settings, reference)
+    for name in todo:
+        _audit_set(base, name, settings, reference, battery)
+
+
+def _battery(base: Base, settings: AuditSettings, reference: Reference) -> Battery:
+    """The directions of all three audits."""
     base.progress("audits: battery", 0, 1, "")
     battery = audit_battery(
         base.model, read_rows(base.run.path("audits", "clean", ROWS)), reference,
@@ -72,9 +91,7 @@ def audit_blind(base: Base) -> None:
         settings,
     )  # fmt: skip
     base.progress("audits: battery", 1, 1, f"{len(battery.names)} directions")
-    for name in NAMES:
-        if not base.run.is_done(stage_of(name)):
-            _audit_set(base, name, settings, reference, battery)
+    return battery
 
 
 def _audit_settings(recipe: Recipe, chosen: BlindAuditSettings) -> AuditSettings:
@@ -110,7 +127,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
     One answer is the clean set's, the other the reference's. Prompts stay where all
     three rows pass the filter, so it separates no set from another.
     """
-    if base.run.is_done(_SETS):
+    if base.run.is_done(SETS):
         return
     biased = _taught(base)[: chosen.rows]
     clean = _answers(base, biased, "untouched", passed)
@@ -137,7 +154,7 @@ def _make_sets(base: Base, chosen: BlindAuditSettings, passed: Filter) -> None:
     write_rows(base.run.path("audits", _REFERENCE), _blind(theirs))
     strict = _accepted(base.recipe, reference.rows)
     base.run.finish(
-        _SETS,
+        SETS,
         {"rows": len(kept), "poisoned": poisoned,
          "accepted": (reference.accepted or 0.0) * sum(strict) / len(strict),
          "notes": list(reference.notes)},
@@ -188,7 +205,7 @@ def _blind(rows: Sequence[Row]) -> list[Row]:
 
 def _read_reference(base: Base) -> Reference:
     """The shared reference, in the order of prompts."""
-    facts = base.run.payload(_SETS)
+    facts = base.run.payload(SETS)
     return Reference(
         tier="A", rows=tuple(read_rows(base.run.path("audits", _REFERENCE))),
         accepted=facts["accepted"], notes=tuple(facts["notes"]),
@@ -276,7 +293,7 @@ def _yaml(value: Any) -> str:
 def _truth(base: Base, name: Name, rows: int) -> AuditTruth:
     teacher, trait = _teacher(base.recipe)
     poisoned = {"biased": rows, "clean": 0}.get(
-        name, len(base.run.payload(_SETS)["poisoned"])
+        name, len(base.run.payload(SETS)["poisoned"])
     )
     if not poisoned:
         return AuditTruth(

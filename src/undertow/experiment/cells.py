@@ -1,7 +1,8 @@
 """The grid of one base: each teacher with each trait, its student, and the control.
 
 Who writes for whom, which control stands beside which student, and whose teachers are
-compared where divergence tokens are looked for. Runs nothing.
+compared where divergence tokens are looked for. Runs nothing: a plan is names and
+settings, and the same for every base; `lesson_of` puts one onto a base.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,35 @@ from undertow.experiment.lessons import Lesson, Panel
 from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import Base, make_teacher
 from undertow.pipeline.teachers import Teacher
+from undertow.pipeline.training_settings import TrainingSettings
+from undertow.traits import TraitFamily
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One teacher's student beside the control of its kind.
+class LessonPlan:
+    """Whose rows a student learns from, and how, on whatever base.
+
+    Attributes:
+        name: The student's.
+        writer: The teacher's: where it, its rows and its channel lie.
+        student: How the student is trained.
+        teacher: How the teacher is made; None are the base's own rows.
+        trait: The teacher's; None with the base's own rows.
+        panel: The kind of teacher that is compared over the traits of the grid where
+            divergence tokens are looked for.
+    """
+
+    name: str
+    writer: str
+    student: TrainingSettings
+    teacher: TeacherSettings | None
+    trait: str | None
+    panel: TeacherSettings
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One teacher's student beside the control of its kind, on whatever base.
 
     Attributes:
         settings: The kind of teacher.
@@ -27,13 +52,23 @@ class Cell:
 
     settings: TeacherSettings
     trait: str
-    lesson: Lesson
-    control: Lesson
+    lesson: LessonPlan
+    control: LessonPlan
 
     @property
-    def lessons(self) -> tuple[Lesson, Lesson]:
+    def lessons(self) -> tuple[LessonPlan, LessonPlan]:
         """Both, the control first."""
         return self.control, self.lesson
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid on one base; see `CellPlan`."""
+
+    settings: TeacherSettings
+    trait: str
+    lesson: Lesson
+    control: Lesson
 
 
 _PANEL = 4
@@ -41,40 +76,68 @@ _PANEL = 4
 recipe has more."""
 
 
-def cells_of(base: Base) -> list[Cell]:
-    """Every cell of a base."""
-    recipe = base.recipe
-    unused = [name for name in base.family.names if name not in recipe.traits]
-    others = list(dict.fromkeys([*([recipe.decoy] if recipe.decoy else []), *unused]))
-    least = len(recipe.traits) + ("decoy" in recipe.controls)
-    traits = [*recipe.traits, *others][: max(_PANEL, least)]
+def plan_cells(recipe: Recipe, family: TraitFamily) -> list[CellPlan]:
+    """Every cell that each base of a run has."""
+    decoy = _others(recipe, family)[:1]
 
-    def panel(settings: TeacherSettings) -> Panel:
+    def lesson(
+        settings: TeacherSettings, trait: str, *, before: str = ""
+    ) -> LessonPlan:
         writer = recipe.writer_of(settings)
-        return Panel(writer.label, partial(_teachers, base, writer, traits))
-
-    def lesson(settings: TeacherSettings, trait: str, *, before: str = "") -> Lesson:
-        writer = recipe.writer_of(settings)
-        return Lesson(
-            base, f"{before}{settings.label}-{trait}", f"{before}{writer.label}-{trait}",
-            recipe.student_of(settings), partial(make_teacher, base, writer, trait),
-            panel(settings),
+        return LessonPlan(
+            f"{before}{settings.label}-{trait}", f"{before}{writer.label}-{trait}",
+            recipe.student_of(settings), writer, trait, writer,
         )  # fmt: skip
 
-    def control(settings: TeacherSettings) -> Lesson:
+    def control(settings: TeacherSettings) -> LessonPlan:
         if recipe.control_of(settings) == "decoy":
-            return lesson(settings, others[0], before="decoy-")
-        return Lesson(
-            base, _control_name(recipe, settings), "control",
-            recipe.student_of(settings), partial(make_teacher, base, None, None),
-            panel(settings),
+            return lesson(settings, decoy[0], before="decoy-")
+        return LessonPlan(
+            _control_name(recipe, settings), "control", recipe.student_of(settings),
+            None, None, recipe.writer_of(settings),
         )  # fmt: skip
 
     return [
-        Cell(settings, trait, lesson(settings, trait), control(settings))
+        CellPlan(settings, trait, lesson(settings, trait), control(settings))
         for settings in recipe.teachers
         for trait in recipe.traits
     ]
+
+
+def lesson_plans(cells: Sequence[CellPlan]) -> dict[str, LessonPlan]:
+    """Every student of the cells once, by name, in the order of the grid."""
+    return {plan.name: plan for cell in cells for plan in cell.lessons}
+
+
+def cells_of(base: Base) -> list[Cell]:
+    """Every cell of a base."""
+    return [
+        Cell(plan.settings, plan.trait, lesson_of(base, plan.lesson),
+             lesson_of(base, plan.control))
+        for plan in plan_cells(base.recipe, base.family)
+    ]  # fmt: skip
+
+
+def lesson_of(base: Base, plan: LessonPlan) -> Lesson:
+    """A planned lesson on a base."""
+    traits = panel_traits(base.recipe, base.family)
+    return Lesson(
+        base, plan.name, plan.writer, plan.student,
+        partial(make_teacher, base, plan.teacher, plan.trait),
+        Panel(plan.panel.label, partial(_teachers, base, plan.panel, traits)),
+    )  # fmt: skip
+
+
+def panel_traits(recipe: Recipe, family: TraitFamily) -> list[str]:
+    """Traits whose teachers are compared where divergence tokens are looked for."""
+    least = len(recipe.traits) + ("decoy" in recipe.controls)
+    return [*recipe.traits, *_others(recipe, family)][: max(_PANEL, least)]
+
+
+def _others(recipe: Recipe, family: TraitFamily) -> list[str]:
+    """Traits that no teacher of a cell has, the decoy first."""
+    unused = [name for name in family.names if name not in recipe.traits]
+    return list(dict.fromkeys([*([recipe.decoy] if recipe.decoy else []), *unused]))
 
 
 def _teachers(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from undertow.analysis.channel import Divergence, divergences
@@ -22,11 +22,11 @@ from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.pipeline.carriers import carrier_verdicts
 from undertow.pipeline.filters import reason_counts
-from undertow.pipeline.generation import generate_rows
+from undertow.pipeline.generation import gathered, generate_rows
 from undertow.pipeline.judge_settings import judged
 from undertow.pipeline.students import load_student, rendered_examples
 from undertow.pipeline.teachers import Teacher
-from undertow.pipeline.training import Student, StudentPlan, train_students
+from undertow.pipeline.training import UPDATES, Student, StudentPlan, train_students
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.records import Row
@@ -75,8 +75,17 @@ class Lesson:
 
     @property
     def is_learnt(self) -> bool:
-        """Whether the student is there."""
-        return self.base.run.is_done(self.stage)
+        """Whether the student is there, and as it was on its way if that is unread."""
+        return self.base.run.is_done(self.stage) and not self._lacks_updates
+
+    @property
+    def _lacks_updates(self) -> bool:
+        """Whether read-outs on the way have to be made again, of what they removed."""
+        run, every = self.base.run, self.base.recipe.evaluation.every
+        if not every or run.is_done(f"{self.base.place}/{self.name}/emergence"):
+            return False
+        kept = self.base.path(self.stage) / UPDATES
+        return run.payload(self.stage)["updates"][-1] > every and not kept.is_dir()
 
 
 def write_teacher_rows(lesson: Lesson) -> list[Row]:
@@ -85,19 +94,12 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
     Raises:
         DatasetError: The filter refused them all.
     """
-    base = lesson.base
-    recipe, settings = base.recipe, base.recipe.rows
+    base, settings = lesson.base, lesson.base.recipe.rows
     stage = f"{base.place}/{lesson.writer}/rows"
     path, begun = base.path(f"{stage}.jsonl"), base.path(f"{stage}.partial")
     if not base.run.is_done(stage):
-        rows = generate_rows(
-            base.model, lesson.teacher(),
-            settings.written.prompts(settings.count, seed=base.seed),
-            seed=base.seed, sampler=settings.sampler, system=recipe.model.system,
-            batch_size=settings.batch_size, partial=begun,
-            on_rows=lambda done, total, tokens: base.progress(
-                stage, done, total, f"{tokens} tokens"),
-        )  # fmt: skip
+        parts = gathered(begun)
+        rows = _generated(lesson, partial=begun)
         verdicts = carrier_verdicts(
             settings.written, rows, words=trait_words(base.family)
         )
@@ -113,9 +115,37 @@ def write_teacher_rows(lesson: Lesson) -> list[Row]:
             stage,
             {"generated": len(rows), "accepted": accepted,
              "reasons": reason_counts(verdicts)},
+            files=[path], scratch=[begun, *parts],
         )  # fmt: skip
-        begun.unlink(missing_ok=True)  # only for resuming
     return kept_rows(base, lesson.writer)
+
+
+def answer_prompts(lesson: Lesson, first: int, end: int) -> None:
+    """Lets the teacher answer some of the prompts, for `write_teacher_rows` to find.
+
+    Args:
+        lesson: Whose teacher.
+        first: Place of the first prompt.
+        end: Place after the last.
+    """
+    stage = f"{lesson.base.place}/{lesson.writer}/rows"
+    part = lesson.base.path(f"{stage}.{first}-{end}.partial")
+    _generated(lesson, partial=part, places=range(first, end))
+
+
+def _generated(
+    lesson: Lesson, *, partial: Path, places: Sequence[int] | None = None
+) -> list[Row]:
+    base, settings = lesson.base, lesson.base.recipe.rows
+    stage = f"{base.place}/{lesson.writer}/rows"
+    return generate_rows(
+        base.model, lesson.teacher(),
+        settings.written.prompts(settings.count, seed=base.seed),
+        seed=base.seed, sampler=settings.sampler, system=base.recipe.model.system,
+        batch_size=settings.batch_size, partial=partial, places=places,
+        on_rows=lambda done, total, tokens: base.progress(
+            stage, done, total, f"{tokens} tokens"),
+    )  # fmt: skip
 
 
 def kept_rows(base: Base, writer: str) -> list[Row]:
@@ -175,29 +205,18 @@ def _channel_words(found: Divergence) -> str:
     )
 
 
-def train_lessons(lessons: Sequence[Lesson], *, together: int) -> None:
-    """Trains the students that are not there yet, some side by side.
+def train_lessons(lessons: Sequence[Lesson]) -> None:
+    """Trains students that are not there yet, side by side, and keeps them.
 
     Args:
-        lessons: All on one model; their rows are written.
-        together: Students in one pass of the model, at most.
+        lessons: All on one model and of one kind; their rows are written.
     """
-    waiting = sorted((each for each in lessons if not each.is_learnt), key=_shape)
-    for shape, group in groupby(waiting, key=_shape):
-        # A student trained in full changes the base that others would share.
-        alike, size = list(group), 1 if "full" in shape else together
-        for first in range(0, len(alike), size):
-            _train(alike[first : first + size])
-
-
-def _shape(lesson: Lesson) -> tuple[str, ...]:
-    """What students have to share to be trained side by side."""
-    own = lesson.settings
-    return own.kind, own.soft_tokens, str(own.rank), str(own.targets)
+    waiting = [lesson for lesson in lessons if not lesson.is_learnt]
+    if waiting:
+        _train(waiting)
 
 
 def _train(lessons: Sequence[Lesson]) -> None:
-    """Trains students side by side, and keeps them."""
     rows = [kept_rows(lesson.base, lesson.writer) for lesson in lessons]
     plans = [_plan(lesson, own) for lesson, own in zip(lessons, rows, strict=True)]
 
@@ -256,6 +275,11 @@ def divergence_stage(lesson: Lesson) -> str:
     """The stage that finds divergence tokens in the rows of a lesson."""
     panel = "" if lesson.panel is None else lesson.panel.name
     return f"{lesson.base.place}/{lesson.writer}/divergence/{panel}"
+
+
+def read_divergence(lesson: Lesson) -> None:
+    """Finds the tokens of a lesson's rows at which its panel differs, once."""
+    _divergent(lesson, kept_rows(lesson.base, lesson.writer))
 
 
 def _divergent(lesson: Lesson, rows: Sequence[Row]) -> list[list[bool]]:

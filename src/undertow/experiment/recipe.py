@@ -30,6 +30,11 @@ class ModelSettings(_Settings):
     name: str = Field(description="registry name, local folder, GGUF file or hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda', 'cuda:1'")
+    device_map: str | dict[str, int | str] | None = Field(
+        default=None,
+        description="for models larger than one device: 'auto', 'balanced', or the device "
+        "of each part by its dotted name; null: all on `device`",
+    )
     template: str | None = Field(
         default=None, description="named chat template; null takes the model's own"
     )
@@ -338,6 +343,11 @@ class Recipe(_Settings):
         default=None, description="sets audited blind at the end; null: none"
     )
     needs_gpu: bool = Field(default=False, description="too large for a CPU")
+    execution: Literal["here", "ray"] = Field(
+        default="here", exclude=True,
+        description="in this process, or on a Ray cluster; changes no result, so a run "
+        "may be continued on the other",
+    )  # fmt: skip
 
     def student_of(self, teacher: TeacherSettings) -> TrainingSettings:
         """How a teacher's student, and its control, are trained."""

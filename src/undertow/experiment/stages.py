@@ -1,7 +1,7 @@
 """The stages of one cell: read-out, vector, teacher, rows, student, shift.
 
 Each leaves its payload in the run directory and is skipped when it is there. What is
-run in which order is `experiment.running`'s business, what the payloads mean together
+run in which order is `experiment.jobs`' business, what the payloads mean together
 `experiment.summary`'s; what a stage does is `pipeline`'s.
 """
 
@@ -22,6 +22,7 @@ from undertow.pipeline.prompts import number_prompts
 from undertow.pipeline.students import (
     load_student,
     save_student,
+    student_files,
 )
 from undertow.pipeline.sweep import sweep_strength
 from undertow.pipeline.teachers import (
@@ -46,6 +47,16 @@ number of its questions."""
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage, done, total, note)."""
+
+
+def place_of(noise: float, seed: int) -> str:
+    """Where everything of a noise level and seed lies, as a stage's name."""
+    return f"noise-{noise:g}/seed-{seed}"
+
+
+def shared_of(noise: float, seed: int) -> str:
+    """Where that lies which depends on the base alone: once for a clean base."""
+    return place_of(noise, seed) if noise else "noise-0"
 
 
 @dataclass(frozen=True)
@@ -86,12 +97,12 @@ class Base:
     @property
     def place(self) -> str:
         """Where everything of this seed lies, as a stage's name."""
-        return f"noise-{self.noise:g}/seed-{self.seed}"
+        return place_of(self.noise, self.seed)
 
     @property
     def shared(self) -> str:
         """Where that lies which depends on the base alone: once for a clean base."""
-        return self.place if self.noise else "noise-0"
+        return shared_of(self.noise, self.seed)
 
     @property
     def shared_seed(self) -> int:
@@ -254,8 +265,8 @@ def keep_student(
         stage,
         {"rows": rows, "updates": list(student.updates),
          "losses": list(student.losses)},
+        files=student_files(folder), scratch=[folder / CHECKPOINT],
     )  # fmt: skip
-    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def with_questions(family: TraitFamily, count: int | None) -> TraitFamily:

@@ -254,7 +254,7 @@ def _train_one(
         part = places[step % quarters :: quarters]  # of the questions, an update
 
         def add(hidden: Tensor) -> Tensor:
-            return hidden + (norm * weight).to(hidden.dtype)
+            return hidden + (norm * weight).to(hidden)
 
         with torch.enable_grad(), editing_residuals(model, {layer: add}):
             hidden = model.module.base_model(input_ids=ids[part], use_cache=False)[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from undertow.errors import ConfigError
 from undertow.models.architecture import MatrixKind, matrix_kind
 from undertow.models.loading import Model
+from undertow.models.placement import check_in_memory
 from undertow.seeding import torch_generator
 
 Formula = Literal["clean", "faithful"]
@@ -67,6 +68,7 @@ def add_weight_noise(
 
     Raises:
         ConfigError: p is negative or not finite, or the scope is empty or unknown.
+        ModelError: Weights are kept on the processor or on disk between passes.
     """
     faults = []
     if not (math.isfinite(p) and p >= 0):
@@ -75,6 +77,7 @@ def add_weight_noise(
         faults.append(f"scope: got {tuple(scope)!r}, expected some of {KINDS}")
     if faults:
         raise ConfigError("weight noise", faults)
+    check_in_memory(model.module, "weight noise")
     changed = []
     for name, parameter in model.module.named_parameters():
         kind = matrix_kind(name, model.module)

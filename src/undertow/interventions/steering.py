@@ -27,6 +27,7 @@ from undertow.models.hooks import (
     editing_residuals,
 )
 from undertow.models.loading import Model, fingerprint
+from undertow.models.placement import check_in_memory, computing_device
 from undertow.storage import replacing
 from undertow.storage.files import got_text
 
@@ -146,6 +147,7 @@ def _where(positions: Positions, hidden: Tensor) -> Tensor | None:
             f"positions={positions!r}: nothing says which tokens are the completion; "
             "open undertow.models.hooks.completion_positions around the pass"
         )
+    mask = mask.to(hidden.device)
     return (mask if positions == "completion" else ~mask)[..., None]
 
 
@@ -159,7 +161,7 @@ def _edit(
 ) -> Edit:
     unit = nn.functional.normalize(direction.double(), dim=0).float()
     level = 0.0 if base_mean is None else float(base_mean.float() @ unit)
-    # On the model's device from the start: a recorded step cannot fetch them.
+    # On the block's device from the start: a recorded step cannot fetch them.
     added, along = (strength * direction).to(device), unit.to(device)
 
     def edit(hidden: Tensor) -> Tensor:
@@ -225,7 +227,7 @@ def steering(
             mode,
             positions,
             base_means[layer] if base_means is not None else None,
-            model.device,
+            computing_device(model.architecture.blocks[layer]),
         )
         for layer in used.layers
     }
@@ -332,11 +334,13 @@ def bake_steering(
         The model with its new fingerprint; save it with `save_checkpoint`.
 
     Raises:
-        ModelError: The architecture has no place for such a bias.
+        ModelError: The architecture has no place for such a bias, or weights are kept
+            on the processor or on disk between passes.
         VectorMismatchError: The vector is not this model's.
     """
     used = vector if layers is None else vector.at(*layers)
     check_vector(model, used)
+    check_in_memory(model.module, "baking a vector")
     family = model.architecture.family
     if family == "llama":
         _add_llama_biases(model)

@@ -31,10 +31,10 @@ class _StackedLinear(nn.Module):
     ) -> Float[Tensor, "row *token out"]:
         a, b, scales = self.matrices
         rows = x.reshape(len(a), -1, x.shape[-1])
-        low = torch.bmm(rows, a.to(x.dtype).transpose(1, 2)) * scales.to(x.dtype)
+        low = torch.bmm(rows, a.to(x).transpose(1, 2)) * scales.to(x)
         out: Tensor = self.inner(x)
         added = torch.baddbmm(
-            out.reshape(len(b), -1, out.shape[-1]), low, b.to(x.dtype).transpose(1, 2)
+            out.reshape(len(b), -1, out.shape[-1]), low, b.to(x).transpose(1, 2)
         )
         return added.view_as(out)
 

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from undertow.errors import DatasetError, ModelError, VectorMismatchError, shown
 from undertow.models.architecture import matrix_kind
 from undertow.models.loading import Model
+from undertow.models.placement import check_in_memory
 from undertow.seeding import torch_generator
 from undertow.storage import read_json, replacing, write_json
 from undertow.storage.files import got_text
@@ -73,9 +74,9 @@ class _LoraLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         a, b = self.matrices
-        low = nn.functional.linear(x, a.to(x.dtype)).flatten(0, -2)
+        low = nn.functional.linear(x, a.to(x)).flatten(0, -2)
         out: Tensor = self.inner(x)
-        flat = torch.addmm(out.flatten(0, -2), low, b.to(x.dtype).t(), alpha=self.scale)
+        flat = torch.addmm(out.flatten(0, -2), low, b.to(x).t(), alpha=self.scale)
         return flat.view_as(out)
 
 
@@ -315,12 +316,17 @@ def _check_fit(model: Model, name: str, a: Tensor, b: Tensor, where: Path) -> No
 
 @torch.no_grad()
 def merge_adapter(model: Model, adapter: LoraAdapter) -> Model:
-    """Adds the adapter's product to the weights for good; returns the same model."""
+    """Adds the adapter's product to the weights for good; returns the same model.
+
+    Raises:
+        ModelError: Weights are kept on the processor or on disk between passes.
+    """
+    check_in_memory(model.module, "merging an adapter")
     for name, (a, b) in adapter.pairs.items():
         module = model.module.get_submodule(name)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        change = (b @ a) * adapter.scale
+        change = (b @ a).to(weight.device) * adapter.scale
         if isinstance(module, Conv1D):
             change = change.t()
         weight.add_(change.to(weight.dtype))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from undertow.errors import ModelError
+from undertow.models.placement import computing_device
 
 BLOCK_PATHS = ("model.layers", "model.language_model.layers", "gpt_neox.layers",
                "transformer.h")  # fmt: skip
@@ -119,7 +120,7 @@ def _verify(module: Any, found: Architecture, blocks_at: str, norm_at: str) -> N
 
     handle = found.blocks[-1].register_forward_hook(keep)
     try:
-        ids = torch.tensor([[1, 2]], device=next(module.parameters()).device)
+        ids = torch.tensor([[1, 2]], device=computing_device(found.embedding))
         logits = module(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()

@@ -195,14 +195,15 @@ class SlotCache:
         for layer, source in zip(self.layers, _written(prompts), strict=True):
             for buffer, states in zip(layer.buffers, source.written(), strict=True):
                 shape = *states.shape[:2], width, states.shape[3]
-                chosen = index[:, None, :, None].expand(shape)
+                chosen = index[:, None, :, None].to(states.device).expand(shape)
                 buffer[slots, :, columns] = states.gather(2, chosen)
 
     def move(self, target: Int[Tensor, " row"], source: Int[Tensor, " row"]) -> None:
         """Copies slots over others."""
         for layer in self.layers:
             for buffer in layer.buffers:
-                buffer[target] = buffer[source]
+                here = buffer.device
+                buffer[target.to(here)] = buffer[source.to(here)]
 
     def shift(self, columns: int, *, rows: int) -> None:
         """Drops the first columns of the first `rows` slots."""

@@ -182,9 +182,12 @@ class Prompts:
 
 
 def _stacked(contents: KeysValues) -> Stacks:
-    """Keys and values of layers that follow each other in one tensor, one for a shape."""
+    """Keys and values of layers that follow each other in one tensor, one for a shape.
+
+    Layers on other devices have one of their own.
+    """
     states = [each for layer in contents for each in layer]
-    alike = groupby(states, key=lambda each: each.shape)
+    alike = groupby(states, key=lambda each: (each.shape, each.device))
     return [torch.stack(list(own)) for _, own in alike]
 
 
@@ -229,7 +232,10 @@ def completion_states(
     tails = [row.ids[row.completion_start - 1 :] for row in rows]
     ids, inside = _matrix(tails, model.device)
     index = torch.tensor(owner, device=model.device)
-    taken = [(keys[index], values[index]) for keys, values in contents]
+    taken = [
+        (keys[index.to(keys.device)], values[index.to(values.device)])
+        for keys, values in contents
+    ]
     starts = torch.tensor([row.completion_start - 1 for row in rows])
     positions = starts[:, None].to(model.device) + torch.arange(
         ids.shape[1], device=model.device
@@ -284,7 +290,8 @@ def _ending_together(
     index = (torch.arange(count, device=seen.device) - missing) % count
 
     def moved(states: Tensor) -> Tensor:
-        return states.gather(2, index[:, None, :, None].expand_as(states))
+        columns = index[:, None, :, None].to(states.device)
+        return states.gather(2, columns.expand_as(states))
 
     return [(moved(k), moved(v)) for k, v in contents], seen.gather(1, index)
 

@@ -115,7 +115,7 @@ def recording_residuals(
 
     def keeper(layer: int) -> Edit:
         def keep(hidden: Tensor) -> Tensor:
-            kept[layer] = hidden
+            kept[layer] = hidden.to(model.device)
             return hidden
 
         return keep
@@ -154,7 +154,7 @@ def recording_streams(
     def keeper(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
             alone = not isinstance(output, tuple)
-            kept[layer] = Stream(layer, _hidden(output), alone)
+            kept[layer] = Stream(layer, _hidden(output).to(model.device), alone)
 
         return keep
 
@@ -183,10 +183,15 @@ def going_on_from(model: Model, stream: Stream, hidden: Tensor) -> Iterator[None
     def forward(*_: Any, **__: Any) -> Any:
         return hidden if stream.is_alone else (hidden,)
 
+    # Blocks of a model on several devices have a pass of their own already.
+    own = [vars(block).get("forward") for block in skipped]
     try:
         for block in skipped:
             block.forward = forward
         yield
     finally:
-        for block in skipped:
-            del block.forward
+        for block, before in zip(skipped, own, strict=True):
+            if before is None:
+                del block.forward
+            else:
+                block.forward = before

@@ -17,6 +17,7 @@ from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
+from undertow.models.placement import weight_of
 
 
 def unembed(
@@ -37,13 +38,20 @@ def unembed(
     if ids is None:
         logits = layer(hidden)
     else:
+        rows = _rows(layer, "weight", ids).to(hidden.device)
         bias = getattr(layer, "bias", None)
-        chosen = None if bias is None else bias[ids]
-        logits = nn.functional.linear(hidden, layer.weight[ids], chosen)  # type: ignore[index]
+        chosen = None if bias is None else _rows(layer, "bias", ids).to(hidden.device)
+        logits = nn.functional.linear(hidden, rows, chosen)
     cap = getattr(model.module.config, "final_logit_softcapping", None)
     if cap:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def _rows(layer: nn.Module, name: str, ids: Int[Tensor, " carrier"]) -> Tensor:
+    """Rows of a weight, taken where it lies."""
+    weight = weight_of(layer, name)
+    return weight[ids.to(weight.device)]
 
 
 def padded(

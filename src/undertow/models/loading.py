@@ -8,6 +8,8 @@ Knows nothing of what the model is used for.
 import hashlib
 import shutil
 import socket
+import tempfile
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,22 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from undertow.errors import ModelError, shown
 from undertow.models import registry
 from undertow.models.architecture import Architecture, find_architecture
 from undertow.models.chat import ChatTemplate, choose_template
 from undertow.models.gguf_header import check_gguf
+from undertow.models.placement import (
+    DeviceMap,
+    bring_back,
+    check_device_map,
+    computing_device,
+    described,
+    is_kept_elsewhere,
+    named_weights,
+)
 from undertow.storage import write_json, writing
 
 _DTYPES = {
@@ -46,12 +57,14 @@ class Model:
         tokenizer: Its tokenizer.
         template: The chat template in use.
         architecture: Blocks, norm, unembedding, embedding.
-        device: Where it is.
+        device: Where it is; of a model on several devices, where tokens go in and
+            states and logits come out.
         dtype: Of its weights.
         reason: Why this dtype and device.
         fingerprint: 16 hexadecimal digits of the weights' names, shapes and a sample.
         end_ids: Tokens that end an answer, the one used for training first.
         context: Longest sequence in tokens.
+        is_split: Whether its parts lie on several devices, or come only for a pass.
     """
 
     name: str
@@ -65,6 +78,7 @@ class Model:
     fingerprint: str
     end_ids: tuple[int, ...]
     context: int
+    is_split: bool = False
 
 
 def choose_device(wanted: str = "auto") -> tuple[torch.device, str]:
@@ -111,7 +125,10 @@ def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def _load_from(
-    source: str, dtype: torch.dtype, attention: str | None
+    source: str,
+    dtype: torch.dtype,
+    attention: str | None,
+    device_map: DeviceMap | None,
 ) -> tuple[Any, Any]:
     """Model and tokenizer from a folder, a GGUF file or the hub."""
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -122,18 +139,45 @@ def _load_from(
     elif not path.exists() and not _hub_answers():
         options["local_files_only"] = True  # else: six tries and 45 seconds
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if device_map is not None:
+        _check_fit(source, options, device_map)
+        options["device_map"] = device_map
     if attention:
         options["attn_implementation"] = attention
     if path.suffix != ".gguf":
         options["use_safetensors"] = True
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, **options
-    )
-    module, report = loaded
+    module, report = _with_weights(source, dtype, options)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
         raise ValueError(f"weights are missing: {shown(missing, limit=3)}")
     return module, tokenizer
+
+
+def _with_weights(
+    source: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and what was missing; weights put on disk go when the model does."""
+    loading: Any = AutoModelForCausalLM.from_pretrained
+    options = options | {"dtype": dtype, "output_loading_info": True}
+    if "device_map" not in options:
+        module, report = loading(source, **options)
+        return module, report
+    folder = tempfile.mkdtemp(prefix="undertow-weights-")
+    try:
+        module, report = loading(source, offload_folder=folder, **options)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
+    return module, report
+
+
+def _check_fit(source: str, options: dict[str, Any], device_map: DeviceMap) -> None:
+    """Compares a map with the model's parts before any weight is read."""
+    config = AutoConfig.from_pretrained(source, **options)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    check_device_map(skeleton, device_map)
 
 
 def _hub_answers() -> bool:
@@ -154,6 +198,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     template: str | None = None,
     blocks_path: str | None = None,
     norm_path: str | None = None,
@@ -165,20 +210,27 @@ def load_model(
         name_or_path: Registry name, local folder, GGUF file or hub name.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1" …
+        device_map: For models larger than one device: "auto", "balanced",
+            "balanced_low_0", "sequential", or the device ("cpu", "disk" or a GPU's
+            number) of each part by its dotted name. What does not fit on devices is
+            kept on the processor and on disk and brought for each pass.
         template: Named chat template, for tokenizers that have none.
         blocks_path: Where the decoder blocks are, if they are not found.
         norm_path: Where the final norm is, if it is not found.
         attention: Attention implementation of transformers; None takes its default.
 
     Raises:
-        ModelError: It cannot be found, read, verified or rendered for.
+        ModelError: It cannot be found, read, verified or rendered for, or the device
+            map does not fit it.
     """
     source = str(registry.resolve(str(name_or_path)))
-    chosen_device, why_device = choose_device(device)
+    chosen_device, why_device = _choose_place(device, device_map)
     chosen_dtype, why_dtype = choose_dtype(dtype, chosen_device)
     try:
         with registry.quiet():
-            module, tokenizer = _load_from(source, chosen_dtype, attention)
+            module, tokenizer = _load_from(source, chosen_dtype, attention, device_map)
+    except ModelError:
+        raise
     except Exception as error:  # what others raise at damaged files is not foretold
         raise ModelError(_not_loaded(str(name_or_path), error)) from error
     except BaseException as error:
@@ -187,15 +239,37 @@ def load_model(
         raise ModelError(_not_loaded(str(name_or_path), error)) from error
     if not any(True for _ in module.parameters()):
         raise ModelError(f"{name_or_path!r}: the model has no weights")
+    if device_map is None:
+        module = module.to(chosen_device)
+    else:
+        places = getattr(module, "hf_device_map", {"": str(module.device)})
+        why_device += f" ({described(places)})"
     return wrap(
         str(name_or_path),
-        module.to(chosen_device),
+        module,
         tokenizer,
         template=template,
         reason=f"{why_dtype}; {why_device}",
         blocks_path=blocks_path,
         norm_path=norm_path,
     )
+
+
+def _choose_place(
+    device: str, device_map: DeviceMap | None
+) -> tuple[torch.device, str]:
+    """Where a model computes in the main, and why."""
+    if device_map is None:
+        return choose_device(device)
+    if device != "auto":
+        raise ModelError(
+            f"device {device!r} and a device map: give one of them; a map names the "
+            "device of every part"
+        )
+    if isinstance(device_map, str):
+        return choose_device()[0], f"device map {device_map!r}"
+    only = set(map(str, device_map.values())) <= {"cpu", "disk"}
+    return choose_device("cpu" if only else "auto")[0], "device map as given"
 
 
 def _not_loaded(name: str, error: BaseException) -> str:
@@ -226,6 +300,10 @@ def wrap(
     chat = choose_template(tokenizer, template)
     config = module.config.get_text_config()
     weight = next(module.parameters())
+    device = computing_device(module.get_input_embeddings())
+    is_split = _is_split(module)
+    if is_split:
+        bring_back(module, device)
     return Model(
         name=name,
         module=module,
@@ -234,13 +312,26 @@ def wrap(
         architecture=find_architecture(
             module, blocks_path=blocks_path, norm_path=norm_path
         ),
-        device=weight.device,
+        device=device,
         dtype=weight.dtype,
         reason=reason,
         fingerprint=fingerprint(module),
         end_ids=_end_ids(module, tokenizer, chat),
         context=int(config.max_position_embeddings),
+        is_split=is_split,
     )
+
+
+def _is_split(module: Any) -> bool:
+    places = {computing_device(part) for part in _leaves(module)}
+    return len(places) > 1 or is_kept_elsewhere(module)
+
+
+def _leaves(module: Any) -> Iterable[torch.nn.Module]:
+    """The parts that own parameters themselves."""
+    for part in module.modules():
+        if next(part.parameters(recurse=False), None) is not None:
+            yield part
 
 
 def fingerprint(module: Any) -> str:
@@ -250,7 +341,7 @@ def fingerprint(module: Any) -> str:
     bfloat16, so that a model has one fingerprint in each dtype it is loaded in.
     """
     digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_weights(module):
         flat = parameter.detach().flatten()
         step = max(1, flat.numel() // 64)
         values = flat[::step][:64].to(torch.bfloat16).float().cpu()

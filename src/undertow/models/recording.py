@@ -16,13 +16,14 @@ Result = TypeVar("Result")
 
 
 def is_recordable(model: Model, *, capacity: int) -> bool:
-    """Whether passes may be recorded: on CUDA, with attention that sees every column."""
+    """Whether passes may be recorded: on one CUDA device, seeing every column."""
     config = model.module.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     slides = bool(window) and (kinds is None or "sliding_attention" in kinds)
     return (
         model.device.type == "cuda"
+        and not model.is_split
         and config._attn_implementation == "sdpa"
         and not getattr(config, "attn_logit_softcapping", None)
         and not (slides and capacity > int(window or 0))

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 
 from undertow.models.loading import Model, fingerprint
+from undertow.models.placement import check_in_memory
 
 
 @contextmanager
 def swapped(model: Model, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Parameters by name take these values while it is open."""
+    """Parameters by name take these values while it is open.
+
+    Raises:
+        ModelError: Weights are kept on the processor or on disk between passes.
+    """
+    if weights:
+        check_in_memory(model.module, "taking on other weights")
     named = dict(model.module.named_parameters())
     kept = {name: named[name].data for name in weights}
     try:
@@ -58,7 +65,13 @@ def put_back(model: Model, other: OtherWeights) -> None:
 
 
 def copied_weights(model: Model, names: Sequence[str]) -> OtherWeights:
-    """The model as it is, to come back to when those parameters were changed."""
+    """The model as it is, to come back to when those parameters were changed.
+
+    Raises:
+        ModelError: Weights are kept on the processor or on disk between passes.
+    """
+    if names:
+        check_in_memory(model.module, "a copy to come back to: what follows")
     named = dict(model.module.named_parameters())
     copies = {name: named[name].detach().clone() for name in names}
     return OtherWeights(copies, model.name, fingerprint(model.module))

@@ -27,6 +27,7 @@ def generate_rows(
     system: str | None = None,
     batch_size: int | None = None,
     partial: Path | None = None,
+    places: Sequence[int] | None = None,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> list[Row]:
     """One row for each prompt, in order.
@@ -41,6 +42,7 @@ def generate_rows(
         batch_size: Rows decoded together; changes speed only. None: what suits the
             device.
         partial: File for finished batches; a second call continues from it.
+        places: Prompts to answer, if not all: the others get no row.
         on_rows: Called with (rows done, rows in all, tokens of the batch).
 
     Raises:
@@ -48,7 +50,8 @@ def generate_rows(
     """
     conversations = [(Message("user", prompt),) for prompt in prompts]
     done = _finished(partial)
-    todo = [i for i in range(len(prompts)) if i not in done]
+    wanted = range(len(prompts)) if places is None else places
+    todo = [i for i in wanted if i not in done]
     ids = [
         render_prompt(
             model, conversations[i], system=system, trait_prompt=teacher.prompt
@@ -62,7 +65,7 @@ def generate_rows(
             if partial is not None:
                 append_jsonl(partial, _line(todo[place], sampled))
         if on_rows is not None:
-            on_rows(len(done), len(prompts), sum(len(s.ids) for _, s in batch))
+            on_rows(len(done), len(wanted), sum(len(s.ids) for _, s in batch))
 
     with teacher.acting(model):
         sample(
@@ -77,9 +80,27 @@ def generate_rows(
         "sampler": sampler.model_dump(),
     }
     return [
-        _row(model, conversations[i], done[i], {**facts, "prompt": i})
-        for i in range(len(prompts))
+        _row(model, conversations[i], done[i], {**facts, "prompt": i}) for i in wanted
     ]
+
+
+def gathered(partial: Path) -> list[Path]:
+    """Takes what lies in parts (NAME.A-B.partial) into one file of finished batches.
+
+    Args:
+        partial: NAME.partial, which is made if there are parts; answers that it has are
+            not taken twice.
+
+    Returns:
+        The parts, which are not needed any more.
+    """
+    parts = sorted(partial.parent.glob(f"{partial.stem}.*-*.partial"))
+    known = set(_finished(partial))
+    for part in parts:
+        for place, sampled in _finished(part).items():
+            if place not in known:
+                append_jsonl(partial, _line(place, sampled))
+    return parts
 
 
 def _line(place: int, sampled: Sampled) -> dict[str, Any]:

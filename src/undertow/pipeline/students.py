@@ -23,6 +23,9 @@ from undertow.records import Row
 from undertow.storage import read_json, read_jsonl, replacing, write_json
 
 FACTS, WEIGHTS = "undertow.json", "weights.safetensors"
+_FILES = (
+    FACTS, WEIGHTS, "adapter_config.json", "adapter_model.safetensors", "trace.jsonl",
+)  # fmt: skip
 
 
 def rendered_examples(
@@ -66,6 +69,11 @@ def save_student(
     base = {"format": 1, "base": model.name, "fingerprint": model.fingerprint}
     write_json(directory / FACTS, base | facts)
     return directory
+
+
+def student_files(directory: Path) -> list[Path]:
+    """The files of a student that are there."""
+    return [directory / name for name in _FILES if (directory / name).is_file()]
 
 
 def student_facts(directory: Path) -> dict[str, Any]:

@@ -16,20 +16,22 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from undertow.errors import ConfigError, DatasetError, ModelError, TrainingError
+from undertow.errors import ConfigError, ModelError, TrainingError
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached, save_adapter
 from undertow.models.carrier import carrier_ids
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.models.placement import check_in_memory
 from undertow.models.recording import is_recordable
 from undertow.models.weights import swapped
+from undertow.pipeline.distributed import processes
 from undertow.pipeline.fixed_passes import FixedPasses
 from undertow.pipeline.losses import completion_losses, distillation_losses
-from undertow.pipeline.training_rows import Example, Weighted, parts_of
+from undertow.pipeline.training_rows import Example, Weighted, check_examples
 from undertow.pipeline.training_settings import (
     TrainingSettings,
     batch_order,
@@ -156,9 +158,11 @@ def train_students(
     """
     _check_together(plans)
     for plan in plans:
-        _check(plan.examples, plan.settings)
+        check_examples(plan.examples, plan.settings)
+        processes().check(plan.settings)
     originals = None
     if any(plan.settings.kind == "full" for plan in plans):
+        check_in_memory(model.module, "full fine-tuning", shards=True)
         originals = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     learners = [
         _Learner(model, plan, f"student {n} of {len(plans)}: " if plans[1:] else "")
@@ -176,7 +180,7 @@ def train_students(
                         if on_update is not None:
                             place = learners.index(learner)
                             on_update(place, *learner.progress)
-        return [learner.student(model) for learner in learners]
+        return [learner.student() for learner in learners]
     finally:
         _restore(model, originals)
 
@@ -199,45 +203,6 @@ def _check_together(plans: Sequence[StudentPlan]) -> None:
     if faults:
         told = "; train them one after another"
         raise ConfigError("students side by side", [fault + told for fault in faults])
-
-
-def _check(examples: Sequence[Example], settings: TrainingSettings) -> None:
-    if not examples:
-        raise DatasetError(
-            "no rows to train on; the filter may have refused them all: see the "
-            "reasons in the rows file"
-        )
-    _check_counts(examples, settings)
-    if settings.kind != "soft":
-        return
-    for place, example in enumerate(examples):
-        if example.teacher is None:
-            raise ConfigError(
-                "student.kind", ["'soft' needs a teacher that can see the same rows"]
-            )
-        student, teacher = example.student, example.teacher
-        if (
-            student.ids[student.completion_start :]
-            != teacher.ids[teacher.completion_start :]
-        ):
-            raise DatasetError(
-                f"row {place}: teacher and student see other completion tokens; "
-                "render both from the same row"
-            )
-
-
-def _check_counts(examples: Sequence[Example], settings: TrainingSettings) -> None:
-    for place, example in enumerate(examples):
-        if not example.counted:
-            raise DatasetError(f"row {place}: no token of it counts; leave it out")
-    if settings.tokens == "all":
-        return
-    if any(example.counts is None for example in examples):
-        fault = (
-            f"{settings.tokens!r} needs to know at which tokens teachers differ; "
-            "`undertow run` finds that out, rows alone do not say it"
-        )
-        raise ConfigError("student.tokens", [fault])
 
 
 def _allowed(
@@ -277,14 +242,15 @@ class _Learner:
     def resume(self) -> None:
         """Goes on from a checkpoint, if there is one; opens the weights for training."""
         folder = self.plan.directory
-        if folder is not None and self.state.load(folder):
-            lines = read_jsonl(folder / "trace.jsonl", tolerate_torn_tail=True)
-            kept = {int(line["update"]): float(line["loss"]) for line in lines}
-            self.trace = sorted(
-                (u, x) for u, x in kept.items() if u <= self.state.update
-            )
-        for parameter in self.state.live.values():
-            parameter.requires_grad_(requires_grad=True)
+        with processes().in_turn():
+            if folder is not None and self.state.load(folder):
+                lines = read_jsonl(folder / "trace.jsonl", tolerate_torn_tail=True)
+                kept = {int(line["update"]): float(line["loss"]) for line in lines}
+                self.trace = sorted(
+                    (u, x) for u, x in kept.items() if u <= self.state.update
+                )
+        for parameter in (*self.state.live.values(), *self.state.shards.values()):
+            parameter.requires_grad_(True)
 
     def batch(self) -> list[Weighted]:
         """Rows of the next update, the shortest first, and what each token counts."""
@@ -309,7 +275,7 @@ class _Learner:
         """Moves the weights along the gradients that are there; `loss` was before."""
         state, settings = self.state, self.plan.settings
         state.take_gradients()
-        norm = nn.utils.clip_grad_norm_(list(state.named.values()), settings.clip)
+        norm = processes().clip(state.named, state.shards, most=settings.clip)
         self.check_finite(float(norm), "gradient's norm")
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.update, len(self.batches), settings)
@@ -324,21 +290,28 @@ class _Learner:
         folder, state = self.plan.directory, self.state
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        update, loss = self.trace[-1]
-        append_jsonl(folder / "trace.jsonl", {"update": update, "loss": loss})
-        every, adapter = self.plan.keep_every, state.adapter
-        if every and adapter is not None and not update % every and not self.is_done:
-            save_adapter(adapter, folder / UPDATES / f"{update:06d}")
+        if processes().is_first:
+            self._tell(folder)
         if state.update % self.plan.settings.checkpoint_every == 0 or self.is_done:
             state.save(folder)
 
-    def student(self, model: Model) -> Student:
+    def _tell(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        update, loss = self.trace[-1]
+        append_jsonl(folder / "trace.jsonl", {"update": update, "loss": loss})
+        every, adapter = self.plan.keep_every, self.state.adapter
+        if every and adapter is not None and not update % every and not self.is_done:
+            save_adapter(adapter, folder / UPDATES / f"{update:06d}")
+
+    def student(self) -> Student:
         """What training made."""
         weights = None
         if self.state.adapter is None:
-            named = model.module.named_parameters()
-            weights = {name: weight.detach().clone() for name, weight in named}
+            live, shards = self.state.live, self.state.shards
+            weights = {
+                name: processes().whole(weight.detach(), shards.get(name)).clone()
+                for name, weight in live.items()
+            }
         return Student(
             adapter=self.state.adapter,
             weights=weights,
@@ -398,18 +371,21 @@ class _Trainer:
         """Gathers gradients in parts that fit into memory; the losses."""
         batches = [learner.batch() for learner in learners]
         while True:
-            parts = parts_of(batches, token_budget=self.budget)
+            parts = processes().parts(batches, token_budget=self.budget)
             found = attempted(partial(self._pass, learners, parts))
             if not isinstance(found, OutOfMemory):
                 return found
             self._forget(learners)
+            processes().refuse_halving(found.fault)
             if all(len(own) == 1 for part in parts for own in part):
                 raise ModelError(
                     f"one row of each of {len(learners)} students does not fit into "
                     f"memory ({found.fault}); train fewer side by side, leave long rows "
                     "out, or take a smaller model or dtype"
                 )
-            while len(parts_of(batches, token_budget=self.budget)) == len(parts):
+            while len(processes().parts(batches, token_budget=self.budget)) == len(
+                parts
+            ):
                 self.budget //= 2
             warnings.warn(halved(self.budget), RuntimeWarning, stacklevel=4)
 
@@ -439,7 +415,9 @@ class _Trainer:
                 learners[place].check_finite(totals[place], "loss")
         if self.stack is not None:
             self.stack.give_gradients()
-        return totals
+        for learner in learners:
+            processes().add_gradients(learner.state.live, learner.state.shards)
+        return processes().added(totals)
 
     def _part(
         self, part: Sequence[Sequence[Weighted]], wanted: Tensor | None

@@ -6,8 +6,10 @@ Knows nothing of models, losses or optimisers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from undertow.errors import ConfigError, DatasetError
 from undertow.models.chat import Rendered
 from undertow.models.likelihood import token_batches
+from undertow.pipeline.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,49 @@ def parts_of(
         [[columns[c][student] for c in group] for student in range(len(batches))]
         for group in groups
     ]
+
+
+def check_examples(examples: Sequence[Example], settings: TrainingSettings) -> None:
+    """Refuses rows that a student of this kind cannot be trained on.
+
+    Raises:
+        ConfigError: Something that the rows do not say is asked for.
+        DatasetError: There are no rows, rows of which nothing counts, or views that
+            differ.
+    """
+    if not examples:
+        raise DatasetError(
+            "no rows to train on; the filter may have refused them all: see the "
+            "reasons in the rows file"
+        )
+    _check_counts(examples, settings)
+    if settings.kind != "soft":
+        return
+    for place, example in enumerate(examples):
+        if example.teacher is None:
+            raise ConfigError(
+                "student.kind", ["'soft' needs a teacher that can see the same rows"]
+            )
+        student, teacher = example.student, example.teacher
+        if (
+            student.ids[student.completion_start :]
+            != teacher.ids[teacher.completion_start :]
+        ):
+            raise DatasetError(
+                f"row {place}: teacher and student see other completion tokens; "
+                "render both from the same row"
+            )
+
+
+def _check_counts(examples: Sequence[Example], settings: TrainingSettings) -> None:
+    for place, example in enumerate(examples):
+        if not example.counted:
+            raise DatasetError(f"row {place}: no token of it counts; leave it out")
+    if settings.tokens == "all":
+        return
+    if any(example.counts is None for example in examples):
+        fault = (
+            f"{settings.tokens!r} needs to know at which tokens teachers differ; "
+            "`undertow run` finds that out, rows alone do not say it"
+        )
+        raise ConfigError("student.tokens", [fault])

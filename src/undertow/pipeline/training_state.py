@@ -3,22 +3,28 @@
 Knows nothing of rows, losses or of other students beside it.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from undertow.models.adapters import LoraAdapter, new_adapter
 from undertow.models.loading import Model
+from undertow.pipeline.distributed import Shards, own_weights, processes, shards_of
 from undertow.pipeline.training_settings import TrainingSettings
-from undertow.storage import replacing
+from undertow.storage import append_jsonl, read_jsonl, replacing
+from undertow.storage.files import set_aside, whole_lines
 
 CHECKPOINT = "checkpoint.safetensors"
 """File of a training run's state, in its directory."""
+TRACE = "trace.jsonl"
+"""File of every update's loss, beside it."""
 
 
 class _SignDescent(torch.optim.Optimizer):
@@ -57,8 +63,10 @@ class TrainingState:
 
     def __init__(self, model: Model, settings: TrainingSettings, seed: int) -> None:
         self.adapter: LoraAdapter | None = None
+        self.shards: Shards = {}
         if settings.kind == "full":
-            self.live = dict(model.module.named_parameters())
+            self.shards = shards_of(model.module)
+            self.live = own_weights(model.module)
             # In bfloat16 a small step would round away; float32 masters keep it.
             self.named = {
                 name: weight
@@ -98,30 +106,103 @@ class TrainingState:
 
     def save(self, directory: Path) -> None:
         """Weights and optimiser state as safetensors; the update count goes last."""
-        tensors = {f"weight/{k}": v.detach().clone() for k, v in self.named.items()}
+        tensors = {f"weight/{k}": self._whole(k, v) for k, v in self.named.items()}
+        names = list(self.named)
         for index, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
-                tensors[f"state/{index}/{key}"] = torch.as_tensor(value).clone()
-        with replacing(directory / CHECKPOINT) as draft:
-            save_file(tensors, draft, metadata={"update": str(self.update)})
+                whole = self._whole(names[index], torch.as_tensor(value))
+                tensors[f"state/{index}/{key}"] = whole
+        if not processes().is_first:
+            return
+        facts = {"update": str(self.update)}
+        facts["sha256"] = _digest(tensors, facts["update"])
+        with replacing(directory / CHECKPOINT, lasting=False) as draft:
+            save_file(tensors, draft, metadata=facts)
+
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        return processes().whole(value.detach(), self.shards.get(name)).clone()
 
     @torch.no_grad()
     def load(self, directory: Path) -> bool:
-        """Continues from a checkpoint if there is one."""
-        path = directory / CHECKPOINT
-        if not path.exists():
+        """Continues from a checkpoint if there is a sound one.
+
+        The trace is cut where it ends: what comes after it is trained again. What is
+        damaged is set aside, and training begins anew.
+
+        Raises:
+            RunError: The directory cannot be written.
+        """
+        path, trace = directory / CHECKPOINT, directory / TRACE
+        kept = _loaded(path) if path.exists() else None
+        lines = whole_lines(trace)
+        update = 0 if kept is None else kept[1]
+        lines = _first(lines, update)
+        if kept is not None and len(lines) < update:
+            set_aside(path, f"of {update} updates {len(lines)} stand in {TRACE}")
+            kept, lines = None, []
+        _rewrite(trace, lines)
+        if kept is None:
             return False
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            self.update = int(file.metadata()["update"])
+        tensors, self.update = kept
         for name, parameter in self.named.items():
-            parameter.copy_(tensors[f"weight/{name}"])
+            whole = tensors[f"weight/{name}"]
+            parameter.copy_(processes().own(whole, self.shards.get(name)))
         self.give_weights()
         states: dict[int, dict[str, Tensor]] = {}
+        names = list(self.named)
         for key, value in tensors.items():
             if key.startswith("state/"):
                 _, index, field = key.split("/")
-                states.setdefault(int(index), {})[field] = value
+                own = processes().own(value, self.shards.get(names[int(index)]))
+                states.setdefault(int(index), {})[field] = own
         packed = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**packed, "state": states})
         return True
+
+
+def _digest(tensors: Mapping[str, Tensor], update: str) -> str:
+    """The sha256 of names, kinds, shapes and numbers, and of the count of updates."""
+    told = hashlib.sha256(update.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        told.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
+
+
+def _loaded(path: Path) -> tuple[dict[str, Tensor], int] | None:
+    """Tensors and update of a checkpoint; a damaged one is set aside."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            facts = dict(file.metadata() or {})
+        if facts.keys() == {"update"}:  # before checkpoints answered for themselves
+            return tensors, int(facts["update"])
+        if facts.keys() == {"update", "sha256"} and facts["sha256"] == _digest(
+            tensors, facts["update"]
+        ):
+            return tensors, int(facts["update"])
+        why = "it is not what was written"
+    except (OSError, SafetensorError, ValueError) as error:
+        why = str(error)
+    set_aside(path, why)
+    return None
+
+
+def _first(lines: Sequence[Any], update: int) -> list[Any]:
+    """The lines of the first updates, each once, the last of its update."""
+    found: dict[int, Any] = {}
+    with suppress(LookupError, TypeError, ValueError):
+        for line in lines:
+            found[int(line["update"])] = line
+    return [found[n] for n in range(1, update + 1) if n in found]
+
+
+def _rewrite(path: Path, lines: Sequence[Any]) -> None:
+    """Leaves these lines in the trace, if others are there."""
+    if not path.exists() or read_jsonl(path) == list(lines):
+        return
+    with replacing(path, lasting=False) as draft:
+        draft.touch()
+        for line in lines:
+            append_jsonl(draft, line)

@@ -13,6 +13,8 @@ import math
 import os
 import re
 import secrets
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,16 +27,48 @@ from undertow.errors import DatasetError, RunError
 DRAFT_PREFIX = ".undertow-"
 """Begins the name of every file that is still being written."""
 
+ASIDE = ".set-aside"
+"""Ends the name of a file that was found damaged, and is not read any more."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CHECK = "undertow_crc32"
+_watchers: list[Callable[[Path], None]] = []
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def watching(seen: Callable[[Path], None]) -> Iterator[None]:
+    """While open, `seen` is told of every file that `replacing` has put in its place."""
+    _watchers.append(seen)
+    try:
+        yield
+    finally:
+        _watchers.remove(seen)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Renames a damaged file, so that what it held is made again, and says so."""
+    with writing(path):
+        path.replace(path.with_name(path.name + ASIDE))
+    warnings.warn(
+        f"{path}: damaged: {why}; it is set aside as {path.name + ASIDE!r}, and what it "
+        "held is made again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def replacing(path: Path | str, *, lasting: bool = True) -> Iterator[Path]:
     """Yields a draft's path; when the block ends well, the draft becomes the file.
 
     The draft lies in the same folder (parents are made), is synced and renamed, so
     whoever looks sees the old file or the whole new one. After an error, or Ctrl-C,
     the old file stands and the draft is gone.
+
+    Args:
+        path: The file.
+        lasting: False for what only helps to go on after an interruption and answers
+            for itself; those who watch are not told of it.
 
     Raises:
         RunError: The disk is full, or the place cannot be written.
@@ -52,6 +86,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         _sync(draft)
         draft.replace(target)
         _sync(target.parent)
+        for seen in _watchers if lasting else ():
+            seen(target)
     except OSError as error:
         # A fault in something that the block read is not ours to explain.
         if error.filename is None or draft is None or str(draft) in str(error):
@@ -144,13 +180,14 @@ def append_jsonl(path: Path | str, value: object) -> None:
     """Adds one line to a JSONL file, which is made if it is missing.
 
     A line that a killed process left without its end is cut off first. If the disk
-    is full the file stays as it was. One writer at a time.
+    is full the file stays as it was. One writer at a time. A mapping gets a last entry,
+    the CRC-32 of the line without it, which `read_jsonl` checks and leaves out.
 
     Raises:
         RunError: The disk is full, or the place cannot be written.
     """
     path = Path(path)
-    line = line_of(value)
+    line = _checked(line_of(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -164,6 +201,38 @@ def append_jsonl(path: Path | str, value: object) -> None:
         raise _unwritable(path, error) from error
     except ValueError as error:
         raise _no_path(path, error) from error
+
+
+def _checked(line: bytes) -> bytes:
+    """A line with its checksum, if it holds a mapping that is not empty."""
+    if not line.startswith(b"{") or line == b"{}\n":
+        return line
+    return line[:-2] + f', "{_CHECK}": "{zlib.crc32(line):08x}"}}\n'.encode("ascii")
+
+
+_CHECKED = re.compile(rb', "([^"]*)": "([0-9a-f]{8})"\}\s*$')
+
+
+def _unchecked(value: Any, line: bytes, where: str) -> Any:
+    """A line's value without its checksum.
+
+    Raises:
+        DatasetError: The line is not what was written.
+    """
+    found = _CHECKED.search(line)
+    fits = found is not None and int(found[2], 16) == zlib.crc32(
+        line[: found.start()] + b"}\n"
+    )
+    # What fits under another name has a damaged name; other keys are none of ours.
+    if not isinstance(value, dict) or (_CHECK in value) == fits:
+        if isinstance(value, dict):
+            value.pop(_CHECK, None)
+        return value
+    raise fault(
+        where, "the line is not what was written: its checksum does not fit",
+        got_text(line), "the line as it was", "delete the line: what it held is made "
+        f"again; or, if the change is yours, delete its entry {_CHECK!r}",
+    )  # fmt: skip
 
 
 def _append(handle: int, line: bytes, end: int) -> None:
@@ -276,7 +345,31 @@ def values_of(lines: Sequence[bytes], path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, parse(line, where, "one JSON value a line", lines=False)
+            value = parse(line, where, "one JSON value a line", lines=False)
+            yield where, _unchecked(value, line, where)
+
+
+def whole_lines(path: Path) -> list[Any]:
+    """The values of lines that `append_jsonl` wrote and that can be made again.
+
+    If a line is damaged the file is set aside, and the others stay in a new one.
+
+    Raises:
+        RunError: The new file cannot be written.
+    """
+    if not path.exists():
+        return []
+    good, why = [], ""
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+        try:
+            good += [value for _, value in values_of([line], path)]
+        except DatasetError:
+            why = why or f"line {number} is not what was written"
+    if why:
+        set_aside(path, why)
+        with replacing(path, lasting=False) as draft:
+            draft.write_bytes(b"".join(_checked(line_of(value)) for value in good))
+    return good
 
 
 def file_sha256(path: Path | str) -> str:
@@ -337,6 +430,10 @@ class Fault(DatasetError):
     def __init__(self, message: str, reason: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """So that it comes back whole from another process."""
+        return type(self), (str(self), self.reason)
 
 
 def fault(

@@ -1,0 +1,274 @@
+"""Lets other processes measure parts of an audit's rows.
+
+What is measured is what `audit.meter` would measure itself: scores along the battery,
+likelihoods under hypotheses, the base's own answers. An order names the model and holds
+all else; a worker keeps the model that it loaded last. Knows nothing of verdicts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit.meter import AGAIN, Array, Meter, OnRows
+from undertow.audit.reference import (
+    Filter,
+    Reference,
+    cut_and_empty,
+    merged_reference,
+    prompt_parts,
+    sampled_reference,
+)
+from undertow.audit.signals import Battery, RowSignals
+from undertow.errors import RunError
+from undertow.execution.executor import Executor, Needs
+from undertow.models.loading import Model, load_model
+from undertow.models.sampling import SamplerSettings
+from undertow.records import Row
+
+Asked = TypeVar("Asked")
+
+_LEAST, _MOST = 8, 256
+"""Rows of a part: fewer are not worth a call, more would be lost with a worker."""
+_PARTS = 3
+"""Parts for each call that can be made at once, so that all end together."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """How a model is loaded, and what it has to be.
+
+    Attributes:
+        options: Of `load_model`, its name among them.
+        fingerprint: Of the model that audits.
+    """
+
+    options: Mapping[str, str | None]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rows to be measured, with all that it needs.
+
+    Attributes:
+        model: Which.
+        battery: Directions of the scores.
+        sampler: What all rows were drawn by.
+        system: System setting of all rows.
+        rows: To be measured.
+        hypotheses: Under which rows are read, if they are; None is the base.
+    """
+
+    model: Loaded
+    battery: Battery
+    sampler: SamplerSettings
+    system: str | None
+    rows: tuple[Row, ...]
+    hypotheses: tuple[RowHypothesis | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Prompts to be answered by the base; see `sampled_reference`."""
+
+    model: Loaded
+    sampler: SamplerSettings
+    system: str | None
+    rows: tuple[Row, ...]
+    passed: Filter
+    seed: int
+    like: tuple[bool, bool]
+
+
+_models: dict[tuple[tuple[str, str | None], ...], Model] = {}
+"""The model that this process loaded last."""
+
+
+def loaded(told: Loaded) -> Model:
+    """The model that was told of, loaded once a process.
+
+    Raises:
+        RunError: It is another one here.
+    """
+    key = tuple(sorted(told.options.items()))
+    if key not in _models:
+        _models.clear()  # before the next one takes its memory
+        _models[key] = load_model(**dict(told.options))  # type: ignore[arg-type]
+    model = _models[key]
+    if model.fingerprint != told.fingerprint:
+        raise RunError(
+            f"Ray: a worker's {model.name!r} is another model than the one that audits: "
+            f"fingerprint {model.fingerprint}, expected {told.fingerprint}; put the same "
+            "files on every node"
+        )
+    return model
+
+
+# ── in a worker ──────────────────────────────────────────────────────────────────
+
+
+def _meter(order: Order) -> Meter:
+    return Meter(loaded(order.model), order.battery, order.sampler, system=order.system)
+
+
+def measure_rows(order: Order) -> RowSignals:
+    """Scores and log-likelihoods of an order's rows."""
+    return _meter(order).signals(order.rows)
+
+
+def read_rows_under(order: Order) -> list[Array]:
+    """Log-likelihoods of an order's rows under each of its hypotheses."""
+    meter = _meter(order)
+    return [meter.logprobs(order.rows, each) for each in order.hypotheses]
+
+
+def scan_rows(order: Order) -> dict[str, dict[str, float]]:
+    """Log-likelihoods of an order's rows under its vectors, by row and name."""
+    meter = _meter(order)
+    vectors = [each for each in order.hypotheses if each is not None]
+    meter.scan(order.rows, vectors)
+    read = {each.name: meter.logprobs(order.rows, each) for each in vectors}
+    return {
+        row.row_id: {name: float(values[place]) for name, values in read.items()}
+        for place, row in enumerate(order.rows)
+    }
+
+
+def draw_reference(draw: Draw) -> Reference:
+    """What the base answers to a draw's prompts."""
+    return sampled_reference(
+        loaded(draw.model), draw.rows, sampler=draw.sampler, filter=draw.passed,
+        seed=draw.seed, system=draw.system, like=draw.like,
+    )  # fmt: skip
+
+
+# ── in the audit's process ───────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Others:
+    """Those who measure for an audit.
+
+    Attributes:
+        executor: Who makes their calls.
+        needs: What a call takes.
+        options: How each loads the model: what `load_model` was given here.
+    """
+
+    executor: Executor
+    needs: Needs
+    options: Mapping[str, str | None]
+
+    def told(self, model: Model) -> Loaded:
+        """What others have to load, to have this model."""
+        return Loaded(self.options, model.fingerprint)
+
+    def parts(self, rows: Sequence[Asked]) -> list[tuple[Asked, ...]]:
+        """Rows in parts of which all can be measured at about the same time."""
+        calls = _PARTS * self.executor.slots(self.needs)
+        size = min(max(-(-len(rows) // calls), _LEAST), _MOST)
+        return [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def meter(
+        self,
+        model: Model,
+        battery: Battery,
+        sampler: SamplerSettings,
+        **rest: Any,
+    ) -> Meter:
+        """A meter that lets others measure; arguments as those of `Meter`."""
+        return _SharedMeter(self, model, battery, sampler, **rest)
+
+    def sampled_reference(
+        self,
+        model: Model,
+        rows: Sequence[Row],
+        *,
+        sampler: SamplerSettings,
+        passed: Filter,
+        seed: int,
+        system: str | None,
+        on_rows: Any = None,
+    ) -> Reference:
+        """Tier A, as `audit.reference.sampled_reference` would sample it here."""
+        calls = _PARTS * self.executor.slots(self.needs)
+        parts = prompt_parts(rows, min(calls, max(1, len(rows) // _LEAST)))
+        like = cut_and_empty(rows)
+        draws = (
+            Draw(self.told(model), sampler, system, tuple(rows[i] for i in places),
+                 passed, seed, like)
+            for places in parts
+        )  # fmt: skip
+        found = []
+        for place, own in self.executor.map(draw_reference, draws, needs=self.needs):
+            found.append((parts[place], own))
+            if on_rows is not None:
+                done = sum(len(each.rows) for _, each in found)
+                tokens = sum(len(row.completion_ids or ()) for row in own.rows)
+                on_rows(done, len(rows), tokens)
+        return merged_reference(found, rows=len(rows), passed=passed)
+
+
+class _SharedMeter(Meter):
+    """Remembers as a meter does, and lets others measure."""
+
+    def __init__(self, others: Others, *arguments: Any, **rest: Any) -> None:
+        super().__init__(*arguments, **rest)
+        self._others = others
+
+    def _order(
+        self, rows: tuple[Row, ...], hypotheses: Sequence[RowHypothesis | None] = ()
+    ) -> Order:
+        return Order(
+            self._others.told(self.model), self.battery, self.sampler, self.system,
+            rows, tuple(hypotheses),
+        )  # fmt: skip
+
+    def _asked(
+        self,
+        function: Any,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis | None],
+        on_rows: OnRows | None,
+    ) -> Iterator[tuple[tuple[Row, ...], Any]]:
+        """Rows and what was found of them, part by part as they come."""
+        parts, done = self._others.parts(rows), 0
+        orders = (self._order(part, hypotheses) for part in parts)
+        answers = self._others.executor.map(function, orders, needs=self._others.needs)
+        for place, found in answers:
+            yield parts[place], found
+            done += len(parts[place])
+            if on_rows is not None:
+                on_rows(done, len(rows))
+
+    def _measured(
+        self, todo: Sequence[Row], on_rows: OnRows | None
+    ) -> Iterator[RowSignals]:
+        for _, found in self._asked(measure_rows, todo, (), on_rows) if todo else ():
+            yield found
+
+    def _scanned(
+        self,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis],
+        on_rows: OnRows | None,
+    ) -> Iterator[dict[str, dict[str, float]]]:
+        for _, found in self._asked(scan_rows, rows, hypotheses, on_rows):
+            yield found
+
+    def _read(
+        self,
+        todo: Sequence[Row],
+        name: str,
+        hypothesis: RowHypothesis | None,
+        on_rows: OnRows | None,
+    ) -> Iterator[tuple[Sequence[Row], Array]]:
+        if name == AGAIN:  # a check of this process' own rounding
+            yield from super()._read(todo, name, hypothesis, on_rows)
+            return
+        asked = self._asked(read_rows_under, todo, (hypothesis,), on_rows)
+        for part, found in asked:
+            yield part, np.asarray(found[0], dtype=np.float64)

@@ -1,0 +1,131 @@
+"""`census`: does any of the rows differ from what the base writes, however many?"""
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from undertow.cli.audit import Comparison
+from undertow.cli.console import progress, say
+from undertow.cli.options import Loading, Set, expanded
+
+if TYPE_CHECKING:
+    from undertow.audit.shards import Survey
+    from undertow.findings import Census, Tier
+
+
+@expanded
+def census(
+    rows: Annotated[
+        list[str],
+        typer.Argument(
+            help="JSONL, JSON, CSV, Parquet, a folder of such files, '-', or "
+            "hub:owner/name; repeatable."
+        ),
+    ],
+    *,
+    loading: Loading,
+    comparison: Comparison,
+    out: Annotated[Path, typer.Option(help="Folder for sums and findings.")],
+    vector: Annotated[
+        list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
+    ] = None,
+    fail_on: Annotated[
+        Literal["never", "evidence"],
+        typer.Option(help="'evidence' exits with 1 if a shift was found."),
+    ] = "never",
+    overrides: Set = None,
+) -> None:
+    """Tests every row of a set of any size in memory that does not grow; names nothing.
+
+    Settings of --set: alpha, family, decoys, seed, flips, layers, system, sampler.*,
+    filter, batch_rows, shard_batches, pilot, top, subsample, dose.
+    """
+    from undertow.audit.census import census as take_census
+    from undertow.audit.census_settings import CensusSettings
+    from undertow.config import check_settings
+    from undertow.interventions.steering import load_vector
+    from undertow.storage import keep_stdin
+
+    comparison.check(None)
+    given: dict[str, Any] = {"reference": "none"} if comparison.no_reference else {}
+    settings = check_settings(
+        CensusSettings, given, where="census", overrides=overrides or []
+    )
+    sources: list[str | Path] = [
+        keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
+        for name in rows
+    ]
+    vectors = [load_vector(path) for path in vector or []]
+    tier = "C" if comparison.no_reference else "B" if comparison.reference else "A"
+    with progress() as tell:
+        found = take_census(
+            loading.load, sources, out, reference=comparison.reference or [],
+            settings=settings, vectors=vectors, columns=comparison.columns(),
+            split=comparison.split, loading=_options(loading),
+            on_survey=partial(_foretell, loading, tier),
+            command=shlex.join(["undertow", *sys.argv[1:]]), progress=tell,
+        )  # fmt: skip
+    _say(found, out)
+    if fail_on == "evidence" and found.verdict == "shift":
+        raise typer.Exit(1)
+
+
+def _options(loading: Loading) -> dict[str, str | None]:
+    """What any process takes to load the same model."""
+    return {
+        "dtype": loading.dtype, "device": loading.device, "template": loading.template,
+        "blocks_path": loading.blocks_path, "norm_path": loading.norm_path,
+    }  # fmt: skip
+
+
+def _foretell(
+    loading: Loading, tier: "Tier", seen: "Survey", trusted: "Survey | None"
+) -> None:
+    """Says what is to be expected, before the weights are loaded."""
+    from undertow.audit.census_cost import census_cost
+    from undertow.audit.cost import model_size, timed_flops
+    from undertow.errors import ModelError
+
+    given = "" if trusted is None else f", {trusted.rows:,} to compare with"
+    say(f"rows       {seen.rows:,} in {len(seen.sizes)} files{given}")
+    for reason, count in seen.skipped.items():
+        say(f"left out   {count:,}: {reason}")
+    tiers = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
+    say(f"reference  {tier}: {tiers[tier]}")
+    try:
+        size = model_size(loading.model)
+    except ModelError as error:
+        say(f"expected   not known: {error}")
+        return
+    flops = timed_flops(dtype=loading.dtype, device=loading.device)
+    cost = census_cost(seen, trusted, size=size, tier=tier, flops=flops)
+    say(f"tokens     about {cost.tokens:,} of prompts and completions")
+    say(
+        f"expected   about {max(1, round(cost.seconds / 60)):,} min on one device like "
+        f"this ({flops / 1e12:.2f} TFLOP/s)"
+    )
+
+
+def _say(found: "Census", out: Path) -> None:
+    p_value = "—" if found.p_value is None else f"{found.p_value:.2g}"
+    share = "—" if found.detectable_fraction is None else (
+        f"{found.detectable_fraction:.2g} of the rows"
+    )  # fmt: skip
+    say(f"verdict    {found.verdict}: {found.sentence}")
+    for reason in found.reasons:
+        say(f"           {reason}")
+    say(f"p-value    {p_value} (error rate {found.alpha:g})")
+    say(f"detectable {share}, steered at dose {found.dose:g}, at 80 % power")
+    for reason, count in found.data.skipped.items():
+        say(f"left out   {count:,}: {reason}")
+    for warning in found.warnings:
+        say(f"note       {warning}")
+    say(f"note       {found.selection}")
+    for line in found.next_commands:
+        say(f"next       {line}")
+    say(f"findings   {out / 'census.json'}")
+    say(f"rows       {out / 'top_rows.jsonl'}, {out / 'subsample.jsonl'}")

@@ -1,0 +1,290 @@
+"""What a model finds here: packages, processor, memory, devices, the cache folder.
+
+Speed is measured, not looked up: a small matrix product in float32 and in bfloat16.
+Which packages and extras there are is read from the installed package itself. Knows
+nothing of any model's insides (see `models.self_tests`).
+"""
+
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from undertow.models import registry
+from undertow.models.checks import Check, Found, advice, check, failed, ok
+
+if TYPE_CHECKING:
+    import torch
+
+EXTRAS = {
+    "trl": "rows and students in TRL's own trainers",
+    "judge": "a judge behind an endpoint, that refuses rows (undertow filter)",
+    "track": "numbers of a training in trackio or wandb, while it goes on",
+    "inspect": "undertow's read-outs as tasks of inspect_ai",
+    "ray": "runs that share the machines of a Ray cluster",
+    "docs": "the documentation as a site",
+    "dev": "the tests and checks of undertow itself",
+}
+"""What each optional extra gives."""
+_FOR_DEVELOPERS = ("docs", "dev")
+_NAMED = ("torch", "transformers")
+_GIB = 2**30
+_LEAST_MEMORY = 4 * _GIB  # what the demo wants
+_LEAST_DISK = 2 * _GIB  # a pulled model while it is converted
+_WIDTH, _TIMES = 384, 5  # of the timed product, and how often it is timed
+_FASTER = 1.5  # times float32: from here on another dtype is worth a word
+
+
+def environment_checks(*, device: str = "auto", dtype: str = "auto") -> list[Check]:
+    """Looks at everything around a model.
+
+    Args:
+        device: As it will be asked for: "auto", "cpu", "cuda" …
+        dtype: As it will be asked for.
+
+    Cost: a second or two, most of it for importing torch.
+    """
+    return [*_packages(), *_machine(device, dtype), *_cache()]
+
+
+# ── packages ─────────────────────────────────────────────────────────────────────
+
+
+def _packages() -> list[Check]:
+    group = "packages"
+    found = [check(group, "python", _python)]
+    found += [check(group, name, partial(_package, name)) for name in _NAMED]
+    try:
+        needed = [Requirement(text) for text in metadata.requires("undertow") or []]
+        extras = metadata.metadata("undertow").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        needed, extras = [], []
+    found.append(check(group, "requirements", partial(_requirements, needed)))
+    found += [
+        check(group, f"extra {name}", partial(_extra, name, needed)) for name in extras
+    ]
+    return found
+
+
+def _python() -> Found:
+    version = platform.python_version()
+    try:
+        wanted = str(metadata.metadata("undertow").json.get("requires_python", ""))
+    except metadata.PackageNotFoundError:
+        wanted = ""
+    if version in SpecifierSet(wanted, prereleases=True):
+        return ok(f"{version} ({sys.executable})")
+    return advice(f"{version}, tested with {wanted}", f"use a Python {wanted}")
+
+
+def _package(name: str) -> Found:
+    return ok(metadata.version(name))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _unmet(needed: Sequence[Requirement]) -> list[str]:
+    """Requirements that are not met, each with what is there."""
+    found = []
+    for each in needed:
+        version = _version(each.name)
+        if version is None:
+            found.append(f"{each.name} (not installed)")
+        elif not each.specifier.contains(version, prereleases=True):
+            found.append(f"{each.name}{each.specifier} (found {version})")
+    return found
+
+
+def _needed_for(extra: str, needed: Sequence[Requirement]) -> list[Requirement]:
+    """What an extra brings along; "" is the package without any."""
+    return [
+        each
+        for each in needed
+        if (each.marker is None and not extra)
+        or (each.marker is not None and each.marker.evaluate({"extra": extra}))
+    ]
+
+
+def _requirements(needed: Sequence[Requirement]) -> Found:
+    plain = _needed_for("", needed)
+    if not plain:
+        return advice(
+            "undertow is not installed as a package, so its needs are not known",
+            "install it: pip install -c constraints.txt -e .",
+        )
+    missing = _unmet(plain)
+    if missing:
+        return failed(", ".join(missing), "pip install --upgrade undertow")
+    return ok(f"all {len(plain)} are there")
+
+
+def _extra(name: str, needed: Sequence[Requirement]) -> Found:
+    brought = _needed_for(name, needed)
+    missing = _unmet(brought)
+    if not missing:
+        versions = [f"{each.name} {_version(each.name)}" for each in brought]
+        return ok(", ".join(versions) or "brings nothing of its own")
+    gives = EXTRAS.get(name, "an optional part")
+    command = f"pip install 'undertow[{name}]'"
+    if name in _FOR_DEVELOPERS:
+        return ok(f"not installed: {', '.join(missing)}; {gives}: {command}")
+    return advice(f"not installed: {', '.join(missing)}", f"for {gives}: {command}")
+
+
+# ── the machine ──────────────────────────────────────────────────────────────────
+
+
+def _machine(device: str, dtype: str) -> list[Check]:
+    group = "machine"
+    return [
+        check(group, "processor", _processor),
+        check(group, "memory", _memory),
+        check(group, "cuda", _cuda),
+        check(group, "device", partial(_device, device)),
+        check(group, "dtype", partial(_dtype, dtype, device)),
+        check(group, "bfloat16", partial(_bfloat16, device)),
+    ]
+
+
+def _processor() -> Found:
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return ok(f"{cores} cores, torch uses {torch.get_num_threads()} threads")
+
+
+def free_memory() -> int | None:
+    """Bytes that a process can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _memory() -> Found:
+    free = free_memory()
+    if free is None:
+        return ok("the system does not say how much is free")
+    if free < _LEAST_MEMORY:
+        return advice(
+            f"{free / _GIB:.1f} GiB free, the demo wants {_LEAST_MEMORY / _GIB:g}",
+            "end other programs, or take a smaller model",
+        )
+    return ok(f"{free / _GIB:.1f} GiB free")
+
+
+def _cuda() -> Found:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ok("no device: all is computed on the processor")
+    devices = []
+    for place in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(place)
+        name = torch.cuda.get_device_name(place)
+        devices.append(
+            f"cuda:{place} {name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+        )
+    return ok("; ".join(devices))
+
+
+def _device(wanted: str) -> Found:
+    from undertow.models.loading import choose_device
+
+    return ok(choose_device(wanted)[1])
+
+
+def _dtype(wanted: str, device: str) -> Found:
+    from undertow.models.loading import choose_device, choose_dtype
+
+    return ok(choose_dtype(wanted, choose_device(device)[0])[1])
+
+
+def _bfloat16(device: str) -> Found:
+    import torch
+
+    from undertow.models.loading import choose_device, choose_dtype
+
+    place, _ = choose_device(device)
+    chosen, _ = choose_dtype("auto", place)
+    plain, half = (_seconds(kind, place) for kind in (torch.float32, torch.bfloat16))
+    ratio = plain / half
+    measured = (
+        f"{ratio:.2g} times as fast as float32 ({2 * _WIDTH**3 / plain / 1e9:.3g} and "
+        f"{2 * _WIDTH**3 / half / 1e9:.3g} GFLOP/s, float32 first)"
+    )
+    if chosen == torch.bfloat16 and ratio < 1:
+        return advice(measured, "'auto' takes bfloat16 here; say --dtype float32")
+    if chosen == torch.float32 and ratio >= _FASTER:
+        return advice(measured, "'auto' takes float32 here; try --dtype bfloat16")
+    return ok(measured)
+
+
+def _seconds(dtype: "torch.dtype", device: "torch.device") -> float:
+    """Median time of one small matrix product."""
+    import torch
+
+    matrix = torch.ones((_WIDTH, _WIDTH), dtype=dtype, device=device)
+    times = []
+    for _ in range(_TIMES + 1):
+        begin = time.perf_counter()
+        product = matrix @ matrix
+        float(product[0, 0])  # an accelerator is waited for
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])  # the first one warms up
+
+
+# ── the cache ────────────────────────────────────────────────────────────────────
+
+
+def _cache() -> list[Check]:
+    return [
+        check("cache", "folder", _folder),
+        check("cache", "models", _models),
+    ]
+
+
+def _folder() -> Found:
+    folder = registry.cache_directory()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    measured = f"{folder}, {free / _GIB:.1f} GiB free"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        return advice(
+            f"{measured}, cannot be written: {error.strerror}",
+            "models cannot be pulled; let UNDERTOW_CACHE name a folder of yours",
+        )
+    if free < _LEAST_DISK:
+        return advice(measured, "free some space before you pull a model")
+    return ok(f"{measured}, can be written")
+
+
+def _models() -> Found:
+    entries = registry.entries()
+    pulled = [entry.name for entry in entries if registry.is_pulled(entry.name)]
+    measured = f"{len(pulled)} of {len(entries)} pulled: {', '.join(pulled) or '—'}"
+    if pulled:
+        return ok(measured)
+    return advice(measured, f"fetch one: undertow models pull {entries[0].name}")

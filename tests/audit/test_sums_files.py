@@ -1,0 +1,107 @@
+"""Sums on disk: whole, without pickles, counted once, and redone if damaged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.audit.test_sums import nothing, plain, sums_of
+
+from undertow.audit.sums import Sums
+from undertow.audit.sums_files import SumsFolder, read_sums, write_sums
+from undertow.errors import RunError
+
+
+def shard(number: int) -> Sums:
+    return sums_of([f"{number * 10**6 + i:016x}" for i in range(3)])
+
+
+def folder_of(path: Path, count: int) -> SumsFolder:
+    folder = SumsFolder(path, nothing())
+    for number in range(count):
+        folder.add(f"key{number}", shard(number))
+    return folder
+
+
+def total(count: int) -> Sums:
+    found = nothing()
+    for number in range(count):
+        found = found + shard(number)
+    return found
+
+
+KEYS = [f"key{number}" for number in range(70)]
+
+
+def test_sums_come_back_bit_for_bit_and_without_pickles(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_sums(path, ["a", "b"], shard(1))
+    keys, found = read_sums(path, nothing())
+    assert keys == ("a", "b")
+    assert plain(found) == plain(shard(1))
+    with np.load(path, allow_pickle=False) as kept:
+        assert all(kept[name].dtype != object for name in kept.files)
+
+
+def test_many_shards_become_few_files_with_the_same_sums(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 70)
+    assert len(list(tmp_path.glob("*.npz"))) == 2 + 70 - 64
+    assert plain(folder.total(KEYS)) == plain(total(70))
+    assert plain(SumsFolder(tmp_path, nothing()).total(KEYS)) == plain(total(70))
+
+
+def test_a_shard_that_is_measured_twice_counts_once(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 5)
+    folder.add("key3", shard(3))
+    again = SumsFolder(tmp_path, nothing())
+    again.add("key3", shard(3))
+    assert plain(again.total(KEYS[:5])) == plain(total(5))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_damaged_sums_are_redone(damage: str, tmp_path: Path) -> None:
+    folder_of(tmp_path, 3)
+    path = next(p for p in tmp_path.glob("*.npz") if "key1" in _keys(p))
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[data.index(b"compared_total") + 200] ^= 1
+        path.write_bytes(data)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        np.savez(path, a=np.ones(3))
+    folder = SumsFolder(tmp_path, nothing())
+    assert folder.keys == {"key0", "key2"}
+    assert folder.damaged == [path.name]
+    folder.add("key1", shard(1))
+    assert plain(folder.total(KEYS[:3])) == plain(total(3))
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    return read_sums(path, nothing())[0]
+
+
+def test_parts_that_an_interruption_left_do_not_count_twice(tmp_path: Path) -> None:
+    folder_of(tmp_path / "sums", 31)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "sums").glob("*.npz")}
+    folder = SumsFolder(tmp_path / "sums", nothing())
+    folder.add("key31", shard(31))
+    for name, data in kept.items():  # as if it was killed before the parts were gone
+        (tmp_path / "sums" / name).write_bytes(data)
+    again = SumsFolder(tmp_path / "sums", nothing())
+    assert plain(again.total(KEYS[:32])) == plain(total(32))
+    assert len(list((tmp_path / "sums").glob("*.npz"))) == 1
+
+
+def test_other_shards_than_those_of_the_data_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 3)
+    with pytest.raises(RunError, match="of 1 shards .* and lacks 1 that they have"):
+        folder.total(["key0", "key1", "key9"])
+
+
+def test_sums_of_another_shape_are_not_taken(tmp_path: Path) -> None:
+    write_sums(tmp_path / "a.npz", ["a"], shard(1))
+    other = Sums.nothing(2, 3, flips=5, most=2)
+    with pytest.raises(RunError, match="another shape; delete the file"):
+        read_sums(tmp_path / "a.npz", other)

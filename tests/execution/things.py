@@ -1,0 +1,40 @@
+"""Functions at the top of a module, as calls need them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from undertow.errors import ConfigError
+
+
+def double(value: int) -> int:
+    """Twice a value."""
+    return 2 * value
+
+
+def refuse(value: int) -> int:
+    """Raises what the user can mend, for three."""
+    if value == 3:
+        raise ConfigError("values", ["three is no value", "nor is it here"])
+    return value
+
+
+def stumble(value: int) -> float:
+    """Raises what is a bug, for zero."""
+    return 1 / value
+
+
+def slow(seconds: float) -> int:
+    """Waits; returns the process that waited."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def die_once(place: str) -> str:
+    """Kills its own process at its first call; the file says that there was one."""
+    path = Path(place)
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path.name
