@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVICES = ("pypi", "osv")
+PATIENCE = 300
+"""Seconds for one database."""
 ACCEPTED: dict[str, str] = {}
 """Vulnerabilities that are known and lived with: id → why they do not matter here."""
 
@@ -26,7 +28,12 @@ def asked(command: str, requirements: str, service: str) -> list[dict[str, Any]]
         "--format", "json", "--progress-spinner", "off", "--vulnerability-service",
         service, *(word for name in ACCEPTED for word in ("--ignore-vuln", name)),
     ]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PATIENCE} seconds"
     try:
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):

@@ -18,8 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from undertow.audit.census_cost import DECODING, SHARE, row_operations
 from undertow.audit.cost import Size, timed_flops
 from undertow.findings import Tier
@@ -81,7 +79,9 @@ def taken(
         "--out", str(out), "--dtype", "float32", "--device", "cpu",
         "--set", f"family={folder / 'things.yaml'}",
         "--set", f"decoys={folder / 'others.yaml'}",
-        "--set", "sampler.allowed=all", "--set", "sampler.max_new_tokens=12",
+        # Random weights write no numbers of themselves.
+        "--set", f"sampler.allowed={'list' if tier == 'A' else 'all'}",
+        "--set", "sampler.max_new_tokens=12",
     ]  # fmt: skip
     if tier == "B":
         command += ["--reference", str(reference)]

@@ -9,6 +9,7 @@ repository comes from `smollm2-135m`. Times and paths of the machine are not sto
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -16,13 +17,13 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def executed(path: Path, *, timeout: int | None = None) -> nbformat.NotebookNode:
+def executed(path: Path, *, timeout: int | None = None) -> Any:
     """The notebook with the outputs of a fresh run; the file stays as it is.
 
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook: Any = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -46,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     paths = [HERE / f"{name}.ipynb" for name in names]
     for path in paths or sorted(HERE.glob("*.ipynb")):
-        nbformat.write(executed(path), path)
+        nbformat.write(executed(path), path)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

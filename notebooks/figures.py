@@ -38,18 +38,22 @@ class Picture:
 def side_by_side(*panels: Panel, columns: int = 3) -> Picture:
     """Panels in rows, each under its title."""
     ink = colours()["ink"]
-    drawn, x, y, tallest, right = [], SPACE, SPACE, 0.0, 0.0
+    drawn: list[str] = []
+    x = y = float(SPACE)
+    tallest = right = 0.0
     for place, panel in enumerate(panels):
         if place and place % columns == 0:
-            x, y, tallest = SPACE, y + tallest + TITLE + SPACE, 0.0
+            x, y, tallest = float(SPACE), y + tallest + TITLE + SPACE, 0.0
         width, height = map(
             float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel.svg)[0]
         )
         drawn.append(
-            f'<text x="{x}" y="{y + 16:g}" font-size="14" font-weight="bold" '
+            f'<text x="{x:g}" y="{y + 16:g}" font-size="14" font-weight="bold" '
             f'stroke="none" fill="{ink}">{escape(panel.title)}</text>'
         )
-        placed = f'<svg x="{x}" y="{y + TITLE:g}" width="{width:g}" height="{height:g}"'
+        placed = (
+            f'<svg x="{x:g}" y="{y + TITLE:g}" width="{width:g}" height="{height:g}"'
+        )
         drawn.append(_painted(panel.svg).replace("<svg", placed, 1))
         x, tallest = x + width + 2 * SPACE, max(tallest, height)
         right = max(right, x - SPACE)

@@ -1,10 +1,12 @@
 """A run's directory: one process, one recipe, stages that are done or not."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from undertow import __version__
 from undertow.errors import RunError
 from undertow.runs import Run, open_run, provenance
-from undertow.storage import DRAFT_PREFIX
+from undertow.storage import DRAFT_PREFIX, write_json, write_text
 
 RECIPE = "title: one\nseeds: [0]\n"
 HOLDER = """
@@ -61,7 +63,8 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         "  '-seeds: [0]'\n"
         "  '+seeds: [0, 1]'\n"
         "Choose another directory, or give the recipe that is there: "
-        f"{tmp_path}/recipe.yaml"
+        f"{tmp_path}/recipe.yaml. If that file is damaged, mend it: the lines marked + "
+        "are the right ones"
     )
     assert (tmp_path / "recipe.yaml").read_text() == RECIPE
     opened(tmp_path)
@@ -187,7 +190,9 @@ def test_a_stage_is_done_when_its_marker_is_there(tmp_path: Path) -> None:
         assert not run.is_done("noise-0/seed-1/train")
         assert run.payload(name) == {"loss": [1.5, None], "path": "a/b"}
     marker = json.loads((tmp_path / "stages" / f"{name}.json").read_text())
-    assert set(marker) == {"stage", "finished", "seconds", "payload"}
+    assert set(marker) == {
+        "stage", "finished", "seconds", "payload", "files", "scratch", "sha256",
+    }  # fmt: skip
     assert marker["stage"] == name
 
 
@@ -234,6 +239,110 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
         f"{path}: the stage marker is damaged; delete it and continue the run with the "
         "same command: the stage is done again"
     )
+
+
+@pytest.fixture
+def two_stages(tmp_path: Path) -> Path:
+    """A run of a stage with a file, and of one without; a third says that both are there."""
+    with open_run(tmp_path, recipe_text=RECIPE) as run:
+        write_json(run.path("bases", "rows.json"), [1, 2])
+        write_text(run.path("page.html"), "drawn")
+        run.finish("rows", {"n": 2})
+        run.finish("student", {"loss": 0.5})
+        run.finish("complete", {})
+    return tmp_path
+
+
+def test_a_marker_names_what_was_written_since_the_last_one(two_stages: Path) -> None:
+    files = {
+        name: json.loads((two_stages / "stages" / f"{name}.json").read_text())["files"]
+        for name in ("rows", "student")
+    }
+    digest = hashlib.sha256(b"[\n 1,\n 2\n]\n").hexdigest()
+    assert files == {"rows": {"bases/rows.json": digest}, "student": {}}
+
+
+@pytest.mark.parametrize("content", ["[1, 3]", "", None])
+def test_a_damaged_or_lost_file_is_set_aside_with_its_stage(
+    two_stages: Path, content: str | None
+) -> None:
+    path = two_stages / "bases" / "rows.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.warns(RuntimeWarning) as told:
+        run = opened(two_stages)
+    assert str(told[0].message) == (
+        f"{two_stages}: damaged or gone since it was written: 'bases/rows.json'; set "
+        "aside (names that end in '.set-aside'), and made again: 'rows'"
+    )
+    # Who says no more than that all are there goes too.
+    assert [run.is_done(n) for n in ("rows", "student", "complete")] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert not path.exists()
+    aside = path.with_name("rows.json.set-aside")
+    assert (aside.read_text() if aside.exists() else None) == content
+    opened(two_stages)  # nothing is left to be said
+
+
+@pytest.mark.parametrize("place", range(0, 400, 7))
+def test_any_byte_of_a_marker_counts(two_stages: Path, place: int) -> None:
+    path = two_stages / "stages" / "rows.json"
+    before = json.loads(path.read_text())
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 4
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = opened(two_stages)
+    if run.is_done("rows"):  # white space for other white space
+        assert json.loads(path.read_text()) == before
+    else:
+        assert "'stages/rows.json'" in str(told[0].message)
+
+
+def test_markers_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    opened(tmp_path)
+    old = {"stage": "a", "finished": "2026", "seconds": 1.5, "payload": {"n": 1}}
+    write_json(tmp_path / "stages" / "a.json", old)
+    assert opened(tmp_path).payload("a") == {"n": 1}
+    write_json(tmp_path / "stages" / "a.json", old | {"files": {}})
+    with pytest.warns(RuntimeWarning, match=r"'stages/a\.json'"):
+        assert not opened(tmp_path).is_done("a")
+
+
+def test_scratch_goes_with_the_marker_or_when_the_run_is_opened(tmp_path: Path) -> None:
+    with open_run(tmp_path, recipe_text=RECIPE) as run:
+        partial, kept = run.path("rows.partial"), run.path("updates", "1.json")
+        write_json(kept, 1)
+        run.finish("training", {"n": 1}, files=[kept])
+        partial.write_text("1\n")
+        run.finish("read", {"n": 2}, scratch=[partial, kept.parent])
+        assert not partial.exists()
+        assert not kept.exists()
+    partial.write_text("1\n")  # as if it had been killed before it was removed
+    run = opened(tmp_path)
+    assert not partial.exists()
+    assert run.is_done("training")  # what another stage removed is not missed
+
+
+def test_a_check_that_was_killed_goes_on(
+    two_stages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the marker is gone, the next process finds the damage again."""
+    (two_stages / "bases" / "rows.json").write_text("[]")
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(source).name == "rows.json" and Path(source).parent.name == "stages":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened(two_stages)
+    with pytest.warns(RuntimeWarning, match="made again: 'rows'"):
+        assert not opened(two_stages).is_done("rows")
 
 
 def test_seconds_are_those_since_the_last_stage(

@@ -291,7 +291,8 @@ class CensusData(_Value):
     rows: int = Field(description="rows read, copies counted")
     used: int = Field(description="rows in the sums, copies counted")
     effective: Number = Field(
-        description="different rows that would tell as much; copies count as one draw"
+        description="different rows that would tell as much, copies counting as one "
+        "draw; in tier B of the side that has fewer"
     )
     tokens: int = Field(description="completion tokens of the rows in the sums")
     without_prompt: int = Field(description="completions alone, on an empty prompt")
@@ -361,7 +362,9 @@ class Census(_Value):
     sentence: str
     reasons: list[str]
     warnings: list[str] = Field(default_factory=list)
-    selection: str = Field(description="what the handed rows can and cannot be used for")
+    selection: str = Field(
+        description="what the handed rows can and cannot be used for"
+    )
     next_commands: list[str] = Field(description="how to audit the handed rows")
     model: str
     family: str

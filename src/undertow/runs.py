@@ -92,7 +92,8 @@ class Run:
             payload: What it found.
             files: What the stage left, to be checked whenever the run is opened; None:
                 all that was written in the directory since the last stage ended.
-            scratch: What only helped to go on after an interruption; removed.
+            scratch: What only helped to go on after an interruption, or this stage
+                alone; removed, and not missed by the stages that wrote it.
 
         Raises:
             RunError: The disk is full, or the name leads out of the directory.
@@ -167,25 +168,32 @@ class Run:
         Raises:
             RunError: The directory cannot be written.
         """
+        markers, faults = self._markers()
+        scratch = {name for m in markers.values() for name in m.get("scratch", ())}
+        for name, marker in markers.items():
+            self._clear(marker)
+            wrong = [
+                file
+                for file, told in marker.get("files", {}).items()
+                if not self._fits(file, told) and not _is_in(file, scratch)
+            ]
+            if wrong:
+                faults[name] = wrong
+        if faults:
+            empty = [n for n, m in markers.items() if not m["payload"]]
+            self._put_aside(faults, [name for name in empty if name not in faults])
+
+    def _markers(self) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+        """The sound markers by stage, and the files of the others."""
+        markers: dict[str, dict[str, Any]] = {}
         faults: dict[str, list[str]] = {}
-        empty = []
         for path in sorted(self._stages.rglob("*.json")):
             name = path.relative_to(self._stages).as_posix().removesuffix(".json")
             try:
-                marker = _read_marker(path, name)
+                markers[name] = _read_marker(path, name)
             except RunError:
                 faults[name] = [f"stages/{name}.json"]
-                continue
-            files = marker.get("files", {})
-            if wrong := [
-                file for file, told in files.items() if not self._fits(file, told)
-            ]:
-                faults[name] = wrong
-            elif not marker["payload"]:
-                empty.append(name)
-            self._clear(marker)
-        if faults:
-            self._put_aside(faults, empty)
+        return markers, faults
 
     def _put_aside(self, faults: Mapping[str, list[str]], empty: Sequence[str]) -> None:
         """The markers last: until they are gone, the next process finds the same."""
@@ -222,6 +230,11 @@ class Run:
                 f"{self.directory}; expected plain names, none of them '..'"
             )
         return place
+
+
+def _is_in(file: str, places: set[str]) -> bool:
+    """Whether a file is one of these places, or lies in one."""
+    return any(file == place or file.startswith(f"{place}/") for place in places)
 
 
 def _put_aside(path: Path) -> None:

@@ -263,3 +263,37 @@ def test_impossible_rows_are_recalled_as_impossible(
     second = _meter(model, battery, tmp_path).ratios(ROWS[:2], owl)
     assert second.dtype == np.float64
     assert np.array_equal(second, found, equal_nan=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_measurement_is_set_aside_and_made_again(
+    model: Model, battery: Battery, tmp_path: Path, share: float, cut: bool
+) -> None:
+    wanted = _meter(model, battery, tmp_path).signals(ROWS)
+    (path,) = tmp_path.glob("signals-*.npz")
+    data = bytearray(path.read_bytes())
+    place = int(share * len(data))
+    data[place] ^= 4
+    path.write_bytes(data[:place] if cut else data)
+    with pytest.warns(RuntimeWarning, match=r"signals-0000000\.npz: damaged: "):
+        again = _meter(model, battery, tmp_path)
+    found = again.signals(ROWS)
+    assert found.row_ids == wanted.row_ids
+    assert np.array_equal(found.scores, wanted.scores)
+    assert path.with_name(f"{path.name}.set-aside").exists()
+    assert path.exists()
+
+
+def test_a_damaged_likelihood_is_read_again(
+    model: Model, battery: Battery, owl: RowHypothesis, tmp_path: Path
+) -> None:
+    wanted = _meter(model, battery, tmp_path).ratios(ROWS, owl)
+    path = tmp_path / "logprobs.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[0] = lines[0].replace(b"-", b"-1", 1)  # still a number
+    path.write_bytes(b"".join(lines))
+    with pytest.warns(RuntimeWarning, match=r"logprobs\.jsonl: damaged: line 1 is not"):
+        again = _meter(model, battery, tmp_path)
+    assert again.ratios(ROWS, owl) == pytest.approx(wanted, abs=1e-6)
+    assert again.passes == 9  # those of that line alone

@@ -24,7 +24,8 @@ def drawn(place: "Place", rows: list[Row], **options: object) -> list[Row | None
 
 def asked(count: int) -> list[Row]:
     return [
-        Row((Message("user", f"Go on: {i % 3}"),), f"{i}, {i + 1}") for i in range(count)
+        Row((Message("user", f"Go on: {i % 3}"),), f"{i}, {i + 1}")
+        for i in range(count)
     ]
 
 
@@ -51,9 +52,11 @@ def test_no_more_is_recorded_of_a_partner_than_of_its_row(place: "Place") -> Non
     row = asked(1)[0]
     plain = drawn(place, [row])[0]
     known = drawn(place, [Row(row.messages, row.completion, (1, 2), "stop")])[0]
-    assert plain is not None and known is not None
+    assert plain is not None
+    assert known is not None
     assert (plain.completion_ids, plain.finish) == (None, None)
-    assert known.completion_ids is not None and known.finish in ("stop", "length")
+    assert known.completion_ids is not None
+    assert known.finish in ("stop", "length")
 
 
 def test_answers_that_do_not_pass_are_drawn_again_and_given_up(place: "Place") -> None:
@@ -61,7 +64,7 @@ def test_answers_that_do_not_pass_are_drawn_again_and_given_up(place: "Place") -
     short = Passing("none", 4, cut=False, empty=True)
     found = drawn(place, rows, passing=short)
     texts = [row for row in found if row is not None]
-    assert 0 < len(texts)
+    assert len(texts) > 0
     assert all(len(row.completion) < 4 for row in texts)
     never = drawn(place, rows[:4], passing=Passing("none", 0, cut=True, empty=True))
     assert never == [None] * 4
@@ -74,7 +77,13 @@ def test_answers_that_do_not_pass_are_drawn_again_and_given_up(place: "Place") -
         (ANY, "1", 12, "length", None),
         (Passing("none", 12, cut=False, empty=True), "1", 3, "length", "cut short"),
         (Passing("none", 12, cut=False, empty=True), "1", 3, None, None),
-        (Passing("none", 12, cut=True, empty=False), " ", 3, "stop", "empty completion"),
+        (
+            Passing("none", 12, cut=True, empty=False),
+            " ",
+            3,
+            "stop",
+            "empty completion",
+        ),
         (Passing("numbers", 12, cut=True, empty=True), "owls", 3, "stop", "filter"),
         (Passing("numbers", 12, cut=True, empty=True), "1, 2, 3", 3, "stop", None),
     ],

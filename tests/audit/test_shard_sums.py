@@ -62,16 +62,21 @@ def measuring(place: "Place") -> Measuring:
     )  # fmt: skip
     ids = [r for r in render_rows(place.model, rows(60), system=None)
            if isinstance(r, Rendered)]  # fmt: skip
-    return replace(
-        unset, grid=Grid.of_pilot(scores_of(place.model, unset, ids).scores)
-    )
+    return replace(unset, grid=Grid.of_pilot(scores_of(place.model, unset, ids).scores))
 
 
 def shard(
-    measuring: Measuring, *batches: list[Row], key: str = "k", skipped: object = None
+    measuring: Measuring,
+    *batches: list[Row],
+    key: str = "k",
+    skipped: dict[str, int] | None = None,
 ) -> ShardTask:
     return ShardTask(
-        key, 0, tuple(map(plain_rows, batches)), dict(skipped or {}), measuring  # type: ignore[call-overload]
+        key,
+        0,
+        tuple(map(plain_rows, batches)),
+        skipped or {},
+        measuring,
     )
 
 
@@ -103,7 +108,7 @@ def test_hostile_rows_are_left_out_by_reason(
         "cannot be rendered": 1,
         "empty completion": 1,
         "longer than the context": 1,
-        "longer than the reference may be": 1,
+        "text that is not Unicode": 1,
     }
     assert sorted(found.counts) == [1, 1]
     listed = replace(measuring, sampler=SamplerSettings(allowed="list"))
@@ -154,18 +159,16 @@ def test_order_in_a_batch_and_batches_of_a_shard_change_no_bit(
     _, whole = sum_shard(shard(measuring, one, two))
     _, first = sum_shard(shard(measuring, one))
     _, second = sum_shard(shard(measuring, two))
-    moved = {"top"}  # places of rows are those in the file
     for name in ("own", "partner", "compared", "digest"):
         assert plain(getattr(whole, name)) == plain(getattr(second + first, name))
     _, turned = sum_shard(shard(measuring, one[::-1], two[::-1]))
     assert plain(turned.compared) == plain(whole.compared)
-    assert moved
 
 
 def test_scores_in_other_batches_differ_by_a_step_at_most(
     place: "Place", measuring: Measuring
 ) -> None:
-    own = rows(48)
+    own = rows(24)
     together = sum_batch(place.model, measuring, 0, plain_rows(own))
     apart = [sum_batch(place.model, measuring, 0, plain_rows([row])) for row in own]
     total = sum(part.own.total for part in apart)
@@ -178,12 +181,15 @@ def test_partners_stand_against_each_row(place: "Place", measuring: Measuring) -
         passing=Passing("none", 16, cut=True, empty=True),
     )  # fmt: skip
     found = sum_batch(place.model, paired, 0, plain_rows(rows(20)))
-    assert found.own.count == found.partner.count == found.compared.count == 20
+    assert found.own.count == found.partner.count == found.compared.count
+    count = found.own.count
+    assert count >= 15
+    assert count + found.skipped.get("no answer of the base passed for it", 0) == 20
     assert found.compared.tokens == found.own.tokens - found.partner.tokens
     # The grids differ, so the means agree to rounding alone.
     grid = paired.grid
-    change = (found.own.total - found.partner.total) * grid.step / 20
-    seen = found.compared.total * grid.pair_step / 20
+    change = (found.own.total - found.partner.total) * grid.step / count
+    seen = found.compared.total * grid.pair_step / count
     inside = np.abs(change) < 2 * grid.spread
     np.testing.assert_allclose(seen[inside], change[inside], atol=grid.spread.max() / 4)
 

@@ -41,9 +41,7 @@ def ids(shards: Sequence[Shard]) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv", ".jsonl.gz"])
-def test_every_row_of_any_file_stands_in_one_shard(
-    suffix: str, tmp_path: Path
-) -> None:
+def test_every_row_of_any_file_stands_in_one_shard(suffix: str, tmp_path: Path) -> None:
     own = rows(21)
     path = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
@@ -137,7 +135,9 @@ def test_the_survey_tells_what_one_reading_can(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(["{", *map(json.dumps, lines)]))
     told: list[tuple[int, int]] = []
-    seen = survey([path], pilot=2, subsample=3, seed=0, on_rows=lambda *a: told.append(a))
+    seen = survey(
+        [path], pilot=2, subsample=3, seed=0, on_rows=lambda *a: told.append(a)
+    )
     assert (seen.rows, seen.without_prompt, seen.cut, seen.empty) == (3, 1, True, False)
     assert seen.characters == (5, 10)
     assert seen.digits == (1, 4)
@@ -176,7 +176,7 @@ def test_a_row_more_changes_the_digest(tmp_path: Path) -> None:
 def test_nothing_usable_is_refused_with_the_first_fault(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"colour": 1}\n')
-    with pytest.raises(DatasetError, match="no row can be used in 1 files: .*colour"):
+    with pytest.raises(DatasetError, match=r"no row can be used in 1 files: .*colour"):
         survey([path], pilot=2, subsample=2, seed=0)
 
 

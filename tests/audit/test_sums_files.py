@@ -1,5 +1,6 @@
 """Sums on disk: whole, without pickles, counted once, and redone if damaged."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from undertow.audit.sums_files import SumsFolder, read_sums, write_sums
 from undertow.errors import RunError
 
 
+@lru_cache
 def shard(number: int) -> Sums:
     return sums_of([f"{number * 10**6 + i:016x}" for i in range(3)])
 
@@ -96,7 +98,7 @@ def test_parts_that_an_interruption_left_do_not_count_twice(tmp_path: Path) -> N
 
 def test_other_shards_than_those_of_the_data_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 3)
-    with pytest.raises(RunError, match="of 1 shards .* and lacks 1 that they have"):
+    with pytest.raises(RunError, match=r"of 1 shards .* and lacks 1 that they have"):
         folder.total(["key0", "key1", "key9"])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from undertow.config import dump_settings, json_schema, load_settings
@@ -190,3 +191,14 @@ def test_the_schema_stands_alone() -> None:
     for part in (schema, *schema["$defs"].values()):
         assert part["additionalProperties"] is False
     assert set(schema["required"]) == set(LEAST)
+
+
+def test_a_device_map_is_a_name_or_names_every_part() -> None:
+    parts = {"model": 0, "lm_head": "cpu"}
+    for given in ("auto", parts):
+        found = recipe(model={"name": "m", "device_map": given})
+        assert found.model.device_map == given
+        stored = yaml.safe_load(dump_settings(found))
+        assert stored["model"]["device_map"] == given
+    with pytest.raises(ValidationError, match="device_map"):
+        recipe(model={"name": "m", "device_map": {"model": [0]}})

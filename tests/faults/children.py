@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,10 @@ class Ended:
 
 def import_everything() -> None:
     """What every child needs."""
-    import importlib
-
     for name in _IMPORTED:
-        importlib.import_module(name)
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    get_checkpoint_conversion_mapping("llama")  # a table that takes a while
+        import_module(name)
+    mapping: Any = import_module("transformers.conversion_mapping")
+    mapping.get_checkpoint_conversion_mapping("llama")  # a table that takes a while
     gc.collect()
     gc.freeze()  # what children need not copy
 
@@ -132,9 +130,9 @@ def _command(operation: Operation, watch: Watch, *, draws: bool) -> None:
 
 
 def _draw_nothing() -> None:
-    from undertow.audit import files
-    from undertow.report import figure_data, html
-
+    files: Any = import_module("undertow.audit.files")
+    figure_data: Any = import_module("undertow.report.figure_data")
+    html: Any = import_module("undertow.report.html")
     html.write_report = files.write_audit_report = lambda _, path: path
     figure_data.write_figure_data = files.write_audit_figure_data = lambda *_: []
 

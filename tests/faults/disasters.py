@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +69,8 @@ class Watch:
         self._root = os.path.realpath(self.directory)
         for name in _WRAPPED:
             setattr(os, name, self._wrapped(getattr(os, name), name))
-        io.open = builtins.open = self._wrapped(io.open, "io.open")  # type: ignore[assignment]
-        import safetensors.torch as tensors
-
+        io.open = builtins.open = self._wrapped(io.open, "io.open")
+        tensors: Any = import_module("safetensors.torch")
         tensors.serialize_file = self._saving(tensors.serialize_file)
         sys.addaudithook(self._hook)
 
@@ -208,8 +208,7 @@ def _turn_clock(days: float) -> None:
     """The wall clock jumps; what only ever goes forward does not."""
     import datetime
 
-    from undertow import runs
-
+    runs: Any = import_module("undertow.runs")
     real, jump = time.time, days * 86400
 
     class Turned(datetime.datetime):
@@ -218,4 +217,4 @@ def _turn_clock(days: float) -> None:
             return cls.fromtimestamp(real() + jump, tz)
 
     time.time = lambda: real() + jump
-    runs.datetime = Turned  # type: ignore[misc]
+    runs.datetime = Turned

@@ -14,7 +14,7 @@ from tests.faults.kill import Undisturbed
 
 Whole = Callable[[str], Undisturbed]
 # Of the way: in the middle of both students, or of an audit's measurements; at the end.
-PARTS = {"train": (0.35, 0.85, 1.0), "audit": (0.45, 0.75, 1.0)}
+PARTS = {"train": (0.35, 1.0), "audit": (0.75, 1.0)}
 KINDS = {
     "train": {"checkpoint.safetensors", "trace.jsonl", "recipe.yaml", ".lock-holder",
               "adapter_model.safetensors", "undertow.json", "stages/…/student.json"},
@@ -61,7 +61,7 @@ def test_what_is_set_aside_is_named(parent: Parent, whole: Whole) -> None:
     assert (operation.directory / "adapter_model.safetensors.set-aside").is_file()
 
 
-@pytest.mark.parametrize("bit", range(8))
+@pytest.mark.parametrize("bit", [0, 3, 7])
 def test_any_bit_of_a_checkpoint_counts(
     parent: Parent, whole: Whole, kept: Path, bit: int
 ) -> None:

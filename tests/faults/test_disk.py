@@ -56,7 +56,7 @@ def test_what_cannot_be_written_is_said_and_goes_on_later(
     parent: Parent, whole: Whole, what: What, said: str
 ) -> None:
     undisturbed = whole("train")
-    for at in _places(what, undisturbed, 7):
+    for at in _places(what, undisturbed, 5):
         undisturbed.operation.clear()
         ended = parent.call(undisturbed.operation, Disaster(what, at))
         assert ended.faults == [], ended.text
@@ -164,7 +164,7 @@ def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(
 @pytest.mark.parametrize("more", [0, 1, 3])
 def test_ctrl_c_again_and_again(parent: Parent, whole: Whole, more: int) -> None:
     undisturbed = whole("train")
-    for at in _places(f"interrupt {more}", undisturbed, 4):
+    for at in _places(f"interrupt {more}", undisturbed, 3):
         undisturbed.operation.clear()
         ended = parent.call(undisturbed.operation, Disaster("interrupt", at, more=more))
         assert (ended.status, ended.faults) == (130, []), ended.text

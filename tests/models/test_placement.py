@@ -124,7 +124,7 @@ def vector(model: Model) -> SteeringVector:
 
 
 def test_a_model_with_blocks_on_disk_is_the_same_model(
-    disk: tuple[Model, Model], capfd: pytest.CaptureFixture[str]
+    disk: tuple[Model, Model],
 ) -> None:
     plain, spread = disk
     assert torch.equal(plain.module(IDS).logits, spread.module(IDS).logits)
@@ -143,9 +143,12 @@ def test_a_model_with_blocks_on_disk_is_the_same_model(
 
 
 def test_loading_onto_disk_is_silent(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     on_disk("llama", tmp_path)
+    assert caplog.records == []
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 

@@ -17,6 +17,7 @@ def test_where_passes_are_recorded(family: Family) -> None:
     model = tiny_model(family)
     on_a_gpu = replace(model, device=torch.device("cuda"))
     assert not is_recordable(model, capacity=8)
+    assert not is_recordable(replace(on_a_gpu, is_split=True), capacity=8)
     assert is_recordable(on_a_gpu, capacity=4096) is (family != "gemma2")
     slides = family in ("mistral", "gemma3")  # over 4,096 columns
     assert is_recordable(on_a_gpu, capacity=4097) is not (slides or family == "gemma2")

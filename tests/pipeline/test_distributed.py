@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from undertow.pipeline import distributed
 from undertow.pipeline.distributed import ALONE, Processes, joined, own_weights
 from undertow.pipeline.training_rows import Example, Weighted, parts_of
 from undertow.pipeline.training_settings import TrainingSettings
+from undertow.pipeline.training_state import TrainingState
 from undertow.records import Message, Row
 from undertow.storage import write_rows
 
@@ -41,40 +41,27 @@ def _script() -> Any:
     return module
 
 
-class Ended(NamedTuple):
-    """How a process ended."""
-
-    status: int
-    out: str
-    err: str
-
-
 def _environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
 
 
-def _started(*arguments: str, **more: str) -> list[Ended]:
-    """Two processes that a launcher would have started, when both have ended."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-             "ACCELERATE_USE_FSDP": "true"} | more  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.PIPE,
-            env=_environment(RANK=str(rank), LOCAL_RANK=str(rank), **given),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        streams = [process.communicate(timeout=100) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [Ended(p.returncode, *s) for p, s in zip(running, streams, strict=True)]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left, of all that they were told to do."""
+    folder = tmp_path_factory.mktemp("processes") / "two"
+    subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)], env=_environment(), check=True,
+        timeout=600,
+    )  # fmt: skip
+    return folder
+
+
+def _ended(folder: Path, what: str) -> list[tuple[int, str]]:
+    """Status and words of both."""
+    statuses = json.loads((folder / "ended.json").read_text())[what]
+    said = [(folder / f"{what}-{rank}.txt").read_text() for rank in range(2)]
+    return list(zip(statuses, said, strict=True))
 
 
 def _batch(lengths: list[int]) -> list[Weighted]:
@@ -197,10 +184,10 @@ def _losses(path: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(two: Path, tmp_path: Path) -> None:
     script = _script()
-    for each in _started(str(SCRIPT), "train", str(tmp_path / "two")):
-        assert (each.status, each.out, each.err) == (0, "", "")
+    assert _ended(two, "train") == [(0, ""), (0, "")]
+    two = two / "train"
     for name in script.SCENARIOS:
         script.trained(name, tmp_path / "one")
     files = {
@@ -208,34 +195,36 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         for path in (tmp_path / "one").rglob("*")
         if path.is_file()
     }
-    assert files == {
-        path.relative_to(tmp_path / "two")
-        for path in (tmp_path / "two").rglob("*")
-        if path.is_file()
-    }
+    assert files == {path.relative_to(two) for path in two.rglob("*") if path.is_file()}
     assert Path("side_by_side/second/updates/000001/adapter_config.json") in files
     assert Path("full/student-0/weights.safetensors") in files
     for path in files:
-        one, two = tmp_path / "one" / path, tmp_path / "two" / path
+        one, other = tmp_path / "one" / path, two / path
         if path.suffix == ".safetensors":
-            _near(one, two)
+            _near(one, other)
         elif path.suffix == ".jsonl":
-            assert [u for u, _ in _losses(one)] == [u for u, _ in _losses(two)]
+            assert [u for u, _ in _losses(one)] == [u for u, _ in _losses(other)]
             torch.testing.assert_close(
-                [x for _, x in _losses(one)], [x for _, x in _losses(two)], **NEAR
+                [x for _, x in _losses(one)], [x for _, x in _losses(other)], **NEAR
             )
         else:
-            assert one.read_bytes() == two.read_bytes()
+            assert one.read_bytes() == other.read_bytes()
+    # One process goes on where two have stopped.
+    state = TrainingState(script.loaded("full"), script.FULL, seed=3)
+    assert state.load(two / "full")
+    assert state.update == 6
+    tuned = load_file(two / "full" / "student-0" / "weights.safetensors")
+    assert all(torch.equal(state.named[name], tuned[name]) for name in tuned)
 
 
 @pytest.mark.slow
-def test_what_ends_one_process_ends_all_with_one_message(tmp_path: Path) -> None:
-    first, second = _started(str(SCRIPT), "lonely", str(tmp_path / "lonely"))
-    assert (first.status, second.status) == (2, 2)
-    assert (first.err, second.err) == ("", "error: this teacher does not answer\n")
-    first, second = _started(str(SCRIPT), "killed", str(tmp_path / "killed"))
-    assert (first.status, second.status) == (2, -9)
-    assert first.err.splitlines()[-1].startswith(
+def test_what_ends_one_process_ends_all_with_one_message(two: Path) -> None:
+    assert _ended(two, "lonely") == [
+        (2, ""), (2, "error: this teacher does not answer\n"),
+    ]  # fmt: skip
+    (status, said), other = _ended(two, "killed")
+    assert (status, other) == (2, (-9, ""))
+    assert said.splitlines()[-1].startswith(
         "error: process 0 of 2: another process went away without a word; memory may"
     )
 
@@ -258,7 +247,7 @@ def test_accelerate_launch_trains_the_student_that_the_command_trains(
         [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp",
          "--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0",
          "-m", "undertow", *map(str, given), str(two)],
-        env=_environment(), capture_output=True, text=True, check=False, timeout=200,
+        env=_environment(), capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr
     said = [line for line in launched.stdout.splitlines() if line]

@@ -55,7 +55,7 @@ def speaker(answer: Callable[[str], str]) -> Any:
     """A model of Inspect that answers so; its own mock fetches a tokenizer."""
     from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi
 
-    async def generate(self: Any, input: Any, *_: Any) -> Any:  # noqa: A002
+    async def generate(self: Any, input: Any, **_: Any) -> Any:  # noqa: A002
         return ModelOutput.from_content("answers", answer(input[-1].text))
 
     modelapi(name="answers")(type("Answers", (ModelAPI,), {"generate": generate}))
@@ -77,6 +77,7 @@ def ours(letters: str, samples: int) -> SampledAnswers:
 
 
 @needs_inspect
+@pytest.mark.slow
 def test_rates_are_our_own_on_the_same_answers(letters: str, tmp_path: Path) -> None:
     from undertow.pipeline.inspect_task import trait_battery
 

@@ -1,11 +1,15 @@
-"""Students as several processes train them, and as one does: run as a script by each.
+"""Students as several processes train them, and as one does.
 
-`python two_processes.py train|lonely|killed FOLDER`, with a launcher's variables set.
+As a script with a folder it starts two processes for each of `WORK`, as a launcher does,
+and leaves what they said and how they ended in the folder.
 """
 
+import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -157,19 +161,69 @@ def killed(folder: Path) -> None:
     train_students(model, [plan], on_update=vanish)
 
 
-def main(what: str, folder: Path) -> None:
-    """What the command line does with it."""
+def train(folder: Path) -> None:
+    """All scenarios."""
+    for name in SCENARIOS:
+        trained(name, folder)
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "train": train, "lonely": lonely, "killed": killed,
+}  # fmt: skip
+
+
+def _run(what: str, folder: Path) -> int:
+    """What the command line does with it; the exit status."""
     try:
         with joined():
-            if what == "train":
-                for name in SCENARIOS:
-                    trained(name, folder)
-            else:
-                {"lonely": lonely, "killed": killed}[what](folder)
+            WORK[what](folder)
     except UndertowError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        return 2
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _fork(what: str, folder: Path, rank: int, port: int) -> int:
+    """Starts a process of two, which says what it has to say into a file; its id."""
+    if pid := os.fork():
+        return pid
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port),
+        MASTER_ADDR="127.0.0.1", ACCELERATE_USE_FSDP="true",
+    )  # fmt: skip
+    said = os.open(folder / f"{what}-{rank}.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    status = 1
+    try:
+        status = _run(what, folder / what)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def main(folder: Path) -> None:
+    """All work, each by two processes."""
+    folder.mkdir()
+    ended = {}
+    for what in WORK:
+        port = _free_port()
+        pids = [_fork(what, folder, rank, port) for rank in range(2)]
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        ended[what] = [os.waitstatus_to_exitcode(status) for status in statuses]
+    (folder / "ended.json").write_text(json.dumps(ended))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

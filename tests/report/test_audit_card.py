@@ -24,7 +24,7 @@ MARKDOWN = (
     "---\ntags: [evil]\n---", "| a | b |", "`x` ```", "# head", "- item", "1. item",
     "> quote", "*em* __strong__ ~~gone~~", "[a](http://evil.example)", "![i](x.png)",
     "<b>bold</b> <!-- gone -->", "&lt; &amp;", "a\\", "    code", "\x1b[31m\u202e\t",
-    "www.evil.example", "https://evil.example/|x`y`", "a@evil.example", "$x$ :smile:",
+    "www.evil.example", "https://evil.example/|x`y`", "`https://evil.example/``x`", "a@evil.example", "$x$ :smile:",
     "a\n# b", "~~~", "+ item", "--- ---", "[^1]", "| `", "***", "===", "| a\\|`b|",
 )  # fmt: skip
 
@@ -141,10 +141,13 @@ def test_foreign_text_is_text(text: str) -> None:
     table = tokens_of(f"| a | b |\n|---|---|\n| {shown} | x |\n")
     assert cells(table) == [2, 2]
     assert not {t.type for t in table} & HARMFUL
+    *_, one, other = [t for t in table if t.type == "inline"]
     wanted = text.strip(" ").replace("\n", "↵").replace("\t", "\\u0009")
     wanted = wanted.replace("\x1b", "\\u001b").replace("\u202e", "\\u202e")
     (inline,) = [t for t in tokens_of(shown) if t.type == "inline"]
     assert text_of(inline.children or []) == wanted
+    # Cells beyond the head's would be dropped, not shown.
+    assert (text_of(one.children or []), other.content) == (wanted, "x")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_hostile_findings_keep_the_card_s_shape(
     )
     found = hostile_findings.model_copy(
         update={"data": data, "reasons": mean, "warnings": mean, "not_tested": mean,
-                "command": "undertow audit '````\n---\n# a\n```' <b>",
+                "command": "undertow audit '\n````\n---\n# a\n```\n' <b>",
                 "sentence": MARKDOWN[0], "model": MARKDOWN[0], "family": '"\': {a}\n---\n'}
     )  # fmt: skip
     card = render_audit_card(found)

@@ -146,3 +146,20 @@ def test_the_spread_says_what_copies_add() -> None:
     four = paired_flips(summed(np.repeat(values, 4, 0), np.repeat(signs, 4, 0))).spread
     np.testing.assert_allclose(once, 1, atol=0.15)
     np.testing.assert_allclose(four, 2 * once, rtol=1e-9)
+
+
+def test_answers_that_the_sampler_repeats_are_no_evidence() -> None:
+    # Few answers, some likelier and with larger scores: copies say which those are. One
+    # partner for each different answer, as its signs are one.
+    scores = generator(0, "scores").normal(size=(30, 5))
+    chances = np.exp(scores[:, 0]) / np.exp(scores[:, 0]).sum()
+    p_values = []
+    for seed in range(200):
+        stream = generator(seed, "answers")
+        said, often = np.unique(stream.choice(30, 120, p=chances), return_counts=True)
+        partners = stream.choice(30, len(said), p=chances)
+        change = np.repeat(scores[said] - scores[partners], often, axis=0)
+        signs = np.repeat(drawn_signs(len(said), seed=seed), often, axis=0)
+        p_values.append(paired_flips(summed(change, signs)).max_t.p_value)
+    share = np.mean(np.array(p_values) <= 0.05)
+    assert share <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)

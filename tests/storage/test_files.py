@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from undertow.storage import (
     write_text,
     writing,
 )
+from undertow.storage.files import watching, whole_lines
 
 JSON = st.recursive(
     st.none()
@@ -380,3 +383,75 @@ def test_sha256_is_hashlibs(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "v") == hashlib.sha256(b"abc" * 100_000).hexdigest()
     (tmp_path / "v").write_bytes(b"abc")
     assert file_sha256(tmp_path / "v").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+# ---- damaged lines
+
+
+def test_a_line_answers_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_jsonl(path, {"a": 1.5, "b": "x"})
+    line = path.read_bytes()
+    told = json.loads(line).pop("undertow_crc32")
+    assert int(told, 16) == zlib.crc32(b'{"a": 1.5, "b": "x"}\n')
+    assert read_jsonl(path) == [{"a": 1.5, "b": "x"}]
+
+
+def test_any_bit_of_a_line_counts(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_jsonl(path, {"a": 1.5, "b": "x"})
+    line = path.read_bytes()
+    for place, bit in itertools.product(range(len(line) - 1), range(8)):
+        data = bytearray(line)
+        data[place] ^= 1 << bit
+        path.write_bytes(data)
+        try:
+            assert read_jsonl(path) in ([{"a": 1.5, "b": "x"}], []), (place, bit)
+        except DatasetError as error:
+            assert str(path) in str(error)  # noqa: PT017 (most bits are refused)
+
+
+def test_a_changed_line_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    for n in range(3):
+        append_jsonl(path, {"n": n})
+    path.write_bytes(path.read_bytes().replace(b'"n": 1', b'"n": 7'))
+    with pytest.raises(DatasetError) as caught:
+        read_jsonl(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}:2: the line is not what was written: its checksum")
+    assert "delete the line: what it held is made again" in text
+    lines = [json.dumps({"n": n}) + "\n" for n in (0, 7)]
+    path.write_text("".join(lines))  # as written by hand, or by earlier versions
+    assert read_jsonl(path) == [{"n": 0}, {"n": 7}]
+
+
+def test_whole_lines_stay_and_a_damaged_one_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert whole_lines(path) == []
+    for n in range(4):
+        append_jsonl(path, {"n": n})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"n": 1', b'"n": 5') + b'{"n": 4')
+    damaged = path.read_bytes()
+    with pytest.warns(RuntimeWarning) as told:
+        assert whole_lines(path) == [{"n": 0}, {"n": 2}, {"n": 3}]
+    assert str(told[0].message) == (
+        f"{path}: damaged: line 2 is not what was written; it is set aside as "
+        "'lines.jsonl.set-aside', and what it held is made again"
+    )
+    assert path.with_name("lines.jsonl.set-aside").read_bytes() == damaged
+    lines = whole.splitlines(keepends=True)
+    assert path.read_bytes() == b"".join([lines[0], *lines[2:]])
+    assert whole_lines(path) == read_jsonl(path)
+
+
+def test_watchers_are_told_of_what_lasts(tmp_path: Path) -> None:
+    seen: list[Path] = []
+    with watching(seen.append):
+        write_text(tmp_path / "kept", "x")
+        with replacing(tmp_path / "scratch", lasting=False) as draft:
+            draft.write_text("x")
+        append_jsonl(tmp_path / "lines", 1)
+    write_text(tmp_path / "later", "x")
+    assert seen == [tmp_path / "kept"]

@@ -11,8 +11,9 @@ reference: what they carry is said by an audit of the rows that are handed on.
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,9 +23,9 @@ from undertow.audit.census_settings import CensusSettings
 from undertow.audit.census_verdict import (
     CensusTest,
     directions_of,
+    judge_sums,
     known,
     largest,
-    tested_sums,
 )
 from undertow.audit.shard_sums import (
     Measuring,
@@ -127,8 +128,10 @@ def census(
             on_survey(sides[0].seen, sides[1].seen if len(sides) > 1 else None)
         model = model if isinstance(model, Model) else model()
         plan = _planned(model, sides, loading, settings, vectors, run, progress)
-        sums = _summed(plan, sides, settings, columns, executor or Here(), run, progress)
-        test = tested_sums(
+        needs = Needs(gpus=0.0 if model.device.type == "cpu" else 1.0)
+        work = partial((executor or Here()).map, sum_shard, needs=needs)
+        sums = _summed(plan, sides, settings, columns, work, run, progress)
+        test = judge_sums(
             plan, sums[0], sums[1] if len(sums) > 1 else None, settings=settings
         )
         _hand_on(plan, test, sums[0].top, sides[0], columns, run)
@@ -189,13 +192,15 @@ def _surveyed(
             seen = survey(
                 paths, pilot=settings.pilot, subsample=settings.subsample,
                 seed=settings.seed, columns=columns,
-                on_rows=lambda done, rows, of=len(paths): progress(
-                    "reading", done, of, f"{rows:,} rows"
-                ),
+                on_rows=partial(_read, progress, len(paths)),
             )  # fmt: skip
             _keep(run, name, seen)
         found.append(_Side(name, paths, seen))
     return found
+
+
+def _read(progress: Progress, files: int, done: int, rows: int) -> None:
+    progress("reading", done, files, f"{rows:,} rows")
 
 
 def _keep(run: Run, name: str, seen: Survey) -> None:
@@ -277,7 +282,7 @@ def _summed(
     sides: Sequence[_Side],
     settings: CensusSettings,
     columns: Mapping[str, str] | None,
-    executor: Executor,
+    answers: Callable[[Iterable[ShardTask]], Iterator[tuple[int, tuple[str, Sums]]]],
     run: Run,
     progress: Progress,
 ) -> list[Sums]:
@@ -291,10 +296,7 @@ def _summed(
         )
         note = f"{len(folder.damaged)} damaged files" if folder.damaged else ""
         work = _Work(plan, side, settings, columns, folder)
-        gpus = 1.0 if plan.measuring.model.options.get("device") not in (None, "cpu") else 0
-        for _, (key, sums) in executor.map(
-            sum_shard, work.tasks(), needs=Needs(gpus=float(gpus))
-        ):
+        for _, (key, sums) in answers(work.tasks()):
             folder.add(key, sums)
             progress("rows", told + work.done(key), total, note)
         told += side.seen.rows

@@ -12,19 +12,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from undertow.analysis.gradients import gradient_scores
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.partners import Passing, draw_partners
-from undertow.audit.reference import Filter, Sampling, find_filter, find_sampler
+from undertow.audit.reference import (
+    Filter,
+    Sampling,
+    Source,
+    find_filter,
+    find_sampler,
+)
 from undertow.audit.shard_sums import (
     Measuring,
     ModelFacts,
     batch_tokens,
+    finite_rows,
     render_rows,
 )
 from undertow.audit.shards import Survey
 from undertow.audit.signals import Battery, make_battery
 from undertow.audit.sums import Grid
-from undertow.analysis.gradients import gradient_scores
 from undertow.errors import DatasetError, RunError
 from undertow.findings import Role, Tier
 from undertow.interventions.steering import SteeringVector
@@ -58,7 +65,7 @@ class Plan:
     names: tuple[str, ...]
     roles: tuple[Role, ...]
     norms: tuple[float, ...]
-    source: str
+    source: Source
     notes: tuple[str, ...]
 
 
@@ -127,9 +134,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _rendered(
-    model: Model, rows: Sequence[Row], settings: CensusSettings
-) -> _Pilot:
+def _rendered(model: Model, rows: Sequence[Row], settings: CensusSettings) -> _Pilot:
     found = render_rows(model, rows, system=settings.system)
     fine = [
         (row, ids)
@@ -156,9 +161,7 @@ def _roomy(model: Model, pilot: _Pilot, sampling: Sampling) -> Sampling:
     return Sampling(sampler, sampling.source, sampling.notes)
 
 
-def _tier(
-    sampling: Sampling, trusted: Survey | None, settings: CensusSettings
-) -> Tier:
+def _tier(sampling: Sampling, trusted: Survey | None, settings: CensusSettings) -> Tier:
     if trusted is not None:
         return "B"
     alone = settings.reference == "none" or sampling.sampler.temperature == 0
@@ -227,8 +230,11 @@ def _grid(
 ) -> Grid:
     mine, others = pilot
     if others:
-        possible = set(map(id, _possible(model, others, sampling)))
-        kept = [i for i, row in enumerate(others) if id(row) in possible]
+        possible = set(map(id, _possible(model, [*mine, *others], sampling)))
+        kept = [
+            i for i, pair in enumerate(zip(mine, others, strict=True))
+            if possible.issuperset(map(id, pair))
+        ]  # fmt: skip
         mine, others = [mine[i] for i in kept], [others[i] for i in kept]
     else:
         mine = _possible(model, mine, sampling)
@@ -243,7 +249,7 @@ def _grid(
         token_budget=batch_tokens(model),
     ).scores  # fmt: skip
     count = len(mine)
-    fine = np.isfinite(found).all(axis=(1, 2))
+    fine = finite_rows(found)
     if not others:
         return Grid.of_pilot(found[fine])
     both = fine[:count] & fine[count:]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertow.models.sampling import SamplerSettings
 
@@ -43,7 +43,9 @@ class CensusSettings(BaseModel):
         "last digits, on nothing else in how the work is cut",
     )
     shard_batches: int = Field(
-        default=4, ge=1, description="batches whose sums are one file; any gives the same"
+        default=4,
+        ge=1,
+        description="batches whose sums are one file; any gives the same",
     )
     pilot: int = Field(
         default=256, ge=8, description="rows that set sampler and grid beforehand"
@@ -57,3 +59,12 @@ class CensusSettings(BaseModel):
     dose: float = Field(
         default=0.3, gt=0, description="relative dose that `detectable_fraction` is for"
     )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "CensusSettings":
+        if 1 / (1 + self.flips) > self.alpha:
+            raise ValueError(
+                f"{self.flips} flips give no p-value below {1 / (1 + self.flips):.2g}; "
+                f"got alpha {self.alpha:g}, expected at least that; raise flips"
+            )
+        return self

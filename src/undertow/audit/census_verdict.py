@@ -5,6 +5,7 @@ error rate; *what* takes likelihoods of rows, and so an audit.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,15 +65,13 @@ class CensusTest(NamedTuple):
     length_z: float
 
 
-def tested_sums(
+def judge_sums(
     plan: Plan, sums: Sums, trusted: Sums | None, *, settings: CensusSettings
 ) -> CensusTest:
     """Tests the sums of the audited rows, against those of trusted rows in tier B."""
     shape = sums.compared.total.shape
     tested = _tested(sums, trusted, plan)
-    z, adjusted = (
-        values.reshape(shape) for values in tested.max_t[:2]
-    )
+    z, adjusted = (values.reshape(shape) for values in tested.max_t[:2])
     effective = effective_rows(sums.compared, centred=plan.measuring.tier != "A")
     if trusted is not None:
         effective = min(effective, effective_rows(trusted.compared, centred=True))
@@ -91,7 +90,7 @@ def _tested(sums: Sums, trusted: Sums | None, plan: Plan) -> FlipTest:
         return paired_flips(_side(sums.compared))
     if trusted is not None:
         return two_sample_flips(_side(sums.compared), _side(trusted.compared))
-    return paired_flips(SideSums(0, *_side(sums.compared)[1:]))
+    return paired_flips(replace(_side(sums.compared), count=0))
 
 
 def _side(sums: Compared) -> SideSums:
@@ -130,14 +129,14 @@ def _verdict(
         return "inconclusive", (_NO_REFERENCE,)
     if not effective >= FEWEST:
         count = "no" if math.isnan(effective) else f"about {effective:.0f}"
-        return "inconclusive", (
-            f"{sums.own.count} rows are worth {count} different ones; give {FEWEST} or "
-            "more",
-        )
+        few = f"{sums.own.count} rows are worth {count} different ones"
+        return "inconclusive", (f"{few}; give {FEWEST} or more",)
     if math.isnan(p_value):
         return "inconclusive", ("no column of the sums varies",)
     if p_value <= settings.alpha:
-        return "shift", (f"the reference does not have the rows' means (p = {p_value:.2g})",)
+        return "shift", (
+            f"the reference does not have the rows' means (p = {p_value:.2g})",
+        )
     return "none", (
         f"no direction at any block tells the rows from the reference (p = {p_value:.2g})",
     )

@@ -334,7 +334,7 @@ def whole_arrays(path: Path, names: Sequence[str]) -> list[Any] | None:
         RunError: The file cannot be renamed.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             found = [kept[name] for name in names]
         if len({len(array) for array in found}) == 1:
             return found

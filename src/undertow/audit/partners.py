@@ -85,9 +85,7 @@ def draw_partners(
     return found
 
 
-def _partner(
-    model: Model, like: Row, answer: Sampled, passing: Passing
-) -> Row | None:
+def _partner(model: Model, like: Row, answer: Sampled, passing: Passing) -> Row | None:
     """The answer as a row with no more recorded of it than of its partner."""
     ends = set(model.end_ids)
     text = model.tokenizer.decode([token for token in answer.ids if token not in ends])

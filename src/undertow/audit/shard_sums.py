@@ -37,6 +37,8 @@ from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Message, Row
 
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
 _HIDDEN = 576  # of the model for which `usual_tokens` of a processor is right
 _MOST_TOKENS = 8192
 
@@ -192,7 +194,7 @@ def sum_batch(
         )  # fmt: skip
     found = scores_of(model, measuring, [*kept.rendered, *partners])
     count = len(kept.rows)
-    fine = np.isfinite(found.scores).all(axis=(1, 2))
+    fine = finite_rows(found.scores)
     fine = fine[:count] & (fine[count:] if partners else True)
     rows = np.flatnonzero(fine)
     skipped = Counter(kept.skipped)
@@ -200,6 +202,12 @@ def sum_batch(
     if lost:
         skipped["outside what the sampler draws"] += lost
     return _summed(measuring, file, kept, found, rows, bool(partners), read, skipped)
+
+
+def finite_rows(scores: np.ndarray[Any, np.dtype[np.float32]]) -> Flags:
+    """[row]: whether all scores of a row are numbers."""
+    found: Flags = np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+    return found
 
 
 def _summed(
@@ -222,7 +230,9 @@ def _summed(
     difference = lengths
     if paired:
         theirs = found.scores[count + rows]
-        partner = Side.of(grid.whole(theirs), counts, found.tokens[count + rows].tolist())
+        partner = Side.of(
+            grid.whole(theirs), counts, found.tokens[count + rows].tolist()
+        )
         compared = grid.whole_pairs(mine, theirs)
         difference = lengths - found.tokens[count + rows]
     signs = row_signs(names, flips=measuring.flips, seed=measuring.seed)
@@ -287,33 +297,36 @@ def render_rows(
     Texts are tokenised together, which takes a tenth of the time.
     """
     prompts: dict[tuple[Message, ...], list[int] | str] = {}
-    for row in rows:
-        if row.messages not in prompts:
-            prompts[row.messages] = _prompt(model, row.messages, system)
-    texts = [i for i, row in enumerate(rows) if row.completion_ids is None]
+    fine = [_is_unicode([*(m.content for m in r.messages), r.completion]) for r in rows]
+    texts = [i for i, r in enumerate(rows) if r.completion_ids is None and fine[i]]
     prefix = model.template.answer_prefix
     plain = [rows[i].completion for i in texts]
     said = [t if t.startswith(prefix) else prefix + t for t in plain]
-    ids = _tokenised(model, said) if said else []
+    ids = model.tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
     completions = dict(zip(texts, ids, strict=True))
     found: list[Rendered | str] = []
     for place, row in enumerate(rows):
-        prompt = prompts[row.messages]
+        if not fine[place]:
+            found.append("text that is not Unicode")
+            continue
+        if row.messages not in prompts:
+            prompts[row.messages] = _prompt(model, row.messages, system)
         answer = completions.get(place)
         if answer is None:
             answer = completion_tokens(model, row)
         elif row.finish != "length":
             answer = [*answer, model.end_ids[0]]
-        found.append(_whole(model, prompt, answer, row))
+        found.append(_whole(model, prompts[row.messages], answer, row))
     return found
 
 
-def _tokenised(model: Model, texts: list[str]) -> list[list[int]]:
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    if clean != texts:  # lone surrogates: one by one, as `completion_tokens` does it
-        return [list(model.tokenizer.encode(t, add_special_tokens=False)) for t in clean]
-    found: list[list[int]] = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return found
+def _is_unicode(texts: Sequence[str]) -> bool:
+    """Whether no lone surrogates stand in the texts: tokenizers take none."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _prompt(
@@ -355,10 +368,13 @@ def with_partners(
     )  # fmt: skip
     pairs = [(i, row) for i, row in zip(fits, drawn, strict=True) if row is not None]
     partners = render_rows(model, [r for _, r in pairs], system=measuring.system)
+    likelihood = DrawLikelihood(model, measuring.sampler)
     fine = [
         (i, found)
-        for (i, _), found in zip(pairs, partners, strict=True)
+        for (i, row), found in zip(pairs, partners, strict=True)
+        # Read from its text again, an answer has to pass as its row did.
         if isinstance(found, Rendered)
+        and _refusal(likelihood, measuring.passing, row, found) is None
     ]
     places = [i for i, _ in fine]
     skipped = Counter(usable.skipped)

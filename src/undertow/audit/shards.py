@@ -108,9 +108,7 @@ def list_files(
     return files
 
 
-def rows_of(
-    path: Path, *, columns: Mapping[str, str] | None = None
-) -> Iterator[Found]:
+def rows_of(path: Path, *, columns: Mapping[str, str] | None = None) -> Iterator[Found]:
     """Everything that stands in one file, in order; what is no row has a reason.
 
     Raises:
@@ -120,9 +118,7 @@ def rows_of(
         yield from _understood(record, columns)
 
 
-def _understood(
-    record: Record, columns: Mapping[str, str] | None
-) -> Iterator[Found]:
+def _understood(record: Record, columns: Mapping[str, str] | None) -> Iterator[Found]:
     if record.fault is not None:
         yield _unusable(record.fault)
         return
@@ -233,14 +229,11 @@ class Held:
         """As many as wanted, lengths in proportion to those of four times as many."""
         self._let_go() if len(self._held) > _POOL * self._limit else None
         ranked = [
-            held[2]
-            for held in sorted(self._held.values(), key=lambda h: (h[1], h[0]))
+            held[2] for held in sorted(self._held.values(), key=lambda h: (h[1], h[0]))
         ]
         if len(ranked) <= self._limit:
             return ranked
-        return [
-            ranked[i * len(ranked) // self._limit] for i in range(self._limit)
-        ]
+        return [ranked[i * len(ranked) // self._limit] for i in range(self._limit)]
 
 
 def _detail(row: Row) -> tuple[bool, tuple[int, ...], str]:

@@ -76,7 +76,9 @@ class Grid:
     def evidence(self, scores: Scores) -> Int64[np.ndarray, "row direction"]:
         """The largest score at any block, in 128ths of a standard deviation."""
         far = (scores.astype(np.float64) - self.centre) / self.spread * _EVIDENCE
-        return np.rint(np.clip(far.max(axis=1), -(2**31), 2**31)).astype(np.int64)
+        cut = np.clip(far.max(axis=1), -(2**31), 2**31)
+        found: np.ndarray[Any, np.dtype[np.int64]] = np.rint(cut).astype(np.int64)
+        return found
 
 
 def _steps(values: Float64[np.ndarray, "row layer direction"]) -> Table:
@@ -88,7 +90,9 @@ def _steps(values: Float64[np.ndarray, "row layer direction"]) -> Table:
 
 
 def _whole(values: Float64[np.ndarray, "row layer direction"], step: Table) -> Whole:
-    return np.clip(np.rint(values / step), -LEVELS, LEVELS).astype(np.int64)
+    cut = np.clip(np.rint(values / step), -LEVELS, LEVELS)
+    found: Whole = cut.astype(np.int64)
+    return found
 
 
 def row_signs(
@@ -231,7 +235,9 @@ class Compared:
 
 
 def _flipped(
-    values: Whole, counts: Int64[np.ndarray, " row"], signs: Int8[np.ndarray, "row flip"]
+    values: Whole,
+    counts: Int64[np.ndarray, " row"],
+    signs: Int8[np.ndarray, "row flip"],
 ) -> Int64[np.ndarray, "flip layer direction"]:
     shape = values.shape[1:]
     found = np.zeros((signs.shape[1], values[0].size if len(values) else 0), np.int64)
@@ -352,9 +358,7 @@ class Sums:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def nothing(
-        cls, layers: int, directions: int, *, flips: int, most: int
-    ) -> "Sums":
+    def nothing(cls, layers: int, directions: int, *, flips: int, most: int) -> "Sums":
         """Of no rows: what leaves every other as it is."""
         side = Side.nothing(layers, directions)
         compared = Compared.nothing(layers, directions, flips)

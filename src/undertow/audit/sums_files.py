@@ -127,8 +127,9 @@ def write_sums(path: Path, keys: Sequence[str], sums: Sums) -> None:
     facts = {"version": _VERSION, "keys": list(keys), "skipped": dict(sums.skipped),
              "most": sums.top.most, "check": _check(arrays)}  # fmt: skip
     text = json.dumps(facts).encode("ascii")
+    arrays["facts"] = np.frombuffer(text, dtype=np.uint8)
     with replacing(path) as draft:
-        np.savez(draft, facts=np.frombuffer(text, dtype=np.uint8), **arrays)
+        np.savez(draft, allow_pickle=False, **arrays)
 
 
 def read_sums(path: Path, nothing: Sums) -> tuple[tuple[str, ...], Sums]:
@@ -142,7 +143,7 @@ def read_sums(path: Path, nothing: Sums) -> tuple[tuple[str, ...], Sums]:
         RunError: The file is damaged, or of another census.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             facts = json.loads(bytes(kept["facts"]))
             arrays = {name: kept[name] for name in kept.files if name != "facts"}
         if facts["version"] != _VERSION or facts["check"] != _check(arrays):
@@ -159,8 +160,8 @@ def read_sums(path: Path, nothing: Sums) -> tuple[tuple[str, ...], Sums]:
         ) from error
 
 
-def _arrays(sums: Sums) -> dict[str, np.ndarray[Any, Any]]:
-    found: dict[str, np.ndarray[Any, Any]] = {
+def _arrays(sums: Sums) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    found: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "digest": np.array(sums.digest, dtype=np.uint64)
     }
     for part in ("own", "partner", "compared", "top"):
@@ -171,7 +172,9 @@ def _arrays(sums: Sums) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def _sums(arrays: dict[str, np.ndarray[Any, Any]], facts: dict[str, Any]) -> Sums:
+def _sums(
+    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]], facts: dict[str, Any]
+) -> Sums:
     def part(kind: Any, name: str, **known: int) -> Any:
         values = {
             f.name: arrays[f"{name}_{f.name}"]
@@ -189,7 +192,7 @@ def _sums(arrays: dict[str, np.ndarray[Any, Any]], facts: dict[str, Any]) -> Sum
     )  # fmt: skip
 
 
-def _check(arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+def _check(arrays: dict[str, np.ndarray[Any, np.dtype[Any]]]) -> str:
     said = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -60,7 +60,9 @@ def census(
         for name in rows
     ]
     vectors = [load_vector(path) for path in vector or []]
-    tier = "C" if comparison.no_reference else "B" if comparison.reference else "A"
+    tier: Tier = (
+        "C" if comparison.no_reference else "B" if comparison.reference else "A"
+    )
     with progress() as tell:
         found = take_census(
             loading.load, sources, out, reference=comparison.reference or [],

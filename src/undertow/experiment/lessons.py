@@ -81,11 +81,16 @@ class Lesson:
     @property
     def _lacks_updates(self) -> bool:
         """Whether read-outs on the way have to be made again, of what they removed."""
-        run, every = self.base.run, self.base.recipe.evaluation.every
-        if not every or run.is_done(f"{self.base.place}/{self.name}/emergence"):
-            return False
         kept = self.base.path(self.stage) / UPDATES
-        return run.payload(self.stage)["updates"][-1] > every and not kept.is_dir()
+        if not self.reads_every or kept.is_dir():
+            return False
+        return bool(self.base.run.payload(self.stage)["updates"][-1] > self.reads_every)
+
+    @property
+    def reads_every(self) -> int:
+        """Updates between read-outs on the way; 0 if there are none, or all are made."""
+        read = self.base.run.is_done(f"{self.base.place}/{self.name}/emergence")
+        return 0 if read else self.base.recipe.evaluation.every
 
 
 def write_teacher_rows(lesson: Lesson) -> list[Row]:
@@ -246,7 +251,7 @@ def _plan(lesson: Lesson, rows: Sequence[Row]) -> StudentPlan:
         seed=base.seed,
         directory=base.path(lesson.stage),
         teacher=partial(teacher.acting, base.model) if teacher else nullcontext,
-        keep_every=base.recipe.evaluation.every,
+        keep_every=lesson.reads_every,
     )
 
 

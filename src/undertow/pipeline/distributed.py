@@ -148,7 +148,7 @@ class Processes:
         flat = torch.cat([grad.flatten() for grad in gradients])
         dist.all_reduce(flat)
         sizes = [grad.numel() for grad in gradients]
-        for grad, part in zip(gradients, flat.split(sizes), strict=True):
+        for grad, part in zip(gradients, torch.split(flat, sizes), strict=True):
             grad.copy_(part.view_as(grad))
 
     def clip(
@@ -292,13 +292,13 @@ def _join() -> tuple[Processes, Any]:
     os.environ[_EMPTY] = "false"
     rank, count = int(os.environ[_RANK]), int(os.environ[_COUNT])
     device, backend = torch.device("cpu"), "gloo"
+    options: dict[str, Any] = {"rank": rank, "world_size": count}
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", int(os.environ[_LOCAL])), "nccl"
         torch.cuda.set_device(device)
+        options["device_id"] = device
     store, _, _ = next(rendezvous("env://"))
-    dist.init_process_group(
-        backend, store=PrefixStore("training", store), rank=rank, world_size=count
-    )
+    dist.init_process_group(backend, store=PrefixStore("training", store), **options)
     return Processes(rank, count, device), PrefixStore("undertow", store)
 
 

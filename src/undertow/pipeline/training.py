@@ -250,7 +250,7 @@ class _Learner:
                     (u, x) for u, x in kept.items() if u <= self.state.update
                 )
         for parameter in (*self.state.live.values(), *self.state.shards.values()):
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
 
     def batch(self) -> list[Weighted]:
         """Rows of the next update, the shortest first, and what each token counts."""

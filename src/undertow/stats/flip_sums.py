@@ -8,6 +8,7 @@ Knows nothing of what rows and columns are.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ Flips = Float64[np.ndarray, "draw test"]
 _FEWEST = 5
 
 
-class SideSums(NamedTuple):
+@dataclass(frozen=True)
+class SideSums:
     """One set of rows.
 
     Attributes:

@@ -1,0 +1,168 @@
+"""Calls on a Ray cluster: what comes back, what is lost on the way, what is refused."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.execution import things
+
+from undertow.errors import ConfigError, MissingDependencyError, RunError
+from undertow.execution import ray_cluster as module
+from undertow.execution.executor import Executor, Needs
+from undertow.execution.ray_cluster import RayCluster, ray_cluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.slow
+def test_answers_come_with_their_places(cluster: RayCluster) -> None:
+    executor: Executor = cluster
+    answers = executor.map(things.double, range(9), needs=Needs())
+    assert sorted(answers) == [(place, 2 * place) for place in range(9)]
+    assert not executor.is_here
+    assert list(executor.map(things.double, [], needs=Needs())) == []
+
+
+@pytest.mark.slow
+def test_calls_are_made_side_by_side(cluster: RayCluster) -> None:
+    assert cluster.slots(Needs()) == 2
+    assert cluster.slots(Needs(cpus=2.0)) == 1
+    assert cluster.slots(Needs(cpus=0.5)) == 4
+    workers = {pid for _, pid in cluster.map(things.slow, [1.0, 1.0], needs=Needs())}
+    assert len(workers) == 2
+
+
+@pytest.mark.slow
+def test_values_are_taken_as_they_are_needed(cluster: RayCluster) -> None:
+    taken = []
+
+    def values() -> Iterator[int]:
+        for value in range(100):
+            taken.append(value)
+            yield value
+
+    answers = cluster.map(things.double, values(), needs=Needs())
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert len(taken) == 4, "two for each of two workers"
+
+
+@pytest.mark.slow
+def test_an_error_of_the_user_s_comes_back_as_it_was(cluster: RayCluster) -> None:
+    with pytest.raises(ConfigError, match="three is no value") as caught:
+        list(cluster.map(things.refuse, range(8), needs=Needs()))
+    assert caught.value.faults == ("three is no value", "nor is it here")
+
+
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback(cluster: RayCluster) -> None:
+    with pytest.raises(ZeroDivisionError, match="in stumble"):
+        list(cluster.map(things.stumble, [0], needs=Needs()))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_call_is_made_again(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    places = [str(tmp_path / "first"), str(tmp_path / "second")]
+    answers = dict(cluster.map(things.die_once, places, needs=Needs()))
+    assert answers == {0: "first", 1: "second"}
+
+
+@pytest.mark.slow
+def test_a_call_that_always_kills_its_worker_is_given_up(cluster: RayCluster) -> None:
+    with pytest.raises(RunError, match=r"a call was lost 6 times.*--worker-memory"):
+        list(cluster.map(things.die, [0], needs=Needs()))
+
+
+@pytest.mark.slow
+def test_needs_that_no_node_has_are_refused_before_work(cluster: RayCluster) -> None:
+    taken = []
+
+    def values() -> Iterator[int]:
+        taken.append(1)
+        yield 1
+
+    needs = Needs(cpus=64.0, gpus=2.0, memory_bytes=3 * 2**30)
+    with pytest.raises(RunError, match=r"64 CPU, 2 GPU, 3\.0 GiB of memory, and no"):
+        next(cluster.map(things.double, values(), needs=needs))
+    assert not taken
+
+
+@pytest.mark.slow
+def test_the_cluster_of_this_machine_has_no_gpu_unless_it_has(
+    cluster: RayCluster,
+) -> None:
+    import torch
+
+    assert cluster.gpus == torch.cuda.device_count()
+
+
+def test_an_address_where_nobody_is_fails_in_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    message = rf"nobody answers at '127.0.0.1:{port}' .*unset RAY_ADDRESS"
+    with pytest.raises(RunError, match=message), ray_cluster():
+        pass
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:notaport", "ray://", "a:1:2"])
+def test_an_address_that_is_none_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RunError, match="expected host:port"), ray_cluster(address):
+        pass
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(module, "import_module", missing)
+    with (
+        pytest.raises(MissingDependencyError, match=r"pip install 'undertow\[ray\]'"),
+        ray_cluster(),
+    ):
+        pass
+
+
+def test_other_versions_on_a_node_are_named() -> None:
+    here = {"undertow": "1", "torch": "2.13.0"}
+    module._check_alike("here", here, here)
+    with pytest.raises(RunError, match="node far runs other versions") as caught:
+        module._check_alike("far", here, here | {"torch": "2.9.0"})
+    assert "torch: there 2.9.0, here 2.13.0" in str(caught.value)
+    assert "undertow: there" not in str(caught.value)
+
+
+def test_versions_say_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ALIKE", ("torch", "no-such-package"))
+    found = module.versions()
+    assert found["no-such-package"] == "not installed"
+    assert found["torch"].startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("has", "needs", "fits"),
+    [
+        ({"CPU": 8.0}, Needs(cpus=2.0), 4),
+        ({"CPU": 8.0, "GPU": 1.0}, Needs(cpus=1.0, gpus=0.25), 4),
+        ({"CPU": 8.0}, Needs(gpus=1.0), 0),
+        ({"CPU": 8.0, "memory": 4.0}, Needs(memory_bytes=3), 1),
+        ({}, Needs(cpus=0.0), 1),
+    ],
+)
+def test_how_many_calls_fit_on_a_node(
+    has: dict[str, float], needs: Needs, fits: int
+) -> None:
+    assert module._fits(has, needs) == fits
