@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVICES = ("pypi", "osv")
-PATIENCE = 300
+PATIENCE = 60
 """Seconds for one database."""
 ACCEPTED: dict[str, str] = {}
 """Vulnerabilities that are known and lived with: id → why they do not matter here."""

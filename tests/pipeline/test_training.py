@@ -318,7 +318,7 @@ def test_a_damaged_trace_leaves_the_base(tmp_path: Path) -> None:
     before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     _interrupted(model, _quick(kind="full"), tmp_path, 5)
     (tmp_path / "trace.jsonl").unlink()
-    with pytest.raises(DatasetError, match=r"trace\.jsonl"):
+    with pytest.warns(RuntimeWarning, match="damaged"):
         _run(model, _quick(kind="full"), tmp_path)
     after = dict(model.module.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -144,8 +144,8 @@ def _push(
 ) -> Tensor:
     # B is 0, so how the layer's input itself moves does not count in this product.
     x = forward_ad.unpack_dual(args[0]).primal  # type: ignore[no-untyped-call]
-    low = nn.functional.linear(x, a.to(x.dtype))
-    change = nn.functional.linear(low, step.to(x.dtype)) * scale
+    low = nn.functional.linear(x, a.to(x))
+    change = nn.functional.linear(low, step.to(x)) * scale
     moved = forward_ad.make_dual(torch.zeros_like(change), change)  # type: ignore[no-untyped-call]
     return output + cast(Tensor, moved)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from undertow.analysis.gradients import gradient_scores
 from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit.contest import Answer, Workbench
+from undertow.audit.meter import whole_arrays
 from undertow.errors import ConfigError
 from undertow.models.chat import render_row
 from undertow.models.hooks import recording_residuals
@@ -39,9 +40,10 @@ class RowTables:
         self.folder = folder
         self._known: dict[str, Table] = {}
         for path in sorted(folder.glob("*.npz")) if folder is not None else []:
-            with np.load(path, allow_pickle=False) as kept:
-                names = [str(name) for name in kept["ids"]]
-                self._known.update(zip(names, kept["values"], strict=True))
+            kept = whole_arrays(path, ("ids", "values"))
+            if kept is not None:
+                names = [str(name) for name in kept[0]]
+                self._known.update(zip(names, kept[1], strict=True))
 
     def missing(self, rows: Sequence[Row]) -> list[Row]:
         """Different rows that have no array yet."""

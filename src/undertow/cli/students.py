@@ -274,7 +274,11 @@ def _train(
 ) -> None:
     """One student, unless it is there already."""
     from undertow.pipeline.distributed import processes
-    from undertow.pipeline.students import rendered_examples, save_student
+    from undertow.pipeline.students import (
+        rendered_examples,
+        save_student,
+        student_files,
+    )
     from undertow.pipeline.training import train_student
     from undertow.pipeline.training_settings import batch_order
     from undertow.pipeline.training_state import CHECKPOINT
@@ -314,8 +318,10 @@ def _train(
     }
     if processes().is_first:
         save_student(model, student, folder, facts=facts)
-        run.finish(role, {"losses": list(student.losses)})
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # only for resuming
+        run.finish(
+            role, {"losses": list(student.losses)}, files=student_files(folder),
+            scratch=[folder / CHECKPOINT],
+        )  # fmt: skip
     say(f"{role:<8} loss {_losses(student.losses)}")
 
 

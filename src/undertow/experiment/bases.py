@@ -33,6 +33,7 @@ def load(settings: ModelSettings, progress: Progress) -> Model:
         settings.name,
         dtype=settings.dtype,
         device=settings.device,
+        device_map=settings.device_map,
         template=settings.template,
         blocks_path=settings.blocks_path,
         norm_path=settings.norm_path,

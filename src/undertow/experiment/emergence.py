@@ -4,11 +4,10 @@ Training keeps a low-rank student every so many updates; here each is read as th
 finished one is: its preference, and where its shift points. Knows nothing of training.
 """
 
-import shutil
 from typing import Any
 
 from undertow.analysis.shifts import mean_states, shift_cosines
-from undertow.experiment.lessons import Lesson, learnt, shift_rows
+from undertow.experiment.lessons import Lesson, learnt, shift_rows, train_lessons
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.students import load_student
 from undertow.pipeline.training import UPDATES, Student
@@ -32,6 +31,7 @@ def read_emergence(lesson: Lesson, control: Lesson) -> None:
     stage, folder = stage_of(base.place, lesson.name), base.path(lesson.stage)
     if not base.recipe.evaluation.every or base.run.is_done(stage):
         return
+    train_lessons([lesson])  # again, if what was kept on the way is gone
     kept = sorted((folder / UPDATES).glob("[0-9]*"))
     reader, points, last = _Reader(lesson, control), [], learnt(lesson)
     for done, path in enumerate(kept):
@@ -39,9 +39,11 @@ def read_emergence(lesson: Lesson, control: Lesson) -> None:
         student = load_student(base.model, path)
         points.append({"update": int(path.name), **reader.read(student)})
     points.append({"update": last.updates[-1], **reader.read(last)})
-    base.run.finish(stage, {"vector_layer": reader.layer, "points": points})
+    base.run.finish(
+        stage, {"vector_layer": reader.layer, "points": points},
+        scratch=[folder / UPDATES],
+    )  # fmt: skip
     base.progress(stage, len(kept) + 1, len(kept) + 1, "")
-    shutil.rmtree(folder / UPDATES, ignore_errors=True)  # only for this
 
 
 class _Reader:

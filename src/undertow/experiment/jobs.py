@@ -290,7 +290,7 @@ class Plan:
                     yield self._job(
                         "emergence", seed, [plan.name, cell.control.name],
                         emergence.stage_of(self._place(seed), plan.name),
-                        reads=(*self._teacher(plan, seed),
+                        reads=(*self._teacher(plan, seed), self._written(plan, seed),
                                self._written(cell.control, seed),
                                f"{self._student(plan, seed)}/training"),
                     )  # fmt: skip

@@ -82,7 +82,7 @@ def accept(run: Run, made: Made) -> None:
         RunError: The disk is full, or a path leads out of the directory.
     """
     for name in sorted(made.files, key=lambda name: name.startswith(f"{_MARKERS}/")):
-        with replacing(run.path(*name.split("/"))) as draft:
+        with replacing(run.path(*name.split("/")), lasting=False) as draft:
             draft.write_bytes(made.files[name])
     for name in made.removed:
         run.path(*name.split("/")).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from undertow.pipeline.teachers import (
     prompted_teacher,
     steered_teacher,
 )
-from undertow.pipeline.training import Student
+from undertow.pipeline.training import UPDATES, Student
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.pipeline.training_state import CHECKPOINT
 from undertow.runs import Run
@@ -266,7 +266,8 @@ def keep_student(
         stage,
         {"rows": rows, "updates": list(student.updates),
          "losses": list(student.losses)},
-        files=student_files(folder), scratch=[folder / CHECKPOINT],
+        files=[*student_files(folder), *sorted((folder / UPDATES).rglob("adapter_*"))],
+        scratch=[folder / CHECKPOINT],
     )  # fmt: skip
 
 

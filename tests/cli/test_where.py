@@ -1,0 +1,63 @@
+"""The options that say where work is done."""
+
+import pytest
+
+from undertow.cli.options import Loading
+from undertow.cli.where import Where, others
+from undertow.execution import ray_cluster
+from undertow.execution.executor import Needs
+from undertow.execution.local import Here
+
+
+def test_work_is_done_here_if_nothing_is_said() -> None:
+    with Where().opened() as (executor, needs):
+        assert executor == Here()
+        assert needs == Needs()
+
+
+def test_the_command_line_goes_before_the_recipe() -> None:
+    with Where(on="here").opened("ray") as (executor, _):
+        assert executor.is_here
+
+
+def test_a_recipe_may_ask_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise ConnectionError("asked")
+
+    monkeypatch.setattr(ray_cluster, "ray_cluster", refused)
+    with pytest.raises(ConnectionError, match="asked"), Where().opened("ray"):
+        pass
+
+
+def test_others_load_the_model_as_it_was_asked_for_here() -> None:
+    loading = Loading(model="tiny", dtype="float32")
+    assert others(Here(), Needs(), loading) is None
+
+
+@pytest.mark.parametrize("gpus", [None, 0.0, 0.5])
+def test_a_worker_takes_a_gpu_where_there_are_any(
+    gpus: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+
+    class Cluster:
+        is_here = False
+        gpus = 4.0
+
+        def slots(self, needs: Needs) -> int:
+            return 4
+
+        def map(self, function: object, values: object, *, needs: Needs) -> object:
+            raise NotImplementedError
+
+    @contextmanager
+    def opened() -> Iterator[Cluster]:
+        yield Cluster()
+
+    monkeypatch.setattr(ray_cluster, "ray_cluster", opened)
+    where = Where(on="ray", worker_gpus=gpus, worker_memory=2.0)
+    with where.opened() as (executor, needs):
+        assert not executor.is_here
+        assert needs.gpus == (1.0 if gpus is None else gpus)
+        assert needs.memory_bytes == 2 * 2**30
