@@ -23,7 +23,9 @@ from undertow.traits import load_family
 Make = Callable[..., Recipe]
 Way = Callable[..., dict[str, Any]]
 STEER = {"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}
-VOLATILE = {"finished", "seconds", "sha256", "time", "stage_seconds", "files"}
+VOLATILE = {
+    "finished", "seconds", "sha256", "time", "stage_seconds", "files", "scratch", "commit"
+}  # fmt: skip
 
 
 @dataclass

@@ -14,12 +14,13 @@ import numpy as np
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.meter import AGAIN, Array, Meter, OnRows
 from undertow.audit.reference import (
+    ATTEMPTS,
     Filter,
     Reference,
     cut_and_empty,
-    merged_reference,
-    prompt_parts,
+    prompt_digest,
     sampled_reference,
+    without_partner,
 )
 from undertow.audit.signals import Battery, RowSignals
 from undertow.errors import RunError
@@ -105,6 +106,51 @@ def loaded(told: Loaded) -> Model:
             "files on every node"
         )
     return model
+
+
+# ── parts of a reference ─────────────────────────────────────────────────────────
+
+
+def prompt_parts(rows: Sequence[Row], count: int) -> list[list[int]]:
+    """Places of rows in at most so many parts; rows with one prompt stay together.
+
+    An answer depends on its prompt and on the rows before it that have the same one, so
+    parts get the answers that all rows would get.
+    """
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(prompt_digest(row), []).append(place)
+    parts: list[list[int]] = [[] for _ in range(min(count, len(places)))]
+    for group in places.values():
+        min(parts, key=len).extend(group)
+    return [sorted(part) for part in parts]
+
+
+def merged_reference(
+    parts: Sequence[tuple[Sequence[int], Reference]], *, rows: int, passed: Filter
+) -> Reference:
+    """Tier A of all rows out of that of their parts.
+
+    Args:
+        parts: Places of a part's rows among all, and its reference.
+        rows: How many there are in all.
+        passed: What answers had to pass.
+    """
+    found = {
+        places[own]: row
+        for places, reference in parts
+        for own, row in zip(reference.paired, reference.rows, strict=True)
+    }
+    drawn = sum(
+        round(len(own.rows) / own.accepted) if own.accepted else ATTEMPTS * len(places)
+        for places, own in parts
+    )
+    pairs = tuple(sorted(found))
+    return Reference(
+        tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
+        accepted=len(pairs) / drawn if drawn else None,
+        notes=without_partner(rows - len(pairs), passed),
+    )  # fmt: skip
 
 
 # ── in a worker ──────────────────────────────────────────────────────────────────

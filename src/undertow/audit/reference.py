@@ -33,7 +33,7 @@ from undertow.records import Row
 Source = Literal["given", "recorded", "estimated", "unknown"]
 Filter = Literal["numbers", "none"]
 
-_ATTEMPTS = 6
+ATTEMPTS = 6
 _TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 # Cuts that people set; the one above what was seen is taken, so no row lies beyond.
 _TOP_KS = (
@@ -363,7 +363,7 @@ def sampled_reference(
     found: dict[int, Row] = {}
     kept: set[str] = set()
     drawn = 0
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         todo = [i for i in range(len(rows)) if i not in found]
         if not todo:
             break
@@ -388,7 +388,7 @@ def sampled_reference(
     return Reference(
         tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
         accepted=len(pairs) / drawn if drawn else None,
-        notes=_without_partner(len(rows) - len(pairs), filter),
+        notes=without_partner(len(rows) - len(pairs), filter),
     )  # fmt: skip
 
 
@@ -400,51 +400,10 @@ def cut_and_empty(rows: Sequence[Row]) -> tuple[bool, bool]:
     )
 
 
-def prompt_parts(rows: Sequence[Row], count: int) -> list[list[int]]:
-    """Places of rows in at most so many parts; rows with one prompt stay together.
-
-    An answer depends on its prompt and on the rows before it that have the same one, so
-    parts get the answers that all rows would get.
-    """
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(prompt_digest(row), []).append(place)
-    parts: list[list[int]] = [[] for _ in range(min(count, len(places)))]
-    for group in places.values():
-        min(parts, key=len).extend(group)
-    return [sorted(part) for part in parts]
-
-
-def merged_reference(
-    parts: Sequence[tuple[Sequence[int], Reference]], *, rows: int, passed: Filter
-) -> Reference:
-    """Tier A of all rows out of that of their parts.
-
-    Args:
-        parts: Places of a part's rows among all, and its reference.
-        rows: How many there are in all.
-        passed: What answers had to pass.
-    """
-    found = {
-        places[own]: row
-        for places, reference in parts
-        for own, row in zip(reference.paired, reference.rows, strict=True)
-    }
-    drawn = sum(
-        round(len(own.rows) / own.accepted) if own.accepted else _ATTEMPTS * len(places)
-        for places, own in parts
-    )
-    pairs = tuple(sorted(found))
-    return Reference(
-        tier="A", rows=tuple(found[i] for i in pairs), paired=pairs,
-        accepted=len(pairs) / drawn if drawn else None,
-        notes=_without_partner(rows - len(pairs), passed),
-    )  # fmt: skip
-
-
-def _without_partner(count: int, passed: Filter) -> tuple[str, ...]:
+def without_partner(count: int, passed: Filter) -> tuple[str, ...]:
+    """What is to be said of rows that have no reference."""
     note = (
-        f"{count} rows have no reference: in {_ATTEMPTS} draws the base's answers did "
+        f"{count} rows have no reference: in {ATTEMPTS} draws the base's answers did "
         f"not pass the filter {passed!r} or stood there already"
     )
     return (note,) if count else ()
