@@ -236,7 +236,7 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(RunError) as caught:
         run.payload("a")
     assert str(caught.value) == (
-        f"{path}: the stage marker is damaged; delete it and continue the run with the "
+        f"{path}: the stage marker is damaged; continue the run with the same command: "
         "same command: the stage is done again"
     )
 

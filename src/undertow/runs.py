@@ -115,6 +115,10 @@ class Run:
         self._written.clear()
         self._clear(marker)
 
+    def rest(self) -> None:
+        """Lets the time until now belong to no stage: others did what was done."""
+        self._since = time.monotonic()
+
     def payload(self, name: str) -> dict[str, Any]:
         """What a finished stage found; NaN and infinities come back as None.
 
@@ -280,8 +284,8 @@ def _is_marker(marker: dict[str, Any]) -> bool:
 
 def _damaged(path: Path) -> RunError:
     return RunError(
-        f"{path}: the stage marker is damaged; delete it and continue the run with "
-        "the same command: the stage is done again"
+        f"{path}: the stage marker is damaged; continue the run with the same command: "
+        "it is set aside and the stage is done again"
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from undertow.audit.census_plan import PLAN, Plan, make_plan, read_plan, write_plan
 from undertow.audit.census_settings import CensusSettings
-from undertow.audit.shard_sums import ModelFacts
 from undertow.audit.shards import survey
 from undertow.errors import DatasetError, RunError
+from undertow.models.reloading import ModelFacts
 from undertow.records import Message, Row
 from undertow.storage import write_rows
 

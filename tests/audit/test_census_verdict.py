@@ -16,8 +16,9 @@ from undertow.audit.census_verdict import (
     largest,
 )
 from undertow.audit.partners import Passing
-from undertow.audit.shard_sums import Measuring, ModelFacts
+from undertow.audit.shard_sums import Measuring
 from undertow.audit.sums import Compared, Grid, Side, Sums, Top, row_signs
+from undertow.models.reloading import ModelFacts
 from undertow.models.sampling import SamplerSettings
 from undertow.seeding import generator
 from undertow.stats import ks_uniform

@@ -1,22 +1,21 @@
 """Rows that other processes measure: the same figures, wherever they come from.
 
-Others are stood in for by calls in this process, in reversed order.
+Others are stood in for by calls in this process.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.execution.strangers import Strangers
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.meter import Meter
-from undertow.audit.others import Loaded, Others, loaded
+from undertow.audit.others import Others
 from undertow.audit.reference import sampled_reference
 from undertow.audit.signals import make_battery
-from undertow.errors import RunError
-from undertow.execution.executor import Answer, Given, Needs
+from undertow.execution.executor import Needs
 from undertow.models.chat import render_row
 from undertow.models.loading import Model, load_model
 from undertow.models.sampling import SamplerSettings
@@ -29,26 +28,6 @@ from undertow.traits import load_family
 
 SAMPLER = SamplerSettings(allowed="list", max_new_tokens=16)
 FAMILY, TREES = load_family("animals"), load_family("trees")
-
-
-@dataclass(frozen=True)
-class Strangers:
-    """Calls of processes that share nothing, the last one first."""
-
-    is_here: bool = False
-
-    def slots(self, needs: Needs) -> int:
-        return 2
-
-    def map(
-        self,
-        function: Callable[[Given], Answer],
-        values: Iterable[Given],
-        *,
-        needs: Needs,
-    ) -> Iterator[tuple[int, Answer]]:
-        for place, value in reversed(list(enumerate(values))):
-            yield place, function(value)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +49,7 @@ def rows(model: Model) -> list[Row]:
 
 @pytest.fixture
 def others(checkpoint: Path) -> Others:
-    options = {"name_or_path": str(checkpoint), "dtype": "float32"}
-    return Others(Strangers(), Needs(), options)
+    return Others(Strangers(), Needs(), str(checkpoint), {"dtype": "float32"})
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +112,6 @@ def test_the_reference_is_the_one_that_is_sampled_here(
     assert [r.row_id for r in there.rows] == [r.row_id for r in here.rows]
     assert (there.paired, there.notes) == (here.paired, here.notes)
     assert there.accepted == pytest.approx(here.accepted)
-
-
-def test_a_worker_with_another_model_is_refused(checkpoint: Path) -> None:
-    options = {"name_or_path": str(checkpoint), "dtype": "float32"}
-    with pytest.raises(RunError, match="put the same files on every node"):
-        loaded(Loaded(options, "another"))
 
 
 def test_parts_are_neither_tiny_nor_huge(others: Others) -> None:

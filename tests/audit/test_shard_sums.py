@@ -12,10 +12,8 @@ from undertow.analysis.gradients import gradient_scores
 from undertow.audit.partners import Passing
 from undertow.audit.shard_sums import (
     Measuring,
-    ModelFacts,
     ShardTask,
     batch_tokens,
-    remember_model,
     render_rows,
     scores_of,
     sum_batch,
@@ -26,6 +24,7 @@ from undertow.audit.shards import PlainRow, plain_row
 from undertow.audit.sums import Grid
 from undertow.errors import ModelError
 from undertow.models.chat import Rendered, render_row
+from undertow.models.reloading import ModelFacts, remember_model
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Message, Row
 

@@ -1,6 +1,7 @@
 """The options that say where work is done."""
 
 import pytest
+from tests.execution.strangers import Strangers
 
 from undertow.cli.options import Loading
 from undertow.cli.where import Where, others
@@ -30,8 +31,13 @@ def test_a_recipe_may_ask_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_others_load_the_model_as_it_was_asked_for_here() -> None:
-    loading = Loading(model="tiny", dtype="float32")
+    loading = Loading(model="tiny", dtype="float32", device_map='{"": "cpu"}')
     assert others(Here(), Needs(), loading) is None
+    found = others(Strangers(), Needs(cpus=2.0), loading)
+    assert found is not None
+    assert (found.name, found.needs) == ("tiny", Needs(cpus=2.0))
+    assert found.options["dtype"] == "float32"
+    assert found.options["device_map"] == {"": "cpu"}
 
 
 @pytest.mark.parametrize("gpus", [None, 0.0, 0.5])

@@ -5,18 +5,20 @@ are in `tests/journeys/test_ray.py`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.execution.strangers import Strangers
 
 from undertow.errors import RunError
-from undertow.execution.executor import Answer, Given, Needs
 from undertow.experiment import Recipe, bases, elsewhere, run_experiment
+from undertow.experiment.elsewhere import Order
 from undertow.experiment.jobs import Plan
 from undertow.experiment.parcels import pack
+from undertow.models.sampling import sample
 from undertow.models.tiny import save_tiny
 from undertow.traits import load_family
 
@@ -28,33 +30,11 @@ VOLATILE = {
 }  # fmt: skip
 
 
-@dataclass
-class Strangers:
-    """Makes calls one by one, as processes that share nothing would."""
-
-    called: list[str] = field(default_factory=list)
-    fails_at: int | None = None
-    is_here: bool = False
-
-    def slots(self, needs: Needs) -> int:
-        return 3
-
-    def map(
-        self,
-        function: Callable[[Given], Answer],
-        values: Iterable[Given],
-        *,
-        needs: Needs,
-    ) -> Iterator[tuple[int, Answer]]:
-        given = list(values)
-        for place, value in reversed(list(enumerate(given))):  # whoever ends first
-            if len(self.called) == self.fails_at:
-                raise RunError("the cluster was lost")
-            self.called.append(getattr(value, "job").verb)  # noqa: B009
-            yield place, function(value)
+def _verbs(strangers: Strangers) -> list[str]:
+    return [each.job.verb for each in strangers.called if isinstance(each, Order)]
 
 
-def _same(first: Path, second: Path) -> list[str]:
+def same_runs(first: Path, second: Path) -> list[str]:
     """Files that differ, but for times."""
     names = [
         {p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()} - {".lock"}
@@ -88,7 +68,7 @@ def _steady(value: Any) -> Any:
 def test_a_run_is_the_same_wherever_its_jobs_are_done(
     recipe: Make, way: Way, tmp_path: Path
 ) -> None:
-    """Byte for byte: rows, adapters, vectors, payloads of all stages."""
+    """Rows, adapters and vectors byte for byte, payloads of all stages as they round."""
     tuned = {"kind": "finetune", "finetune": {"max_updates": 2, "rank": 2}}
     asked = recipe(
         teachers=[STEER, tuned, way("soft", kind="soft", tokens="divergent")],
@@ -97,20 +77,24 @@ def test_a_run_is_the_same_wherever_its_jobs_are_done(
                     "gradient_rows": 2, "cause_layer": 1, "every": 2},
     )  # fmt: skip
     run_experiment(asked, tmp_path / "here")
-    strangers = Strangers()
+    strangers = Strangers(room=3)
     run_experiment(asked, tmp_path / "there", executor=strangers)
-    assert not _same(tmp_path / "here", tmp_path / "there")
-    assert "answers" not in strangers.called, "there are more teachers than slots"
+    assert not same_runs(tmp_path / "here", tmp_path / "there")
+    assert "answers" not in _verbs(strangers), "there are more teachers than slots"
+    asked_before = len(strangers.called)
+    with warnings.catch_warnings(action="error"):  # nothing is taken for damaged
+        run_experiment(asked, tmp_path / "there", executor=strangers)
+    assert len(strangers.called) == asked_before
 
 
 @pytest.mark.slow
 def test_prompts_in_parts_get_the_same_answers(recipe: Make, tmp_path: Path) -> None:
     asked = recipe(seeds=[0], teachers=[STEER])
     run_experiment(asked, tmp_path / "here")
-    strangers = Strangers()
+    strangers = Strangers(room=3)
     run_experiment(asked, tmp_path / "there", executor=strangers)
-    assert strangers.called.count("answers") == 4
-    assert not _same(tmp_path / "here", tmp_path / "there")
+    assert _verbs(strangers).count("answers") == 4
+    assert not same_runs(tmp_path / "here", tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -121,9 +105,11 @@ def test_what_was_begun_there_is_continued_here(
     asked = recipe(seeds=[0], teachers=[STEER])
     run_experiment(asked, tmp_path / "here")
     with pytest.raises(RunError, match="lost"):
-        run_experiment(asked, tmp_path / "both", executor=Strangers(fails_at=done))
+        run_experiment(
+            asked, tmp_path / "both", executor=Strangers(room=3, fails_at=done)
+        )
     run_experiment(asked, tmp_path / "both")
-    assert not _same(tmp_path / "here", tmp_path / "both")
+    assert not same_runs(tmp_path / "here", tmp_path / "both")
 
 
 @pytest.mark.slow
@@ -137,7 +123,7 @@ def test_another_model_writes_there(
     )  # fmt: skip
     run_experiment(asked, tmp_path / "here")
     run_experiment(asked, tmp_path / "there", executor=Strangers())
-    assert not _same(tmp_path / "here", tmp_path / "there")
+    assert not same_runs(tmp_path / "here", tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -173,6 +159,64 @@ def test_a_worker_loads_a_base_once(
     asked = recipe(seeds=[0, 1], teachers=[STEER])
     run_experiment(asked, tmp_path / "run", executor=Strangers())
     assert len(loaded) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_there_misses_what_is_gone(
+    recipe: Make, tmp_path: Path
+) -> None:
+    asked = recipe(seeds=[0], teachers=[STEER])
+    run_experiment(asked, tmp_path / "run", executor=Strangers())
+    first = (tmp_path / "run/results.json").read_text()
+    (tmp_path / "run/stages/noise-0/seed-0/steer-owl/cell.json").unlink()
+    again = Strangers()
+    with pytest.warns(RuntimeWarning, match=r"gone since it was written.*cell\.json"):
+        run_experiment(asked, tmp_path / "run", executor=again)
+    assert _verbs(again) == ["cell"]
+    assert len((tmp_path / "run/results.json").read_text()) == pytest.approx(
+        len(first), abs=200
+    )
+
+
+@pytest.mark.slow
+def test_prompts_that_have_an_answer_are_not_asked_again(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(seeds=[0], teachers=[STEER])
+    run_experiment(asked, tmp_path / "here")
+    place = tmp_path / "run/bases/noise-0/seed-0/control"
+    with pytest.raises(RunError, match="lost"):
+        run_experiment(asked, tmp_path / "run", executor=Strangers(room=3, fails_at=3))
+    whole = next(place.glob("rows.*-*.partial"))
+    known = len(whole.read_text().splitlines())
+    whole.rename(place / "rows.partial")  # as a run that was begun here leaves it
+    asked_for: list[int] = []
+
+    def counted(model: Any, ids: Any, **rest: Any) -> Any:
+        asked_for.append(len(ids))
+        return sample(model, ids, **rest)
+
+    monkeypatch.setattr("undertow.pipeline.generation.sample", counted)
+    run_experiment(asked, tmp_path / "run", executor=Strangers(room=3))
+    assert sum(asked_for) == 2 * 6 - known
+    assert not same_runs(tmp_path / "here", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sets_are_audited_there(recipe: Make, tmp_path: Path) -> None:
+    settings = {"personas": 1, "planted": 0, "naming_passes": 0, "race_passes": 0,
+                "permutations": 99, "forecast": False, "alpha": 0.05}  # fmt: skip
+    asked = recipe(
+        seeds=[0], teachers=[STEER],
+        rows={"count": 20, "sampler": {"allowed": "list", "max_new_tokens": 24}},
+        audit={"rows": 16, "settings": settings},
+    )  # fmt: skip
+    here = run_experiment(asked, tmp_path / "here")
+    strangers = Strangers()
+    there = run_experiment(asked, tmp_path / "there", executor=strangers)
+    assert _verbs(strangers).count("audit") == 3
+    assert [a.verdict for a in there.audits] == [a.verdict for a in here.audits]
+    assert (tmp_path / "there/audits/clean/report.html").is_file()
 
 
 def test_an_order_holds_what_its_job_reads(recipe: Make, tmp_path: Path) -> None:

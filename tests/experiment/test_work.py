@@ -1,6 +1,7 @@
 """What each verb of a job leaves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,6 +43,17 @@ def test_a_job_leaves_its_stages_and_no_others(recipe: Make, tmp_path: Path) -> 
                     for path in set(folder.rglob("*.json")) - before
                 }
                 assert new == set(job.stages) - {"provenance"}, job.verb
+
+
+def test_a_job_that_leaves_nothing_is_told(recipe: Make, tmp_path: Path) -> None:
+    asked = recipe(seeds=[0], teachers=[STEER])
+    family = load_family(asked.family)
+    with open_run(tmp_path / "run", recipe_text="a: 1\n") as run:
+        model = bases.load(asked.model, _silent)
+        base = Base(asked, family, run, model, 0.0, 0, _silent)
+        job = next(iter(Plan(asked, family, 0.0, [0], run.is_done).phases()))[0]
+        with pytest.raises(RunError, match="base left no 'noise-0/never'"):
+            work.do(replace(job, stages=("noise-0/never",)), work.all_bases([base]))
 
 
 def test_a_job_whose_rows_are_not_there_says_so(recipe: Make, tmp_path: Path) -> None:

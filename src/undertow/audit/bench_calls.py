@@ -7,8 +7,8 @@ from undertow.audit.bench_sets import LabelledSet
 from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
 from undertow.audit.contest import Answer, MakeAuditor, Workbench
 from undertow.audit.meter import Meter
-from undertow.audit.others import Loaded, loaded
 from undertow.audit.signals import Battery, RowSignals
+from undertow.models.reloading import ModelFacts, same_model
 from undertow.traits import load_family
 
 
@@ -29,12 +29,12 @@ class Call:
 
     make: MakeAuditor
     each: LabelledSet
-    model: Loaded
+    model: ModelFacts
     battery: Battery
     carrier: CarrierSettings
     accepted: float | None
     settings: BenchmarkSettings
-    known: RowSignals | None
+    known: RowSignals
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,9 @@ def judge_set(call: Call) -> Judged:
     """Lets a call's auditor judge its set."""
     audit = call.settings.audit
     meter = Meter(
-        loaded(call.model), call.battery, call.carrier.drawn_by, system=audit.system
+        same_model(call.model), call.battery, call.carrier.drawn_by, system=audit.system
     )
-    if call.known is not None:
-        meter.learn(call.known)
+    meter.learn(call.known)
     bench = Workbench(
         meter, load_family(audit.family), load_family(audit.decoys), call.carrier,
         call.accepted, call.settings,

@@ -386,7 +386,7 @@ class _Bench:
         assert self.others is not None
         known = bench.meter.signals((*each.audited, *each.reference))
         return Call(
-            make, each, self.others.told(self.model), bench.meter.battery,
+            make, each, self.others.facts(self.model), bench.meter.battery,
             bench.carrier, bench.accepted, self.settings, known,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,9 +30,7 @@ from undertow.audit.census_verdict import (
 )
 from undertow.audit.shard_sums import (
     Measuring,
-    ModelFacts,
     ShardTask,
-    remember_model,
     sum_shard,
 )
 from undertow.audit.shards import Survey, cut_shards, list_files, rows_at, survey
@@ -43,6 +42,7 @@ from undertow.execution.local import Here
 from undertow.findings import Census, CensusData, CensusReference
 from undertow.interventions.steering import SteeringVector, check_vector
 from undertow.models.loading import Model
+from undertow.models.reloading import ModelFacts, remember_model
 from undertow.records import Row
 from undertow.runs import Run, open_run, provenance
 from undertow.storage import read_rows, write_json, write_rows
@@ -82,8 +82,9 @@ def census(
     vectors: Sequence[SteeringVector] = (),
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
-    loading: Mapping[str, str | None] | None = None,
+    loading: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
+    needs: Needs | None = None,
     on_survey: Callable[[Survey, Survey | None], None] | None = None,
     command: str = "",
     progress: Progress = _silent,
@@ -104,6 +105,7 @@ def census(
         loading: What `load_model` took beside the name, so that other processes can load
             the same model; needed for executors elsewhere.
         executor: Who measures shards; None measures them here.
+        needs: What a call takes of a machine, where that is not here.
         on_survey: Told what the first reading found, before anything is measured.
         command: How to repeat it, for the findings.
         progress: Told of every step.
@@ -128,8 +130,7 @@ def census(
             on_survey(sides[0].seen, sides[1].seen if len(sides) > 1 else None)
         model = model if isinstance(model, Model) else model()
         plan = _planned(model, sides, loading, settings, vectors, run, progress)
-        needs = Needs(gpus=0.0 if model.device.type == "cpu" else 1.0)
-        work = partial((executor or Here()).map, sum_shard, needs=needs)
+        work = partial((executor or Here()).map, sum_shard, needs=needs or Needs())
         sums = _summed(plan, sides, settings, columns, work, run, progress)
         test = judge_sums(
             plan, sums[0], sums[1] if len(sums) > 1 else None, settings=settings
@@ -232,7 +233,7 @@ def _recalled(run: Run, name: str, files: Sequence[Path]) -> Survey:
 def _planned(
     model: Model,
     sides: Sequence[_Side],
-    loading: Mapping[str, str | None] | None,
+    loading: Mapping[str, Any] | None,
     settings: CensusSettings,
     vectors: Sequence[SteeringVector],
     run: Run,

@@ -24,7 +24,6 @@ from undertow.audit.reference import (
 )
 from undertow.audit.shard_sums import (
     Measuring,
-    ModelFacts,
     batch_tokens,
     finite_rows,
     render_rows,
@@ -37,6 +36,7 @@ from undertow.findings import Role, Tier
 from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import Rendered
 from undertow.models.loading import Model
+from undertow.models.reloading import ModelFacts
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row

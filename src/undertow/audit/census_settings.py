@@ -1,40 +1,15 @@
 """What a census is told: error rate, what is compared, how the work is cut."""
 
-from typing import Literal
+from pydantic import Field, model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from undertow.models.sampling import SamplerSettings
+from undertow.audit.settings import ComparisonSettings
 
 
-class CensusSettings(BaseModel):
+class CensusSettings(ComparisonSettings):
     """Settings of one census; the same settings and rows give the same sums."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    family: str = Field(default="animals", description="traits to look for")
-    decoys: str = Field(
-        default="trees", description="family whose members stand for absent traits"
-    )
-    alpha: float = Field(default=0.01, gt=0, lt=1, description="error rate")
-    seed: int = Field(default=0, ge=0, description="of partners, signs and samples")
     flips: int = Field(
         default=999, ge=99, le=9999, description="random signs that each row carries"
-    )
-    layers: tuple[int, ...] | None = Field(
-        default=None, description="blocks of the scores; null: all"
-    )
-    system: str | None = Field(
-        default=None, description="system text of rows that have none of their own"
-    )
-    sampler: SamplerSettings | None = Field(
-        default=None, description="what wrote the rows; null: recorded or estimated"
-    )
-    filter: Literal["auto", "numbers", "none"] = Field(
-        default="auto", description="what the rows have passed"
-    )
-    reference: Literal["auto", "none"] = Field(
-        default="auto", description="'auto' samples the base if no rows are given"
     )
     batch_rows: int = Field(
         default=1024,

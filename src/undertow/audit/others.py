@@ -23,9 +23,9 @@ from undertow.audit.reference import (
     without_partner,
 )
 from undertow.audit.signals import Battery, RowSignals
-from undertow.errors import RunError
 from undertow.execution.executor import Executor, Needs
-from undertow.models.loading import Model, load_model
+from undertow.models.loading import Model
+from undertow.models.reloading import ModelFacts, same_model
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Row
 
@@ -35,19 +35,6 @@ _LEAST, _MOST = 8, 256
 """Rows of a part: fewer are not worth a call, more would be lost with a worker."""
 _PARTS = 3
 """Parts for each call that can be made at once, so that all end together."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """How a model is loaded, and what it has to be.
-
-    Attributes:
-        options: Of `load_model`, its name among them.
-        fingerprint: Of the model that audits.
-    """
-
-    options: Mapping[str, str | None]
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Order:
         hypotheses: Under which rows are read, if they are; None is the base.
     """
 
-    model: Loaded
+    model: ModelFacts
     battery: Battery
     sampler: SamplerSettings
     system: str | None
@@ -75,37 +62,13 @@ class Order:
 class Draw:
     """Prompts to be answered by the base; see `sampled_reference`."""
 
-    model: Loaded
+    model: ModelFacts
     sampler: SamplerSettings
     system: str | None
     rows: tuple[Row, ...]
     passed: Filter
     seed: int
     like: tuple[bool, bool]
-
-
-_models: dict[tuple[tuple[str, str | None], ...], Model] = {}
-"""The model that this process loaded last."""
-
-
-def loaded(told: Loaded) -> Model:
-    """The model that was told of, loaded once a process.
-
-    Raises:
-        RunError: It is another one here.
-    """
-    key = tuple(sorted(told.options.items()))
-    if key not in _models:
-        _models.clear()  # before the next one takes its memory
-        _models[key] = load_model(**dict(told.options))  # type: ignore[arg-type]
-    model = _models[key]
-    if model.fingerprint != told.fingerprint:
-        raise RunError(
-            f"Ray: a worker's {model.name!r} is another model than the one that audits: "
-            f"fingerprint {model.fingerprint}, expected {told.fingerprint}; put the same "
-            "files on every node"
-        )
-    return model
 
 
 # ── parts of a reference ─────────────────────────────────────────────────────────
@@ -157,7 +120,9 @@ def merged_reference(
 
 
 def _meter(order: Order) -> Meter:
-    return Meter(loaded(order.model), order.battery, order.sampler, system=order.system)
+    return Meter(
+        same_model(order.model), order.battery, order.sampler, system=order.system
+    )
 
 
 def measure_rows(order: Order) -> RowSignals:
@@ -186,7 +151,7 @@ def scan_rows(order: Order) -> dict[str, dict[str, float]]:
 def draw_reference(draw: Draw) -> Reference:
     """What the base answers to a draw's prompts."""
     return sampled_reference(
-        loaded(draw.model), draw.rows, sampler=draw.sampler, filter=draw.passed,
+        same_model(draw.model), draw.rows, sampler=draw.sampler, filter=draw.passed,
         seed=draw.seed, system=draw.system, like=draw.like,
     )  # fmt: skip
 
@@ -201,16 +166,18 @@ class Others:
     Attributes:
         executor: Who makes their calls.
         needs: What a call takes.
-        options: How each loads the model: what `load_model` was given here.
+        name: Of the model, as it was asked for here.
+        options: What `load_model` was given beside it.
     """
 
     executor: Executor
     needs: Needs
-    options: Mapping[str, str | None]
+    name: str
+    options: Mapping[str, Any]
 
-    def told(self, model: Model) -> Loaded:
+    def facts(self, model: Model) -> ModelFacts:
         """What others have to load, to have this model."""
-        return Loaded(self.options, model.fingerprint)
+        return ModelFacts(self.name, model.fingerprint, self.options)
 
     def parts(self, rows: Sequence[Asked]) -> list[tuple[Asked, ...]]:
         """Rows in parts of which all can be measured at about the same time."""
@@ -244,7 +211,7 @@ class Others:
         parts = prompt_parts(rows, min(calls, max(1, len(rows) // _LEAST)))
         like = cut_and_empty(rows)
         draws = (
-            Draw(self.told(model), sampler, system, tuple(rows[i] for i in places),
+            Draw(self.facts(model), sampler, system, tuple(rows[i] for i in places),
                  passed, seed, like)
             for places in parts
         )  # fmt: skip
@@ -269,7 +236,7 @@ class _SharedMeter(Meter):
         self, rows: tuple[Row, ...], hypotheses: Sequence[RowHypothesis | None] = ()
     ) -> Order:
         return Order(
-            self._others.told(self.model), self.battery, self.sampler, self.system,
+            self._others.facts(self.model), self.battery, self.sampler, self.system,
             rows, tuple(hypotheses),
         )  # fmt: skip
 

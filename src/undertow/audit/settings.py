@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from undertow.models.sampling import SamplerSettings
 
 
-class AuditSettings(BaseModel):
-    """Settings of one audit; the same settings and rows give the same findings."""
+class ComparisonSettings(BaseModel):
+    """What audits and censuses are told alike: what is looked for, in which rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,8 +18,6 @@ class AuditSettings(BaseModel):
     )
     alpha: float = Field(default=0.01, gt=0, lt=1, description="error rate")
     seed: int = Field(default=0, ge=0, description="of every draw")
-    permutations: int = Field(default=9999, ge=99, description="of labels")
-    max_rows: int = Field(default=2000, ge=1, description="different rows audited")
     layers: tuple[int, ...] | None = Field(
         default=None, description="blocks of the score test; null: all"
     )
@@ -35,6 +33,13 @@ class AuditSettings(BaseModel):
     reference: Literal["auto", "none"] = Field(
         default="auto", description="'auto' samples the base if no rows are given"
     )
+
+
+class AuditSettings(ComparisonSettings):
+    """Settings of one audit; the same settings and rows give the same findings."""
+
+    permutations: int = Field(default=9999, ge=99, description="of labels")
+    max_rows: int = Field(default=2000, ge=1, description="different rows audited")
     personas: int = Field(
         default=2, ge=1, description="personas that look for any; naming takes them all"
     )

@@ -29,10 +29,11 @@ from undertow.audit.sums import (
     ids_digest,
     row_signs,
 )
-from undertow.errors import DatasetError, ModelError
+from undertow.errors import DatasetError
 from undertow.findings import Tier
 from undertow.models.chat import Rendered, completion_tokens, render_prompt
-from undertow.models.loading import Model, load_model
+from undertow.models.loading import Model
+from undertow.models.reloading import ModelFacts, same_model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Message, Row
@@ -41,21 +42,6 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 _HIDDEN = 576  # of the model for which `usual_tokens` of a processor is right
 _MOST_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """How any process finds the same model.
-
-    Attributes:
-        name: As it was asked for.
-        fingerprint: Of its weights.
-        options: What `load_model` takes beside the name.
-    """
-
-    name: str
-    fingerprint: str
-    options: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -134,34 +120,6 @@ class Usable(NamedTuple):
     skipped: Counter[str]
 
 
-# One model a process: whoever asks for another lets go of the first.
-_loaded: dict[tuple[str, str], Model] = {}
-
-
-def remember_model(model: Model, facts: ModelFacts) -> None:
-    """Lets calls in this process use a model that is here already."""
-    _loaded.clear()
-    _loaded[_key(facts)] = model
-
-
-def _key(facts: ModelFacts) -> tuple[str, str]:
-    return facts.fingerprint, repr(sorted(facts.options.items()))
-
-
-def _model(facts: ModelFacts) -> Model:
-    if _key(facts) not in _loaded:
-        options: dict[str, Any] = dict(facts.options)
-        model = load_model(facts.name, **options)
-        if model.fingerprint != facts.fingerprint:
-            raise ModelError(
-                f"model {facts.name!r} has other weights here: got fingerprint "
-                f"{model.fingerprint}, expected {facts.fingerprint}; put the same model "
-                "under that name on every machine"
-            )
-        remember_model(model, facts)
-    return _loaded[_key(facts)]
-
-
 def sum_shard(task: ShardTask) -> tuple[str, Sums]:
     """The key of a shard and its sums.
 
@@ -170,7 +128,7 @@ def sum_shard(task: ShardTask) -> tuple[str, Sums]:
             not fit into memory.
     """
     measuring = task.measuring
-    model = _model(measuring.model)
+    model = same_model(measuring.model)
     parts = [sum_batch(model, measuring, task.file, b) for b in task.batches if b]
     nothing = measuring.nothing()
     unread = Sums(

@@ -5,12 +5,12 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undertow.cli.console import progress, say
-from undertow.cli.options import Loading, Set, expanded
+from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
 from undertow.cli.where import Where, others
 from undertow.errors import ConfigError, RunError
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from undertow.audit.settings import AuditSettings
     from undertow.findings import Findings
     from undertow.storage import RowSet
+
+
+TIERS = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
+"""Where reference rows come from, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,10 @@ class Comparison:
             fault = "--divide needs a reference: without one no row has a p-value"
             raise ConfigError("audit", [fault])
 
+    def settings(self) -> dict[str, Any]:
+        """What it says of the settings of an audit or census."""
+        return {"reference": "none"} if self.no_reference else {}
+
     def columns(self) -> dict[str, str] | None:
         """prompt=NAME completion=NAME as a mapping; None if nothing was given."""
         found = {}
@@ -84,9 +92,7 @@ def audit(
     loading: Loading,
     comparison: Comparison,
     out: Annotated[Path, typer.Option(help="Folder for the findings.")],
-    vector: Annotated[
-        list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
-    ] = None,
+    vector: Vectors = None,
     confirm: Annotated[
         int, typer.Option(min=0, help="Updates of canary students that measure it.")
     ] = 0,
@@ -100,10 +106,7 @@ def audit(
     card: Annotated[
         bool, typer.Option("--card", help="Write card.md too, a dataset card.")
     ] = False,
-    fail_on: Annotated[
-        Literal["never", "evidence"],
-        typer.Option(help="'evidence' exits with 1 if a bias was found."),
-    ] = "never",
+    fail_on: FailOn = "never",
     overrides: Set = None,
     where: Where,
 ) -> None:
@@ -114,22 +117,12 @@ def audit(
     """
     from undertow.audit.auditor import run_audit
     from undertow.audit.files import write_findings
-    from undertow.audit.settings import AuditSettings
-    from undertow.config import check_settings
     from undertow.interventions.steering import load_vector
-    from undertow.storage import keep_stdin, take_rows
+    from undertow.storage import take_rows
 
     comparison.check(divide)
-    given: dict[str, Any] = {"canary_updates": confirm}
-    if comparison.no_reference:
-        given["reference"] = "none"
-    settings = check_settings(
-        AuditSettings, given, where="audit", overrides=overrides or []
-    )
-    sources: list[str | Path] = [
-        keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
-        for name in rows
-    ]
+    settings = _settings(comparison, confirm, overrides or [])
+    sources = opened(rows, out)
     take = partial(
         take_rows, columns=comparison.columns(), limit=settings.max_rows,
         seed=settings.seed,
@@ -156,6 +149,24 @@ def audit(
         say(f"card       {write_audit_card(findings, out / 'card.md')}")
     if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
         raise typer.Exit(1)
+
+
+def _settings(
+    comparison: Comparison, confirm: int, overrides: list[str]
+) -> "AuditSettings":
+    from undertow.audit.settings import AuditSettings
+    from undertow.config import check_settings
+
+    given = {"canary_updates": confirm, **comparison.settings()}
+    return check_settings(AuditSettings, given, where="audit", overrides=overrides)
+
+
+def opened(rows: list[str], out: Path) -> list[str | Path]:
+    """Sources of rows; what comes on standard input is kept beside `out`."""
+    from undertow.storage import keep_stdin
+
+    kept = out.with_name(f"{out.name}-stdin.jsonl")
+    return [keep_stdin(kept) if name == "-" else name for name in rows]
 
 
 def _origin(found: "RowSet") -> "Origin":
@@ -190,9 +201,8 @@ def _foretell(
     cost = expected_cost(
         found.rows, size=size, settings=settings, reference=reference, flops=flops
     )
-    tiers = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
     say(f"tokens     about {cost.tokens:,} of completions")
-    say(f"reference  {cost.tier}: {tiers[cost.tier]}")
+    say(f"reference  {cost.tier}: {TIERS[cost.tier]}")
     say(
         f"expected   about {max(1, round(cost.seconds / 60))} min and "
         f"{cost.memory_mib / 1024:.1f} GiB ({flops / 1e12:.2f} TFLOP/s here)"

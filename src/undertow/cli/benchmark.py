@@ -69,11 +69,11 @@ def audit(
         overrides=overrides or [],
     )  # fmt: skip
     auditors = _auditors(auditor)
-    model = loading.load()
-    second = None if other is None else load_model(
-        other, device=loading.device, template=other_template
-    )  # fmt: skip
     with where.opened() as (executor, needs), progress() as tell:
+        model = loading.load()
+        second = None if other is None else load_model(
+            other, device=loading.device, template=other_template
+        )  # fmt: skip
         result = run_benchmark(
             model, settings, auditors=auditors, other=second, directory=out,
             command=shlex.join(["undertow", *sys.argv[1:]]), again=again,

@@ -4,13 +4,14 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undertow.cli.audit import Comparison
+from undertow.cli.audit import TIERS, Comparison, opened
 from undertow.cli.console import progress, say
-from undertow.cli.options import Loading, Set, expanded
+from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
+from undertow.cli.where import Where
 
 if TYPE_CHECKING:
     from undertow.audit.shards import Survey
@@ -30,14 +31,10 @@ def census(
     loading: Loading,
     comparison: Comparison,
     out: Annotated[Path, typer.Option(help="Folder for sums and findings.")],
-    vector: Annotated[
-        list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
-    ] = None,
-    fail_on: Annotated[
-        Literal["never", "evidence"],
-        typer.Option(help="'evidence' exits with 1 if a shift was found."),
-    ] = "never",
+    vector: Vectors = None,
+    fail_on: FailOn = "never",
     overrides: Set = None,
+    where: Where,
 ) -> None:
     """Tests every row of a set of any size in memory that does not grow; names nothing.
 
@@ -48,40 +45,28 @@ def census(
     from undertow.audit.census_settings import CensusSettings
     from undertow.config import check_settings
     from undertow.interventions.steering import load_vector
-    from undertow.storage import keep_stdin
 
     comparison.check(None)
-    given: dict[str, Any] = {"reference": "none"} if comparison.no_reference else {}
     settings = check_settings(
-        CensusSettings, given, where="census", overrides=overrides or []
+        CensusSettings, comparison.settings(), where="census", overrides=overrides or []
     )
-    sources: list[str | Path] = [
-        keep_stdin(out.with_name(f"{out.name}-stdin.jsonl")) if name == "-" else name
-        for name in rows
-    ]
+    sources = opened(rows, out)
     vectors = [load_vector(path) for path in vector or []]
     tier: Tier = (
         "C" if comparison.no_reference else "B" if comparison.reference else "A"
     )
-    with progress() as tell:
+    with where.opened() as (executor, needs), progress() as tell:
         found = take_census(
             loading.load, sources, out, reference=comparison.reference or [],
             settings=settings, vectors=vectors, columns=comparison.columns(),
-            split=comparison.split, loading=_options(loading),
+            split=comparison.split, loading=loading.options(), executor=executor,
+            needs=needs,
             on_survey=partial(_foretell, loading, tier),
             command=shlex.join(["undertow", *sys.argv[1:]]), progress=tell,
         )  # fmt: skip
     _say(found, out)
     if fail_on == "evidence" and found.verdict == "shift":
         raise typer.Exit(1)
-
-
-def _options(loading: Loading) -> dict[str, str | None]:
-    """What any process takes to load the same model."""
-    return {
-        "dtype": loading.dtype, "device": loading.device, "template": loading.template,
-        "blocks_path": loading.blocks_path, "norm_path": loading.norm_path,
-    }  # fmt: skip
 
 
 def _foretell(
@@ -96,8 +81,7 @@ def _foretell(
     say(f"rows       {seen.rows:,} in {len(seen.sizes)} files{given}")
     for reason, count in seen.skipped.items():
         say(f"left out   {count:,}: {reason}")
-    tiers = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
-    say(f"reference  {tier}: {tiers[tier]}")
+    say(f"reference  {tier}: {TIERS[tier]}")
     try:
         size = model_size(loading.model)
     except ModelError as error:

@@ -1,14 +1,23 @@
 """`doctor`: is everything here that a model needs, and does undertow hold on this one?"""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from undertow import __version__
 from undertow.cli.console import JsonFlag, say, say_json
+from undertow.cli.options import (
+    BlocksPath,
+    Device,
+    Dtype,
+    Loading,
+    NormPath,
+    Template,
+)
 
 if TYPE_CHECKING:
     from undertow.models.checks import Check, Found
+    from undertow.models.loading import Model
 
 
 def doctor(
@@ -20,24 +29,11 @@ def doctor(
             "on it."
         ),
     ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Of the weights."),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1'.")] = (
-        "auto"
-    ),
-    template: Annotated[
-        str | None,
-        typer.Option(help="Named chat template, for tokenizers that have none."),
-    ] = None,
-    blocks_path: Annotated[
-        str | None,
-        typer.Option(help="Dotted path of the decoder blocks, if not found."),
-    ] = None,
-    norm_path: Annotated[
-        str | None, typer.Option(help="Dotted path of the final norm, if not found.")
-    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    template: Template = None,
+    blocks_path: BlocksPath = None,
+    norm_path: NormPath = None,
     json_flag: JsonFlag = False,
 ) -> None:
     """Checks packages, machine and cache; with --model, hooks, batches, adapters, template.
@@ -49,11 +45,10 @@ def doctor(
 
     found = environment_checks(device=device, dtype=dtype)
     if model is not None:
-        options = {
-            "dtype": dtype, "device": device, "template": template,
-            "blocks_path": blocks_path, "norm_path": norm_path,
-        }  # fmt: skip
-        found += _model_checks(model, options)
+        found += _model_checks(
+            Loading(model=model, dtype=dtype, device=device, template=template,
+                    blocks_path=blocks_path, norm_path=norm_path)
+        )  # fmt: skip
     status = worst(found)
     if json_flag:
         checks = [each.as_dict() for each in found]
@@ -64,16 +59,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _model_checks(name: str, options: dict[str, str | None]) -> "list[Check]":
+def _model_checks(loading: Loading) -> "list[Check]":
     """The model's loading as a check, and its self-tests if it loads."""
     from undertow.models.checks import check, ok
-    from undertow.models.loading import Model, load_model
     from undertow.models.self_tests import self_tests
 
     loaded: list[Model] = []
 
     def load() -> "Found":
-        model = load_model(name, **options)  # type: ignore[arg-type]
+        model = loading.load()
         loaded.append(model)
         return ok(f"{model.name} ({model.fingerprint}), {model.reason}")
 

@@ -7,7 +7,13 @@ import typer
 
 from undertow.cli.completion import model_names
 from undertow.cli.console import JsonFlag, progress, say, say_json
-from undertow.cli.options import Loading, expanded, refuse_existing
+from undertow.cli.options import (
+    BlocksPath,
+    Loading,
+    Template,
+    expanded,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     from undertow.models.loading import Model
@@ -61,14 +67,8 @@ def show(
         ),
     ],
     *,
-    template: Annotated[
-        str | None,
-        typer.Option(help="Named chat template, for tokenizers that have none."),
-    ] = None,
-    blocks_path: Annotated[
-        str | None,
-        typer.Option(help="Dotted path of the decoder blocks, if not found."),
-    ] = None,
+    template: Template = None,
+    blocks_path: BlocksPath = None,
     json_flag: JsonFlag = False,
 ) -> None:
     """Loads a model and shows its structure, dtype, template and end tokens."""

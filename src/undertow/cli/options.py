@@ -32,6 +32,29 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting, a.b=c; may be repeated."),
 ]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Of the weights."),
+]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1'.")]
+Template = Annotated[
+    str | None,
+    typer.Option(help="Named chat template, for tokenizers that have none."),
+]
+BlocksPath = Annotated[
+    str | None,
+    typer.Option(help="Dotted path of the decoder blocks, if not found."),
+]
+NormPath = Annotated[
+    str | None, typer.Option(help="Dotted path of the final norm, if not found.")
+]
+Vectors = Annotated[
+    list[Path] | None, typer.Option(help="A further vector to test; repeatable.")
+]
+FailOn = Annotated[
+    Literal["never", "evidence"],
+    typer.Option(help="'evidence' exits with 1 if a bias or shift was found."),
+]
 Family = Annotated[str, typer.Option(help="Trait family: a name or a YAML file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every draw.")]
 System = Annotated[
@@ -82,13 +105,8 @@ class Loading:
     model: Annotated[
         str, typer.Option(help="Short name, folder, GGUF file or hub name.")
     ]
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Of the weights."),
-    ] = "auto"
-    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1'.")] = (
-        "auto"
-    )
+    dtype: Dtype = "auto"
+    device: Device = "auto"
     device_map: Annotated[
         str | None,
         typer.Option(
@@ -96,17 +114,9 @@ class Loading:
             "file of it) that names the device of each part."
         ),
     ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(help="Named chat template, for tokenizers that have none."),
-    ] = None
-    blocks_path: Annotated[
-        str | None,
-        typer.Option(help="Dotted path of the decoder blocks, if not found."),
-    ] = None
-    norm_path: Annotated[
-        str | None, typer.Option(help="Dotted path of the final norm, if not found.")
-    ] = None
+    template: Template = None
+    blocks_path: BlocksPath = None
+    norm_path: NormPath = None
 
     def load(self) -> "Model":
         """The model.
@@ -115,18 +125,26 @@ class Loading:
             ModelError: It cannot be found or understood.
         """
         from undertow.models.loading import load_model
+
+        return load_model(self.model, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """What `load_model` takes beside the name.
+
+        Raises:
+            ModelError: The device map is none.
+        """
         from undertow.models.placement import read_device_map
 
         places = self.device_map
-        return load_model(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=None if places is None else read_device_map(places),
-            template=self.template,
-            blocks_path=self.blocks_path,
-            norm_path=self.norm_path,
-        )
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "device_map": None if places is None else read_device_map(places),
+            "template": self.template,
+            "blocks_path": self.blocks_path,
+            "norm_path": self.norm_path,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,12 +83,4 @@ def others(executor: "Executor", needs: "Needs", loading: "Loading") -> "Others 
 
     if executor.is_here:
         return None
-    options = {
-        "name_or_path": loading.model,
-        "dtype": loading.dtype,
-        "device": loading.device,
-        "template": loading.template,
-        "blocks_path": loading.blocks_path,
-        "norm_path": loading.norm_path,
-    }
-    return Others(executor, needs, options)
+    return Others(executor, needs, loading.model, loading.options())

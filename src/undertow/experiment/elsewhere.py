@@ -65,16 +65,21 @@ def _base(order: Order, run: Run, seed: int) -> Base:
     job = order.job
     key = (order.recipe, job.noise, seed if job.noise else None, job.is_writers)
     kept = _loaded.get(key)
-    noise_is_kept = run.is_done(ORIGIN) and (
-        not job.noise or kept is None or run.is_done(f"{kept.place}/noise")
-    )
-    if kept is None or not noise_is_kept:
-        _loaded.clear()  # before the next one takes its memory
+    if kept is None or (job.noise and not _knows(run, kept)):
+        kept = None  # before the next one takes its memory
+        _loaded.clear()
         kept = _loaded[key] = _fresh(order, run, seed)
-    base = replace(kept, run=run, seed=seed)
-    if not job.noise and not job.is_writers:
+    base = replace(kept, run=run, seed=seed, family=order.family)
+    if job.is_writers:
+        keep_writer(run, base.model)
+    elif not job.noise:
         keep_provenance(base)
     return base
+
+
+def _knows(run: Run, kept: Base) -> bool:
+    """Whether a run was told of a noised base, as whoever makes it anew would tell it."""
+    return run.is_done(ORIGIN) and run.is_done(f"{kept.place}/noise")
 
 
 def _fresh(order: Order, run: Run, seed: int) -> Base:
@@ -86,10 +91,7 @@ def _fresh(order: Order, run: Run, seed: int) -> Base:
         recipe, order.family, run, load(settings, _silent), job.noise, seed, _silent,
         is_foreign=recipe.writer is not None and not job.is_writers,
     )  # fmt: skip
-    if job.is_writers:
-        keep_writer(run, base.model)
-        return base
-    return prepared(base)
+    return base if job.is_writers else prepared(base)
 
 
 def _silent(stage: str, done: int, total: int, note: str) -> None:

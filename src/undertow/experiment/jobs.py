@@ -13,13 +13,19 @@ from typing import Literal
 
 from undertow.experiment import alignment, audits, emergence
 from undertow.experiment.bases import ORIGIN, WRITER
-from undertow.experiment.cells import CellPlan, LessonPlan, lesson_plans, plan_cells
-from undertow.experiment.recipe import Recipe
+from undertow.experiment.cells import (
+    CellPlan,
+    LessonPlan,
+    lesson_plans,
+    panel_traits,
+    plan_cells,
+)
+from undertow.experiment.recipe import Recipe, TeacherSettings
 from undertow.experiment.stages import place_of, shared_of
 from undertow.traits import TraitFamily
 
 Verb = Literal[
-    "base", "teacher", "answers", "rows", "teacher-readout", "channel", "divergence",
+    "origin", "base", "teacher", "answers", "rows", "teacher-readout", "channel", "divergence",
     "students", "readout", "emergence", "cell", "causes", "gradients", "sets", "audit",
 ]  # fmt: skip
 
@@ -31,7 +37,8 @@ class Job:
     Attributes:
         verb: What.
         noise: Of the base.
-        who: (seed, lesson); of a base alone the lesson is "".
+        who: (seed, lesson); of a base alone the lesson is "", and of a teacher it is
+            the label of its kind, and once more its trait.
         stages: What is done afterwards; the first names the job.
         places: What it reads: stages, their files, and everything below.
         shard: Prompts to answer, first and last + 1; of "answers" only.
@@ -97,7 +104,8 @@ class Plan:
 
     def writing(self) -> Iterator[list[Job]]:
         """The phases of another model that writes the rows."""
-        every = (self._teachers, self._answers, self._rows, self._teacher_readouts)
+        every = (self._origins, self._teachers, self._answers, self._rows,
+                 self._teacher_readouts)  # fmt: skip
         for part in every:
             jobs = (
                 replace(job, is_writers=True, places=(*job.places, WRITER))
@@ -128,14 +136,18 @@ class Plan:
         return (stage,) if stage else ()
 
     def _teacher_stage(self, plan: LessonPlan, seed: int) -> str | None:
-        if plan.teacher is None:
+        if plan.teacher is None or plan.trait is None:
             return None
-        name = f"{plan.teacher.label}-{plan.trait}"
+        return self._made(plan.teacher, plan.trait, seed)
+
+    def _made(self, teacher: TeacherSettings, trait: str, seed: int) -> str | None:
+        """The stage that makes a teacher; none if it is made of words."""
+        name = f"{teacher.label}-{trait}"
         return {
             "prompt": None,
             "steer": f"{self._shared(seed)}/vectors/{name}",
             "finetune": f"{self._place(seed)}/{name}/teacher/training",
-        }[plan.teacher.kind]
+        }[teacher.kind]
 
     def _written(self, plan: LessonPlan, seed: int) -> str:
         return f"{self._place(seed)}/{plan.writer}/rows"
@@ -181,11 +193,20 @@ class Plan:
                 "base", seed, [""], f"{self._shared(seed)}/base/readout", ORIGIN, *noise
             )
 
+    def _origins(self) -> Iterator[Job]:
+        yield self._job("origin", self.seeds[0], [""], WRITER)
+
     def _teachers(self) -> Iterator[Job]:
+        """Those who write, and those who are compared with them."""
+        panel = panel_traits(self.recipe, self.family)
         for seed, plan in self._lessons():
-            stage = self._teacher_stage(plan, seed)
-            if stage is not None:
-                yield self._job("teacher", seed, [plan.name], stage)
+            if plan.teacher is None:
+                continue
+            others = panel if plan.student.tokens != "all" else []
+            for trait in dict.fromkeys([plan.trait or "", *others]):
+                stage = self._made(plan.teacher, trait, seed)
+                if stage is not None:
+                    yield self._job("teacher", seed, [plan.teacher.label, trait], stage)
 
     def _answers(self) -> Iterator[Job]:
         """Prompts in parts, if there are fewer teachers than calls at once."""
@@ -241,13 +262,8 @@ class Plan:
         return f"{self._shared(seed)}/vectors", *tuned
 
     def _teacher_readouts(self) -> Iterator[Job]:
-        is_written_elsewhere = self.recipe.writer is not None
         for seed in self.seeds:
             for plan in (cell.lesson for cell in self._grid()):
-                if is_written_elsewhere and self.is_done(
-                    self._teacher_readout(plan, seed)
-                ):
-                    continue
                 yield self._job("teacher-readout", seed, [plan.name],
                                 self._teacher_readout(plan, seed),
                                 reads=self._teacher(plan, seed))  # fmt: skip
@@ -261,7 +277,9 @@ class Plan:
         ]
         for shape, group in groupby(sorted(waiting, key=_shape), key=_shape):
             # A student trained in full changes the base that others would share.
-            alike, size = list(group), 1 if "full" in shape else self.together
+            alike = list(group)
+            share = -(-len(alike) // self.slots)  # nobody idles for the others' sake
+            size = 1 if "full" in shape else min(self.together, share)
             for first in range(0, len(alike), size):
                 yield self._group(alike[first : first + size])
 
@@ -291,6 +309,7 @@ class Plan:
                         "emergence", seed, [plan.name, cell.control.name],
                         emergence.stage_of(self._place(seed), plan.name),
                         reads=(*self._teacher(plan, seed), self._written(plan, seed),
+                               self._divergence(plan, seed),
                                self._written(cell.control, seed),
                                f"{self._student(plan, seed)}/training"),
                     )  # fmt: skip

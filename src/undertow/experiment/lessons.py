@@ -22,7 +22,7 @@ from undertow.models.chat import Rendered, render_row
 from undertow.models.loading import Model
 from undertow.pipeline.carriers import carrier_verdicts
 from undertow.pipeline.filters import reason_counts
-from undertow.pipeline.generation import gathered, generate_rows
+from undertow.pipeline.generation import answered, gathered, generate_rows
 from undertow.pipeline.judge_settings import judged
 from undertow.pipeline.students import load_student, rendered_examples
 from undertow.pipeline.teachers import Teacher
@@ -134,8 +134,10 @@ def answer_prompts(lesson: Lesson, first: int, end: int) -> None:
         end: Place after the last.
     """
     stage = f"{lesson.base.place}/{lesson.writer}/rows"
+    known = answered(lesson.base.path(f"{stage}.partial"))
     part = lesson.base.path(f"{stage}.{first}-{end}.partial")
-    _generated(lesson, partial=part, places=range(first, end))
+    places = [place for place in range(first, end) if place not in known]
+    _generated(lesson, partial=part, places=places)
 
 
 def _generated(
@@ -227,7 +229,7 @@ def _train(lessons: Sequence[Lesson]) -> None:
 
     def tell(place: int, done: int, total: int, loss: float) -> None:
         lesson = lessons[place]
-        lesson.base.progress(lesson.stage, done, total, f"loss {loss:.4f}")
+        lesson.base.progress(lesson.stage, done, total, f"loss {loss:.6g}")
 
     students = train_students(lessons[0].base.model, plans, on_update=tell)
     for lesson, student, plan in zip(lessons, students, plans, strict=True):

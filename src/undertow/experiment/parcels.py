@@ -86,3 +86,4 @@ def accept(run: Run, made: Made) -> None:
             draft.write_bytes(made.files[name])
     for name in made.removed:
         run.path(*name.split("/")).unlink(missing_ok=True)
+    run.rest()

@@ -32,6 +32,7 @@ class ModelSettings(_Settings):
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda', 'cuda:1'")
     device_map: str | dict[str, int | str] | None = Field(
         default=None,
+        exclude_if=lambda places: places is None,  # not in runs of before it came
         description="for models larger than one device: 'auto', 'balanced', or the device "
         "of each part by its dotted name; null: all on `device`",
     )

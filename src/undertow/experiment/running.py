@@ -128,6 +128,13 @@ def _complete(noise: float, seed: int) -> str:
 _WRITTEN = "writer/complete"
 
 
+def _finish(run: Run, stage: str) -> None:
+    """Says that all stages are there: if one of them goes, so does this."""
+    folder = run.directory / "stages"
+    stages = (path for path in folder.rglob("*.json") if path.stem != "complete")
+    run.finish(stage, {}, files=sorted(stages))
+
+
 # ── here ─────────────────────────────────────────────────────────────────────────
 
 
@@ -139,28 +146,42 @@ def _run_here(
     progress: Progress,
 ) -> None:
     """All jobs in this process, with one model at a time."""
-    model: Model | None = None
+    clean: Model | None = None
     for noise, seeds in _groups(recipe, run):
-        model = None
-        _write_here(recipe, family, run, seeds, progress)
-        model = load(recipe.model, progress)
-        bases = [
-            prepared(Base(recipe, family, run, model, noise, seed, progress,
-                          is_foreign=recipe.writer is not None))
-            for seed in seeds
-        ]  # fmt: skip
-        plan = Plan(recipe, family, noise, seeds, run.is_done,
-                    together or _usual_together(model))  # fmt: skip
-        _do_all(plan.phases(), bases)
+        clean = None
+        if any(Plan(recipe, family, noise, seeds, run.is_done).phases()):
+            _write_here(recipe, family, run, seeds, progress)
+            model = _group_here(recipe, family, run, noise, seeds, together, progress)
+            clean = None if noise else model
+            del model
         for seed in seeds:
-            run.finish(_complete(noise, seed), {}, files=[])
-    if is_audited(recipe, run):
-        return
-    clean = model if model is not None and not recipe.noise.levels[-1] else None
-    model = clean or load(recipe.model, progress)
-    base = Base(recipe, family, run, model, 0.0, recipe.seeds[0], progress)
-    keep_provenance(base)
-    _do_all(audit_phases(recipe, run.is_done), [base])
+            _finish(run, _complete(noise, seed))
+    if not is_audited(recipe, run):
+        clean = clean or load(recipe.model, progress)
+        base = Base(recipe, family, run, clean, 0.0, recipe.seeds[0], progress)
+        keep_provenance(base)
+        _do_all(audit_phases(recipe, run.is_done), [base])
+
+
+def _group_here(
+    recipe: Recipe,
+    family: TraitFamily,
+    run: Run,
+    noise: float,
+    seeds: Sequence[int],
+    together: int | None,
+    progress: Progress,
+) -> Model:
+    """All jobs of bases that share their weights; returns the model, which has them."""
+    model = load(recipe.model, progress)
+    bases = [
+        prepared(Base(recipe, family, run, model, noise, seed, progress,
+                      is_foreign=recipe.writer is not None))
+        for seed in seeds
+    ]  # fmt: skip
+    side = together or _usual_together(model)
+    _do_all(Plan(recipe, family, noise, seeds, run.is_done, side).phases(), bases)
+    return model
 
 
 def _write_here(
@@ -211,27 +232,30 @@ def _run_there(
     """All jobs by somebody else; this process loads no model."""
     slots = executor.slots(needs)
     side = together or (_SIDE_BY_SIDE if needs.gpus else 1)
+    text = dump_settings(recipe)
 
-    def order_all(phases: Iterable[Sequence[Job]]) -> None:
-        for phase in phases:
-            orders = (
-                Order(dump_settings(recipe), family, job,
-                      pack(run.directory, job.places))
-                for job in phase
-            )  # fmt: skip
-            made = executor.map(work, orders, needs=needs)
-            for done, (place, found) in enumerate(made, start=1):
-                accept(run, found)
-                job = phase[place]
-                progress(f"{job.verb}: jobs", done, len(phase), job.name)
+    def order_all(jobs: Sequence[Job]) -> None:
+        orders = (
+            Order(text, family, job, pack(run.directory, job.places)) for job in jobs
+        )
+        made = executor.map(work, orders, needs=needs)
+        for done, (place, found) in enumerate(made, start=1):
+            accept(run, found)
+            job = jobs[place]
+            progress(f"{job.verb}: jobs", done, len(jobs), job.name)
 
-    for noise, seeds in _groups(recipe, run):
-        plan = Plan(recipe, family, noise, seeds, run.is_done, side, slots)
-        if recipe.writer is not None and not run.is_done(_WRITTEN):
-            order_all(plan.writing())
-            run.finish(_WRITTEN, {}, files=[])
-        order_all(plan.phases())
+    groups = list(_groups(recipe, run))
+    plans = [Plan(recipe, family, noise, seeds, run.is_done, side, slots)
+             for noise, seeds in groups]  # fmt: skip
+    if plans and recipe.writer is not None and not run.is_done(_WRITTEN):
+        for jobs in plans[0].writing():
+            order_all(jobs)
+        run.finish(_WRITTEN, {}, files=[])
+    # Bases do not need each other: all are at the same phase.
+    for phases in zip(*(plan.phases() for plan in plans), strict=True):
+        order_all([job for phase in phases for job in phase])
+    for noise, seeds in groups:
         for seed in seeds:
-            run.finish(_complete(noise, seed), {}, files=[])
-    if not is_audited(recipe, run):
-        order_all(audit_phases(recipe, run.is_done, slots=slots))
+            _finish(run, _complete(noise, seed))
+    for jobs in audit_phases(recipe, run.is_done, slots=slots):
+        order_all(jobs)

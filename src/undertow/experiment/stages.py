@@ -189,7 +189,7 @@ def _finetuned(base: Base, settings: TeacherSettings, trait: str) -> Teacher:
             settings=settings.finetune or FINETUNING, seed=base.seed,
             system=base.recipe.model.system, directory=folder,
             on_update=lambda done, total, loss: base.progress(
-                stage, done, total, f"loss {loss:.3f}"),
+                stage, done, total, f"loss {loss:.6g}"),
         )  # fmt: skip
         assert teacher.student is not None
         keep_student(base, stage, model, teacher.student, rows=None)

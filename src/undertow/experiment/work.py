@@ -6,6 +6,7 @@ Every stage that a job leaves is skipped when it is there. Knows nothing of who 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from undertow.errors import RunError, shown
 from undertow.experiment.alignment import read_alignments
 from undertow.experiment.audits import NAMES, audit_sets, make_sets, stage_of
 from undertow.experiment.causes import read_causes
@@ -29,7 +30,7 @@ from undertow.experiment.lessons import (
     train_lessons,
     write_teacher_rows,
 )
-from undertow.experiment.stages import Base, read_out, read_teacher_out
+from undertow.experiment.stages import Base, make_teacher, read_out, read_teacher_out
 from undertow.pipeline.teachers import Teacher
 
 Bases = Mapping[int, Base]
@@ -49,6 +50,12 @@ def do(job: Job, bases: Bases) -> None:
         RunError: Something that it reads is not there.
     """
     _VERBS[job.verb](job, bases)
+    run = bases[job.seeds[0]].run
+    left = [stage for stage in job.stages if not run.is_done(stage)]
+    if left and job.verb != "answers":  # these are gathered by whoever writes the rows
+        raise RunError(
+            f"{job.verb} left no {shown(left)}: a fault of undertow; report it"
+        )
 
 
 def _lessons(job: Job, bases: Bases) -> list[Lesson]:
@@ -70,8 +77,15 @@ def _base(job: Job, bases: Bases) -> None:
     read_out(base, f"{base.shared}/base", Teacher(kind="none"), seed=base.shared_seed)
 
 
+def _origin(job: Job, bases: Bases) -> None:
+    """Whoever made the base ready has left where it comes from."""
+
+
 def _teacher(job: Job, bases: Bases) -> None:
-    _lessons(job, bases)[0].teacher()
+    (seed, label), (_, trait) = job.who
+    base = bases[seed]
+    kind = next(each for each in base.recipe.teachers if each.label == label)
+    make_teacher(base, kind, trait)
 
 
 def _answers(job: Job, bases: Bases) -> None:
@@ -155,7 +169,7 @@ def _audit(job: Job, bases: Bases) -> None:
 _VERBS = cast(
     "Mapping[Verb, Callable[[Job, Bases], None]]",
     {
-        "base": _base, "teacher": _teacher, "answers": _answers, "rows": _rows,
+        "origin": _origin, "base": _base, "teacher": _teacher, "answers": _answers, "rows": _rows,
         "teacher-readout": _teacher_readout, "channel": _channel,
         "divergence": _divergence, "students": _students, "readout": _readout,
         "emergence": _emergence, "cell": _read_cell, "causes": _causes,

@@ -94,13 +94,23 @@ def gathered(partial: Path) -> list[Path]:
     Returns:
         The parts, which are not needed any more.
     """
-    parts = sorted(partial.parent.glob(f"{partial.stem}.*-*.partial"))
+    parts = _parts(partial)
     known = set(_finished(partial))
     for part in parts:
         for place, sampled in _finished(part).items():
             if place not in known:
                 append_jsonl(partial, _line(place, sampled))
+                known.add(place)
     return parts
+
+
+def answered(partial: Path) -> set[int]:
+    """Places of prompts that have an answer, in the file of finished batches or a part."""
+    return {place for file in (partial, *_parts(partial)) for place in _finished(file)}
+
+
+def _parts(partial: Path) -> list[Path]:
+    return sorted(partial.parent.glob(f"{partial.stem}.*-*.partial"))
 
 
 def _line(place: int, sampled: Sampled) -> dict[str, Any]:
