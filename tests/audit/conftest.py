@@ -112,8 +112,18 @@ class World(Meter):
             self.nats[row.row_id] = nats - (point @ point - _WIDTH) / 2
         return rows
 
-    def _scan(self, rows: Sequence[Row], hypotheses: Sequence[RowHypothesis]) -> None:
-        self.scanned += [(row.row_id, len(hypotheses)) for row in rows]
+    def scan(
+        self,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis],
+        *,
+        on_rows: Any = None,
+    ) -> None:
+        """Notes what was asked for: it knows all likelihoods without reading."""
+        for done, row in enumerate(rows, start=1):
+            self.scanned.append((row.row_id, len(hypotheses)))
+            if on_rows is not None:
+                on_rows(done, len(rows))
 
     def rounding(self, rows: Sequence[Row]) -> float:
         return 0.0  # points are exact

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,7 @@ from tests.faults import inputs
 from tests.faults.guard import guarded, is_harmless, told
 from tests.faults.inputs import any_of, damaged, then, transplanted
 
-from undertow.errors import ModelError, UndertowError
+from undertow.errors import ModelError, RunError, UndertowError
 from undertow.records import Row
 
 if TYPE_CHECKING:
@@ -247,9 +248,15 @@ def _run_directory(data: bytes, folder: Path) -> str:
     (folder / "recipe.yaml").write_text("title: t\n")
     (folder / ".lock-holder").write_bytes(data)
     (stages / "a.json").write_bytes(data)
-    with open_run(folder, recipe_text="title: t\n") as run:
-        run.seconds()
-        run.payload("a")
+    with warnings.catch_warnings(record=True) as said:  # a marker that is set aside
+        warnings.simplefilter("always")
+        try:
+            with open_run(folder, recipe_text="title: t\n") as run:
+                run.seconds()
+                run.payload("a")
+        finally:
+            for each in said:
+                told(RunError(str(each.message)))
     return "run"
 
 
