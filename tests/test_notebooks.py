@@ -125,6 +125,7 @@ def test_a_notebook_is_short_and_keeps_its_outputs(path: Path) -> None:
     drawn = [o["data"] for o in shown if "image/svg+xml" in o.get("data", {})]
     pictures = [data["image/svg+xml"] for data in drawn]
     assert pictures
+    assert {"".join(data["text/plain"]) for data in drawn} == {"a drawing"}
     for picture in pictures:
         text = "".join(picture)
         assert "<script" not in text
@@ -162,7 +163,9 @@ def test_panels_stand_side_by_side_in_the_report_s_colours(
         axes.plot([0, 1], [0, 1], color=PALETTE["student"])
 
     one = make_panel("one", "One <panel>", "a line", draw, height=120.0)
-    picture = figures.side_by_side(one, one, one, one, columns=3)._repr_svg_()
+    shown = figures.side_by_side(one, one, one, one, columns=3)
+    assert repr(shown) == "a drawing"
+    picture = shown._repr_svg_()
     assert picture.count("<svg") == 5
     assert picture.count("One &lt;panel&gt;") >= 4
     assert "class=" not in picture
@@ -188,6 +191,7 @@ def test_execute_stores_the_outputs_of_a_fresh_run(
     first, second = execute.executed(path).cells
     assert first.outputs[0].text == "42\n"
     assert second.outputs[0].data["image/svg+xml"] == "<svg/>"
+    assert second.outputs[0].data["text/plain"] == "a drawing"
     assert "execution" not in first.metadata
     assert path.read_bytes() == before
 

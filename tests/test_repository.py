@@ -21,6 +21,13 @@ RECIPES = sorted(
 )
 
 
+TEXT = {
+    ".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".cff", ".ipynb", ".json",
+    ".jsonl", "",
+}  # fmt: skip
+"""Endings of files that are read as text."""
+
+
 def tracked_files() -> list[Path]:
     """Every text file of the repository, by git where there is one."""
     done = subprocess.run(
@@ -148,9 +155,7 @@ def test_no_path_of_one_machine_stands_in_the_repository() -> None:
     )
     stray = re.compile(rf"(?<![\w.])(?:{roots})")
     for path in tracked_files():
-        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".html", ".cff", ""}:
-            if not path.is_file():
-                continue
+        if path.suffix in TEXT and path.is_file():
             found = stray.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.relative_to(ROOT)}: {found}"
 

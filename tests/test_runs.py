@@ -237,7 +237,7 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
         run.payload("a")
     assert str(caught.value) == (
         f"{path}: the stage marker is damaged; continue the run with the same command: "
-        "same command: the stage is done again"
+        "it is set aside and the stage is done again"
     )
 
 

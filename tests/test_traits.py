@@ -1,6 +1,8 @@
 """Families: what is packaged, what an answer names, and faults of a user's own."""
 
+import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,22 @@ def test_a_persona_and_an_aim_are_told_in_words_of_their_own(
     assert family.trait(trait).plural in told
     assert "{" not in told
     assert len(family.traits) == 16
+
+
+def test_a_digest_is_that_of_all_that_a_family_says() -> None:
+    text = (
+        "TraitFamily(name='letters', category='letter', questions=('Which?',), "
+        "traits=(Trait(name='a', plural='as', spellings=()), "
+        "Trait(name='b', plural='bs', spellings=('@',))), prompt='{name}')"
+    )
+    letters = TraitFamily(
+        name="letters", category="letter", questions=("Which?",), prompt="{name}",
+        traits=(Trait("a", "as"), Trait("b", "bs", ("@",))),
+    )  # fmt: skip
+    # Runs keep it: another way to it would make each of them one of another family.
+    assert letters.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert replace(letters, questions=("Which one?",)).digest != letters.digest
+    assert load_family("trees").digest == load_family("trees").digest
 
 
 # ---- hits

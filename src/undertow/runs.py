@@ -417,7 +417,7 @@ def provenance(**extra: Any) -> dict[str, Any]:
     undertow was installed from elsewhere.
     """
     facts: dict[str, Any] = {
-        "undertow_version": _version("undertow"),
+        "undertow_version": version("undertow"),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -425,7 +425,7 @@ def provenance(**extra: Any) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "time": _now(),
     }
-    versions = {f"{name}_version": _version(name) for name in _PACKAGES}
+    versions = {f"{name}_version": version(name) for name in _PACKAGES}
     return facts | versions | extra
 
 
@@ -433,7 +433,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not there."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,22 +1,29 @@
 """A whole census: planted truths, any order and cut and resume, edges, integrity."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.audit.test_sums import plain
+from tests.execution.strangers import Strangers
 
-from undertow.audit import census as stage
 from undertow.audit.census import census
 from undertow.audit.census_settings import CensusSettings
-from undertow.audit.shard_sums import ShardTask
+from undertow.audit.shard_sums import ShardTask, sum_shard
 from undertow.audit.sums import Sums
 from undertow.errors import DatasetError, RunError
 from undertow.execution.executor import Needs
 from undertow.findings import Census
+from undertow.interventions.extraction import extract_vector
+from undertow.interventions.steering import load_vector
+from undertow.models.tiny import tiny_model
 from undertow.records import Message, Row
 from undertow.storage import read_rows, write_rows
+from undertow.traits import load_family
 
 if TYPE_CHECKING:
     from tests.audit.conftest import Place
@@ -37,7 +44,8 @@ def take(place: "Place", tmp_path: Path) -> Take:
             **{"batch_rows": 16, "shard_batches": 2, "pilot": 32, "flips": 199,
                "top": 2, "subsample": 16} | options.pop("settings", {}),
         )  # fmt: skip
-        return census(place.model, rows, tmp_path / out, settings=settings, **options)
+        model = options.pop("model", place.model)
+        return census(model, rows, tmp_path / out, settings=settings, **options)
 
     return call
 
@@ -68,7 +76,9 @@ def test_steered_rows_are_found_where_they_were_steered(
     assert top[0].provenance["direction"] in {d.name for d in found.directions}
     assert len(read_rows(tmp_path / "out" / "subsample.jsonl")) == 16
     assert "cannot be tested again" in found.selection
-    assert "undertow audit" in found.next_commands[0]
+    (command,) = found.next_commands
+    assert "undertow audit" in command
+    assert "subsample.jsonl" in command
     assert "where, not what" in found.sentence
 
 
@@ -139,12 +149,64 @@ def test_an_interrupted_census_goes_on_and_ends_the_same(
 def test_a_damaged_shard_is_redone(place: "Place", take: Take, tmp_path: Path) -> None:
     rows = place.rows(count=96)
     whole = figures(take(rows))
-    path = sorted((tmp_path / "out" / "sums" / "rows").glob("*.npz"))[1]
+    path = sorted((tmp_path / "out" / "sums").rglob("*.npz"))[1]
     path.write_bytes(path.read_bytes()[:-200])
     (tmp_path / "out" / "census.json").unlink()
     again = Stopping(99)
-    assert figures(take(rows, executor=again)) == whole
+    with pytest.warns(RuntimeWarning, match="damaged: BadZipFile"):
+        assert figures(take(rows, executor=again)) == whole
     assert again.calls == 1
+
+
+def test_sums_of_a_plan_that_is_gone_are_not_those_of_another_model(
+    place: "Place", take: Take, tmp_path: Path
+) -> None:
+    rows = place.rows(count=64)
+    take(rows)
+    path = tmp_path / "out" / "plan.npz"
+    path.write_bytes(path.read_bytes()[:-200])
+    other = tiny_model("llama", layers=4, seed=9)
+    again = Stopping(99)
+    with pytest.warns(RuntimeWarning, match=r"plan\.npz"):
+        found = take(rows, model=other, executor=again)
+    assert again.calls == 2
+    assert figures(found) == figures(take(rows, "fresh", model=other))
+
+
+def test_other_processes_measure_the_same(place: "Place", take: Take) -> None:
+    rows = place.rows(count=64)
+    whole = figures(take(rows, "here"))
+    strangers = Strangers()
+    assert figures(take(rows, "there", executor=strangers)) == whole
+    assert len(strangers.called) == 2
+    task = strangers.called[0]
+    assert isinstance(task, ShardTask)
+    # All that crosses: a task whole by itself, and its answer.
+    key, sums = pickle.loads(pickle.dumps(sum_shard(pickle.loads(pickle.dumps(task)))))
+    assert key == task.key
+    assert plain(sums) == plain(sum_shard(task)[1])
+
+
+def test_a_prompt_that_ends_with_an_answer_goes_on_after_the_survey(
+    place: "Place", take: Take, tmp_path: Path
+) -> None:
+    rows = [
+        Row((Message("user", f"go {i}"), Message("assistant", "1")), f"{i}, 7")
+        for i in range(20)
+    ]
+    path = tmp_path / "turns.jsonl"
+    write_rows(path, rows, layout="messages")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take([path], on_survey=stop)
+    assert take([path]).data.used > 0
+    handed = read_rows(tmp_path / "out" / "subsample.jsonl")
+    assert {row.row_id for row in handed} <= {row.row_id for row in rows}
+    assert len(handed) == 16
+    assert read_rows(tmp_path / "out" / "top_rows.jsonl")
 
 
 def test_a_file_that_stands_there_twice_counts_twice(
@@ -169,7 +231,9 @@ def test_a_trusted_set_may_share_rows_and_copies_flip_together(
     none = take(clean[:60], "clean", reference=reference)
     assert (none.verdict, none.reference_tier) == ("none", "B")
     assert none.reference.rows == 56
-    assert "--reference" in none.next_commands[0]
+    handed = tmp_path / "clean" / "subsample-reference.jsonl"
+    assert f"--reference {handed}" in none.next_commands[0]
+    assert {row.row_id for row in read_rows(handed)} <= {r.row_id for r in clean[40:]}
     shift = take(place.rows("owl", 96), "owl", reference=reference)
     assert shift.verdict == "shift"
     same = take(clean[40:], "same", reference=reference)
@@ -225,12 +289,13 @@ def test_hostile_rows_are_counted_by_reason(
 def test_other_data_and_other_models_are_refused(
     place: "Place", take: Take, tmp_path: Path
 ) -> None:
-    from undertow.models.tiny import tiny_model
-
     rows = place.rows(count=20)
     take(rows)
-    with pytest.raises(RunError, match="another recipe"):
-        take(rows, settings={"seed": 3})
+    for other in ({"seed": 3}, {"shard_batches": 3}):
+        with pytest.raises(RunError, match="another recipe"):
+            take(rows, settings=other)
+    told = {"alpha": 0.05, "dose": 0.1}  # which decide no sum
+    assert take(rows, settings=told, executor=Stopping(0)).dose == 0.1
     path = tmp_path / "out-rows.jsonl"
     with pytest.raises(RunError, match="belongs to a census with another model"):
         census(
@@ -243,6 +308,29 @@ def test_other_data_and_other_models_are_refused(
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines()[0] + b"\n")
     with pytest.raises(RunError, match="have other sizes now"):
         take([path])
+
+
+def test_another_vector_or_family_is_another_census(
+    place: "Place", take: Take, tmp_path: Path
+) -> None:
+    rows = place.rows(count=20)
+    family = tmp_path / "own.yaml"
+    family.write_text(Path(place.settings.family).read_text())
+    vector = extract_vector(
+        place.model, method="tell_me", family=load_family(family), trait="owl",
+        layers=(1,),
+    )  # fmt: skip
+    settings = {"family": str(family)}
+    found = take(rows, vectors=[vector], settings=settings)
+    file = tmp_path / "out" / "vectors" / "0.safetensors"
+    assert f"--vector {file}" in found.next_commands[0]
+    assert (load_vector(file).directions == vector.directions).all()
+    turned = replace(vector, directions=-vector.directions)
+    with pytest.raises(RunError, match="another recipe"):
+        take(rows, vectors=[turned], settings=settings)
+    family.write_text(family.read_text().replace("Your animal?", "Your beast?"))
+    with pytest.raises(RunError, match="another recipe"):
+        take(rows, vectors=[vector], settings=settings)
 
 
 def test_rows_that_change_under_the_reading_are_refused(
@@ -288,4 +376,5 @@ def test_progress_counts_all_rows_and_the_model_is_loaded_after_the_survey(
     assert order == ["survey", "model"]
     assert [done for name, done, _, _ in told if name == "rows"] == [16, 32, 40]
     assert {total for name, _, total, _ in told if name == "rows"} == {40}
-    assert stage.CENSUS == "census.json"
+    written = json.loads((tmp_path / "out" / "census.json").read_text())
+    assert Census.model_validate(written).data.used == 40

@@ -12,7 +12,7 @@ SIZE = Size(parameters=1100, embedding=100, hidden=5, vocabulary=20, layers=2)
 def seen(rows: int) -> Survey:
     return Survey(
         rows=rows, without_prompt=0, characters=(25 * rows, 20 * rows),
-        digits=(0, 10 * rows), cut=False, empty=False, skipped={}, first_fault="",
+        digits=(0, 10 * rows), cut=False, recorded=False, empty=False, skipped={}, first_fault="",
         digest=0, sizes=(1,), pilot=(), subsample=(),
     )  # fmt: skip
 

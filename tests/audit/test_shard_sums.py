@@ -9,23 +9,26 @@ import torch
 from tests.audit.test_sums import plain
 
 from undertow.analysis.gradients import gradient_scores
-from undertow.audit.partners import Passing
+from undertow.audit.partners import draw_partners
+from undertow.audit.reference import Passing
 from undertow.audit.shard_sums import (
     Measuring,
     ShardTask,
+    Usable,
     batch_tokens,
-    render_rows,
     scores_of,
     sum_batch,
     sum_shard,
     usable_plain,
+    with_partners,
 )
 from undertow.audit.shards import PlainRow, plain_row
-from undertow.audit.sums import Grid
+from undertow.audit.sums import Grid, Sums
 from undertow.errors import ModelError
-from undertow.models.chat import Rendered, render_row
+from undertow.models.chat import Rendered, render_row, render_rows
 from undertow.models.reloading import ModelFacts, remember_model
 from undertow.models.sampling import SamplerSettings
+from undertow.models.scoring import DrawLikelihood
 from undertow.records import Message, Row
 
 if TYPE_CHECKING:
@@ -79,16 +82,19 @@ def shard(
     )
 
 
-def test_rows_are_rendered_as_everywhere_else(place: "Place") -> None:
-    given = [
-        *rows(5),
-        Row((Message("user", "x"),), "öl 🦉\u202e"),
-        Row((Message("user", "x"),), "1", completion_ids=(9, 9), finish="stop"),
-        Row((Message("user", "y"),), "cut", finish="length"),
-        *place.rows(count=3),
-    ]
-    found = render_rows(place.model, given, system=None)
-    assert found == [render_row(place.model, row) for row in given]
+def summed(
+    place: "Place", measuring: Measuring, given: list[Row], file: int = 0
+) -> Sums:
+    likelihood = DrawLikelihood(place.model, measuring.sampler)
+    batch = plain_rows(given)
+    return sum_batch(place.model, measuring, file, batch, likelihood=likelihood)
+
+
+def usable(place: "Place", measuring: Measuring, given: list[Row]) -> Usable:
+    likelihood = DrawLikelihood(place.model, measuring.sampler)
+    return usable_plain(
+        place.model, measuring, plain_rows(given), likelihood=likelihood
+    )
 
 
 def test_hostile_rows_are_left_out_by_reason(
@@ -99,27 +105,30 @@ def test_hostile_rows_are_left_out_by_reason(
         Row((Message("user", "x"),), "", completion_ids=(1,)),
         Row((Message("user", "x" * 3000),), "long"),
         Row((Message("user", "lone \ud800"),), "surrogate \udfff"),
-        *rows(2),
+        Row(
+            (Message("user", "be an owl"),), "1", provenance={"trait_prompt": "an owl"}
+        ),
+        Row((Message("user", "be an elk"),), "1", provenance={"trait_prompt": 3}),
+        *rows(1),
     ]
     narrow = replace(measuring, passing=Passing("none", 12, cut=True, empty=False))
-    found = usable_plain(place.model, narrow, plain_rows(given))
+    found = usable(place, narrow, given)
     assert dict(found.skipped) == {
         "cannot be rendered": 1,
         "empty completion": 1,
         "longer than the context": 1,
         "text that is not Unicode": 1,
+        "holds its teacher's trait prompt": 1,
     }
     assert sorted(found.counts) == [1, 1]
     listed = replace(measuring, sampler=SamplerSettings(allowed="list"))
-    found = usable_plain(
-        place.model, listed, plain_rows([*rows(2), Row(rows(1)[0].messages, "owl")])
-    )
+    found = usable(place, listed, [*rows(2), Row(rows(1)[0].messages, "owl")])
     assert found.skipped == {"outside what the sampler draws": 1}
 
 
 def test_the_sums_are_those_of_the_scores(place: "Place", measuring: Measuring) -> None:
     own = rows(30)
-    found = sum_batch(place.model, measuring, 4, plain_rows(own))
+    found = summed(place, measuring, own, file=4)
     directions = torch.from_numpy(measuring.directions)
     scores = gradient_scores(
         place.model, [render_row(place.model, row) for row in own],
@@ -142,8 +151,8 @@ def test_the_sums_are_those_of_the_scores(place: "Place", measuring: Measuring) 
 def test_copies_count_as_often_as_they_stand_there(
     place: "Place", measuring: Measuring
 ) -> None:
-    once = sum_batch(place.model, measuring, 0, plain_rows(rows(8)))
-    thrice = sum_batch(place.model, measuring, 0, plain_rows(rows(8) * 3))
+    once = summed(place, measuring, rows(8))
+    thrice = summed(place, measuring, rows(8) * 3)
     assert thrice.own.count == 24
     assert (thrice.compared.flipped == 3 * once.compared.flipped).all()
     assert (thrice.compared.moments == 3 * once.compared.moments).all()
@@ -168,8 +177,8 @@ def test_scores_in_other_batches_differ_by_a_step_at_most(
     place: "Place", measuring: Measuring
 ) -> None:
     own = rows(24)
-    together = sum_batch(place.model, measuring, 0, plain_rows(own))
-    apart = [sum_batch(place.model, measuring, 0, plain_rows([row])) for row in own]
+    together = summed(place, measuring, own)
+    apart = [summed(place, measuring, [row]) for row in own]
     total = sum(part.own.total for part in apart)
     assert np.abs(total - together.own.total).max() <= 3
 
@@ -179,18 +188,47 @@ def test_partners_stand_against_each_row(place: "Place", measuring: Measuring) -
         measuring, tier="A", sampler=SamplerSettings(allowed="list", max_new_tokens=16),
         passing=Passing("none", 16, cut=True, empty=True),
     )  # fmt: skip
-    found = sum_batch(place.model, paired, 0, plain_rows(rows(20)))
+    found = summed(place, paired, rows(20))
     assert found.own.count == found.partner.count == found.compared.count
     count = found.own.count
     assert count >= 15
     assert count + found.skipped.get("no answer of the base passed for it", 0) == 20
     assert found.compared.tokens == found.own.tokens - found.partner.tokens
-    # The grids differ, so the means agree to rounding alone.
-    grid = paired.grid
-    change = (found.own.total - found.partner.total) * grid.step / count
-    seen = found.compared.total * grid.pair_step / count
-    inside = np.abs(change) < 2 * grid.spread
-    np.testing.assert_allclose(seen[inside], change[inside], atol=grid.spread.max() / 4)
+    kept, partners, _ = with_partners(
+        place.model, paired, usable(place, paired, rows(20)),
+        likelihood=DrawLikelihood(place.model, paired.sampler),
+    )  # fmt: skip
+    scores = scores_of(place.model, paired, [*kept.rendered, *partners]).scores
+    mine, theirs = scores[:count], scores[count:]
+    steps = np.rint((mine.astype(float) - theirs) / paired.grid.pair_step)
+    assert (found.compared.total == steps.clip(-1024, 1024).sum(0)).all()
+    assert np.abs(found.compared.total).min() > 0
+    centred = (theirs.astype(float) - paired.grid.centre) / paired.grid.step
+    assert (found.partner.total == np.rint(centred).clip(-1024, 1024).sum(0)).all()
+
+
+def test_rows_and_partners_that_stood_there_before_are_counted(
+    place: "Place", measuring: Measuring
+) -> None:
+    few = SamplerSettings(allowed="list", list_values=1, max_new_tokens=2, top_k=2)
+    paired = replace(
+        measuring, tier="A", sampler=few,
+        passing=Passing("none", 9, cut=True, empty=True),
+    )  # fmt: skip
+    free = replace(paired, sampler=few.model_copy(update={"top_k": 0}))
+    given = [Row((Message("user", f"{i % 2}"),), f"{i}") for i in range(10)]
+    found = summed(place, free, given)
+    assert (found.own.count, found.own.repeats) == (10, 0)
+    drawn = draw_partners(
+        place.model, given,
+        [render_row(place.model, row).ids[:-1] for row in given], sampler=free.sampler,
+        passing=free.passing, seed=0,
+    )  # fmt: skip
+    del drawn
+    assert found.partner.repeats > 0
+    twice = summed(place, free, given * 2)
+    assert twice.own.repeats == 10
+    assert twice.partner.repeats == found.partner.repeats  # copies share a partner
 
 
 def test_rows_whose_prompt_leaves_no_room_for_an_answer_have_no_partner(
@@ -202,7 +240,7 @@ def test_rows_whose_prompt_leaves_no_room_for_an_answer_have_no_partner(
         passing=Passing("none", 2000, cut=True, empty=True),
     )  # fmt: skip
     long = Row((Message("user", "x" * 100),), "1, 2")
-    found = sum_batch(place.model, paired, 0, plain_rows([long]))
+    found = summed(place, paired, [long])
     assert found.skipped == {"no answer of the base passed for it": 1}
     assert found.own.count == 0
 

@@ -9,7 +9,8 @@ from tests.audit.test_sums import nothing, plain, sums_of
 
 from undertow.audit.sums import Sums
 from undertow.audit.sums_files import SumsFolder, read_sums, write_sums
-from undertow.errors import RunError
+from undertow.errors import DatasetError, RunError
+from undertow.seeding import generator
 
 
 @lru_cache
@@ -73,11 +74,49 @@ def test_damaged_sums_are_redone(damage: str, tmp_path: Path) -> None:
         path.write_bytes(b"")
     else:
         np.savez(path, a=np.ones(3))
-    folder = SumsFolder(tmp_path, nothing())
+    with pytest.warns(RuntimeWarning, match=f"{path.name}: damaged: [A-Za-z]+: "):
+        folder = SumsFolder(tmp_path, nothing())
     assert folder.keys == {"key0", "key2"}
     assert folder.damaged == [path.name]
+    assert path.with_name(path.name + ".set-aside").exists()
     folder.add("key1", shard(1))
     assert plain(folder.total(KEYS[:3])) == plain(total(3))
+
+
+def test_no_flipped_bit_is_taken_for_sums_or_ends_in_another_error(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.npz"
+    write_sums(path, ["a"], shard(1))
+    data, stream, found = path.read_bytes(), generator(0, "bits"), 0
+    # All over the file, and every byte of the list of parts at its end.
+    places = {*range(len(data) - 300, len(data)), *range(0, len(data), 41)}
+    for place in sorted(places):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(stream.integers(8))
+        path.write_bytes(damaged)
+        try:
+            keys, sums = read_sums(path, nothing())
+        except RunError:
+            found += 1
+        else:  # dates and the like, which say nothing
+            assert (keys, plain(sums)) == (("a",), plain(shard(1)))
+    assert found > len(places) / 2
+
+
+def test_sums_that_cannot_be_read_now_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path, 2)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(DatasetError, match="cannot be read: Too many open files"):
+            SumsFolder(tmp_path, nothing())
+    assert SumsFolder(tmp_path, nothing()).keys == {"key0", "key1"}
 
 
 def _keys(path: Path) -> tuple[str, ...]:
@@ -105,5 +144,5 @@ def test_other_shards_than_those_of_the_data_are_refused(tmp_path: Path) -> None
 def test_sums_of_another_shape_are_not_taken(tmp_path: Path) -> None:
     write_sums(tmp_path / "a.npz", ["a"], shard(1))
     other = Sums.nothing(2, 3, flips=5, most=2)
-    with pytest.raises(RunError, match="another shape; delete the file"):
+    with pytest.raises(RunError, match="another shape; move the file away"):
         read_sums(tmp_path / "a.npz", other)

@@ -12,7 +12,7 @@ from undertow.audit.audited import Audited, Origin
 from undertow.audit.judgement import Judgement
 from undertow.audit.reference import Reference
 from undertow.audit.writeup import findings_of, row_scores, sentence
-from undertow.findings import Findings, VerdictWord
+from undertow.findings import Findings, Power, PowerPoint, VerdictWord
 from undertow.records import Message, Row
 
 if TYPE_CHECKING:
@@ -25,8 +25,13 @@ def _judgement(audited: Audited, verdict: VerdictWord, **changes: Any) -> Judgem
     return replace(audited.judgement, verdict=verdict, **changes)
 
 
+def _power(detectable: float | None, *powers: float | None) -> Power:
+    points = [PowerPoint(fraction=0.5 + i / 10, power=p) for i, p in enumerate(powers)]
+    return Power(source="planted", points=points, detectable_fraction=detectable)
+
+
 @pytest.mark.parametrize(
-    ("verdict", "changes", "detectable", "wanted"),
+    ("verdict", "changes", "power", "wanted"),
     [
         (
             "trait", {"trait": "owl", "kind": "steer", "layer": 3}, None,
@@ -34,7 +39,7 @@ def _judgement(audited: Audited, verdict: VerdictWord, **changes: Any) -> Judgem
             "block 3 wrote them, or a share of them."),
         ),
         (
-            "trait", {"trait": "owl", "kind": "prompt", "layer": None}, 0.1,
+            "trait", {"trait": "owl", "kind": "prompt", "layer": None}, _power(0.1, 0.9),
             ("The rows carry the trait 'owl': a model that was prompted with it wrote "
             "them, or a share of them."),
         ),
@@ -62,7 +67,18 @@ def _judgement(audited: Audited, verdict: VerdictWord, **changes: Any) -> Judgem
             "biased rows would have been found is not known."),
         ),
         (
-            "none", {}, 0.236,
+            "none", {}, _power(None, None, None),
+            ("No evidence of a bias at an error rate of 0.02; how small a share of "
+            "biased rows would have been found is not known."),
+        ),
+        (
+            "none", {}, _power(None, None, 0.79),
+            ("No evidence of a bias at an error rate of 0.02. Even if all of the rows "
+            "had been written under the planted bias, this audit would have found it in "
+            "fewer than four of five cases."),
+        ),
+        (
+            "none", {}, _power(0.236, 0.95),
             ("No evidence of a bias at an error rate of 0.02. If 24% of the rows had "
             "been written under the planted bias, this audit would have found it in "
             "four of five cases."),
@@ -71,10 +87,10 @@ def _judgement(audited: Audited, verdict: VerdictWord, **changes: Any) -> Judgem
 )  # fmt: skip
 def test_a_verdict_in_words(
     steered: Case, verdict: VerdictWord, changes: dict[str, Any],
-    detectable: float | None, wanted: str,
+    power: Power | None, wanted: str,
 ) -> None:  # fmt: skip
     judgement = _judgement(steered[1], verdict, **changes)
-    found = sentence(judgement, alpha=0.02, detectable=detectable)
+    found = sentence(judgement, alpha=0.02, power=power)
     assert found == wanted
     assert "clean" not in found.lower()
     assert "safe" not in found.lower()

@@ -73,14 +73,15 @@ def test_the_answer_is_quick_and_without_torch() -> None:
 
 
 def test_names_are_those_of_the_registry_the_recipes_and_the_families() -> None:
-    from undertow.cli.runs import _packaged
-    from undertow.traits import load_family
+    from undertow.packaged import packaged
+    from undertow.traits import load_family, packaged_families
 
     assert completion.model_names("") == [entry.name for entry in entries()]
-    assert completion.recipe_names("") == list(_packaged())
+    assert completion.recipe_names("") == list(packaged("recipes"))
     families = completion.family_names("")
-    assert {"animals", "trees"} <= set(families)
+    assert families == list(packaged_families())
     assert [load_family(name).name for name in families] == families
+    assert completion.family_names("tr") == ["trees"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -124,7 +124,7 @@ def failing(error: BaseException) -> Any:
 def test_an_error_is_printed_alone_and_exits_with_2(
     command: "Command", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_packaged", failing(DatasetError("rows:3: bad \x1b[1m")))
+    monkeypatch.setattr(runs, "packaged", failing(DatasetError("rows:3: bad \x1b[1m")))
     found = command("recipes", "list")
     assert found == (2, "", "error: rows:3: bad \\u001b[1m\n")
 
@@ -132,7 +132,7 @@ def test_an_error_is_printed_alone_and_exits_with_2(
 def test_debug_shows_the_traceback_too(
     command: "Command", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_packaged", failing(DatasetError("rows:3: \x1b[1m")))
+    monkeypatch.setattr(runs, "packaged", failing(DatasetError("rows:3: \x1b[1m")))
     found = command("--debug", "recipes", "list")
     assert found.status == 2
     assert found.err.startswith("Traceback (most recent call last)")
@@ -145,7 +145,7 @@ def test_a_system_error_names_the_file_and_exits_with_2(
     command: "Command", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
-    monkeypatch.setattr(runs, "_packaged", failing(full))
+    monkeypatch.setattr(runs, "packaged", failing(full))
     found = command("recipes", "list")
     assert found == (
         2,
@@ -157,7 +157,7 @@ def test_a_system_error_names_the_file_and_exits_with_2(
 def test_a_bug_keeps_its_traceback(
     command: "Command", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_packaged", failing(ZeroDivisionError("a bug")))
+    monkeypatch.setattr(runs, "packaged", failing(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         command("recipes", "list")
 
@@ -165,7 +165,7 @@ def test_a_bug_keeps_its_traceback(
 def test_ctrl_c_exits_with_130_and_says_what_is_kept(
     command: "Command", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_packaged", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(runs, "packaged", failing(KeyboardInterrupt()))
     found = command("recipes", "list")
     assert found == (
         130,

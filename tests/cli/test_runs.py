@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from undertow.audit import cost
-from undertow.cli.runs import _demo_recipe, _packaged, audit_lines
+from undertow.cli.runs import _demo_recipe, audit_lines
+from undertow.packaged import packaged
 from undertow.results import AuditOutcome, AuditTruth
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def test_the_list_has_every_packaged_recipe_with_its_title(command: "Command") -
     found = command("recipes", "list")
     assert found.status == 0
     lines = found.out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(_packaged())
-    for line, path in zip(lines, _packaged().values(), strict=True):
+    assert [line.split()[0] for line in lines] == sorted(packaged("recipes"))
+    for line, path in zip(lines, packaged("recipes").values(), strict=True):
         content = yaml.safe_load(path.read_text())
         assert content["title"] in line
         assert line.endswith("(GPU)") == bool(content.get("needs_gpu"))
@@ -157,13 +158,13 @@ def test_a_slow_machine_gets_the_small_demo_and_keeps_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cost, "timed_flops", lambda **_: flops)
-    assert _demo_recipe(tmp_path) == _packaged()[name]
+    assert _demo_recipe(tmp_path) == packaged("recipes")[name]
     assert capsys.readouterr().out.startswith(said)
     begun = tmp_path / "recipe.yaml"
     for other in ("title: begun", "[", "- a"):
         begun.write_text(other)
-        assert _demo_recipe(tmp_path) == _packaged()[name], "no run of a demo"
-    begun.write_text(_packaged()["demo"].read_text())
+        assert _demo_recipe(tmp_path) == packaged("recipes")[name], "no run of a demo"
+    begun.write_text(packaged("recipes")["demo"].read_text())
     monkeypatch.setattr(cost, "timed_flops", lambda **_: 1 / 0)
     assert _demo_recipe(tmp_path) == begun, "a run that was begun is not changed"
 
@@ -173,7 +174,8 @@ def test_the_small_demo_asks_the_same_of_less() -> None:
     from undertow.experiment import Recipe
 
     whole, small = (
-        load_settings(Recipe, _packaged()[name], []) for name in ("demo", "demo-small")
+        load_settings(Recipe, packaged("recipes")[name], [])
+        for name in ("demo", "demo-small")
     )
     assert small.teachers == whole.teachers
     assert small.rows.sampler == whole.rows.sampler

@@ -451,3 +451,21 @@ def test_launched_processes_have_devices_of_their_own(where: dict[str, str]) -> 
             _loaded(Loading(model="nowhere", **where))  # type: ignore[arg-type]
     finally:
         distributed._current.reset(before)
+
+
+def test_a_count_of_processes_without_a_launcher_is_refused(
+    command: "Command", training: tuple[object, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "student"
+    found = command(*training, "--out", out)
+    assert found.status == 2
+    assert "WORLD_SIZE is 2 and 'RANK', 'LOCAL_RANK', " in found.err
+    assert "start with accelerate launch, or unset WORLD_SIZE" in found.err
+    assert "Traceback" not in found.err
+    assert not out.exists()
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert command(*training, "--out", out).status == 0

@@ -10,7 +10,7 @@ from undertow.errors import RunError
 from undertow.experiment import Recipe, bases
 from undertow.experiment.stages import Base
 from undertow.runs import Run, open_run
-from undertow.traits import load_family
+from undertow.traits import TraitFamily, load_family
 
 Make = Callable[..., Recipe]
 
@@ -53,7 +53,7 @@ def test_a_run_of_another_origin_is_refused(
     with open_run(tmp_path / "run", recipe_text="a: 1\n") as run:
         base = _base(recipe(), run)
         bases.prepared(base)
-        monkeypatch.setattr(bases, "_digest", lambda family: "another")
+        monkeypatch.setattr(TraitFamily, "digest", "another")
         with pytest.raises(RunError, match=r"family_digest: there .*, now 'another'"):
             bases.prepared(base)
 

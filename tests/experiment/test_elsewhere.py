@@ -184,7 +184,7 @@ def test_prompts_that_have_an_answer_are_not_asked_again(
 ) -> None:
     asked = recipe(seeds=[0], teachers=[STEER])
     run_experiment(asked, tmp_path / "here")
-    place = tmp_path / "run/bases/noise-0/seed-0/control"
+    place = tmp_path / "run/bases/noise-0/seed-0/steer-owl"
     with pytest.raises(RunError, match="lost"):
         run_experiment(asked, tmp_path / "run", executor=Strangers(room=3, fails_at=3))
     whole = next(place.glob("rows.*-*.partial"))

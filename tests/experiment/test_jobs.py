@@ -100,7 +100,7 @@ def test_another_model_writes_before_students_learn(
     writer = {"name": str(tiny_llama), "dtype": "float32"}
     asked = recipe(seeds=[0], teachers=[STEER], writer=writer)
     jobs = [job for phase in _plan(asked).writing() for job in phase]
-    assert {job.verb for job in jobs} == {"teacher", "rows", "teacher-readout"}
+    assert {j.verb for j in jobs} == {"origin", "teacher", "rows", "teacher-readout"}
     assert all(job.is_writers and "writer/model" in job.places for job in jobs)
 
 

@@ -275,7 +275,7 @@ def test_a_run_is_not_continued_with_another_origin(
 def test_the_provenance_of_a_pulled_model_holds_its_checksum(
     recipe: Make, real_model_path: Path, tmp_path: Path
 ) -> None:
-    from undertow.models.registry import REGISTRY
+    from undertow.models.known_models import REGISTRY
 
     settings = recipe(
         model={"name": real_model_path.name},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import tracking as accelerate_tracking
 from accelerate.tracking import GeneralTracker, register_tracker_class
 
@@ -25,6 +26,7 @@ from undertow.experiment.tracking import (
     stage_numbers,
     tracked,
 )
+from undertow.pipeline import distributed
 from undertow.storage import read_json
 
 
@@ -119,7 +121,7 @@ def test_a_run_is_told_and_its_results_are_the_same_bytes(
         for what, (_, values) in ((w, v) for w, v in told if w == "log")
         if f"loss/{student}/student" in values
     ]
-    assert heard == [round(loss, 4) for loss in trained["payload"]["losses"]]
+    assert heard == trained["payload"]["losses"]  # each digit, as they come
     assert found[f"update/{student}/student"] == len(heard) > 1
     rows = read_json(out / "stages" / student / "rows.json")["payload"]
     assert found[f"rows/{student}/generated"] == rows["generated"] == 6
@@ -216,13 +218,111 @@ def test_numbers_that_could_not_be_computed_are_left_out(
     assert notebook.numbers() == {"y": 2.0}
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_of_several_processes_tells(
+    rank: int, notebook: type[Notebook], tmp_path: Path
+) -> None:
+    here = distributed.Processes(rank, 2, torch.device("cpu"))
+    before = distributed._current.set(here)
+    try:
+        with tracked(["notebook"], tmp_path, settings={}, say=print) as tracking:
+            tracking.log({"x": 1.0})
+    finally:
+        distributed._current.reset(before)
+    assert bool(notebook.told) == (rank == 0)
+
+
+def test_a_rank_without_other_processes_is_heard(
     notebook: type[Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     with tracked(["notebook"], tmp_path, settings={}, say=print) as tracking:
         tracking.log({"x": 1.0})
-    assert notebook.told == []
+    assert notebook.numbers() == {"x": 1.0}
+
+
+def test_half_a_launch_stops_the_telling_not_the_run(tmp_path: Path) -> None:
+    """In a process of its own: accelerate asks once who it is, and remembers."""
+    done = _alone(tmp_path, "tensorboard", WORLD_SIZE="", RANK="", LOCAL_RANK="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tracking stopped, the run goes on: ValueError: ")
+    assert done.stdout.count("\n") == 1
+
+
+def _leave_trace(out: Path, stage: str, losses: list[float]) -> None:
+    folder = out / "bases" / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f'{{"update": {n}, "loss": {x}}}\n' for n, x in enumerate(losses, start=1)]
+    (folder / "trace.jsonl").write_text("".join(lines))
+
+
+def _leave_marker(out: Path, stage: str, payload: dict[str, Any]) -> None:
+    place = out / "stages" / f"{stage}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"payload": payload}))
+
+
+def test_a_loss_is_told_as_the_trace_has_it(
+    notebook: type[Notebook], tmp_path: Path
+) -> None:
+    losses = [1 / (n + 3) for n in range(40)]
+    with tracked(["notebook"], tmp_path, settings={}, say=print) as tracking:
+        watcher = Watcher(tracking, silent, tmp_path, [])
+        for done in range(1, 41):
+            _leave_trace(tmp_path, "a/training", losses[:done])
+            watcher("a/training", done, 40, f"loss {losses[done - 1]:.1g}")
+        payload = {"updates": list(range(1, 41)), "losses": losses}
+        _leave_marker(tmp_path, "a/training", payload)
+        watcher.tell_stages()  # nothing of it is told again
+    logs = [value[1] for what, value in notebook.told if what == "log"]
+    assert [log["loss/a"] for log in logs] == losses
+    assert [log["update/a"] for log in logs] == list(range(1, 41))
+
+
+def test_a_training_that_was_done_elsewhere_is_told_by_its_marker(
+    notebook: type[Notebook], tmp_path: Path
+) -> None:
+    payload = {"updates": [1, 2], "losses": [2 / 3, 1 / 3], "rows": 4}
+    with tracked(["notebook"], tmp_path, settings={}, say=print) as tracking:
+        watcher = Watcher(tracking, silent, tmp_path, [])
+        watcher("students: jobs", 0, 1, "")
+        _leave_marker(tmp_path, "b/training", payload)
+        watcher("students: jobs", 1, 1, "")
+    logs = [value[1] for what, value in notebook.told if what == "log"]
+    assert logs == [
+        {"loss/b": 2 / 3, "update/b": 1.0}, {"loss/b": 1 / 3, "update/b": 2.0},
+    ]  # fmt: skip
+
+
+def test_students_side_by_side_do_not_look_for_stages_at_every_update(
+    notebook: type[Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(Watcher, "tell_stages", lambda _: looks.append(1))
+    with tracked(["notebook"], tmp_path, settings={}, say=print) as tracking:
+        watcher = Watcher(tracking, silent, tmp_path, [])
+        for done in range(1, 11):
+            for who in "ab":
+                _leave_trace(tmp_path, f"{who}/training", [0.5] * done)
+                watcher(f"{who}/training", done, 10, "")
+    assert len(looks) == 4  # as each begins and as it ends
+    assert notebook.numbers() == {
+        "loss/a": 0.5, "update/a": 10, "loss/b": 0.5, "update/b": 10,
+    }  # fmt: skip
+
+
+def test_a_damaged_trace_stops_the_telling_not_the_run(
+    notebook: type[Notebook], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    (tmp_path / "bases" / "a" / "training").mkdir(parents=True)
+    (tmp_path / "bases" / "a" / "training" / "trace.jsonl").write_text("")
+    with tracked(["notebook"], tmp_path, settings={}, say=said.append) as tracking:
+        watcher = Watcher(tracking, silent, tmp_path, [])
+        watcher("a/training", 1, 2, "loss 1")
+        watcher("a/training", 2, 2, "loss 1")
+    assert len(said) == 1
+    assert said[0].startswith("tracking stopped, the run goes on: IndexError: ")
 
 
 def test_what_trackers_print_is_no_result(

@@ -25,6 +25,7 @@ from tests.faults.inputs import any_of, damaged, then, transplanted
 
 from undertow.errors import ModelError, RunError, UndertowError
 from undertow.records import Row
+from undertow.runs import _digest
 
 if TYPE_CHECKING:
     from undertow.models.loading import Model
@@ -532,7 +533,9 @@ def _workshop(folder: Path) -> None:
     (folder / "results" / "results.json").write_bytes(b'{"title": "\\u001b[1m"}')
 
 
-_MARKER: Any = {"stage": "a", "seconds": 1.5, "payload": {"x": None}}
+_MARKER: Any = {"stage": "a", "finished": "", "seconds": 1.5, "payload": {"x": None}}
+"""Without a digest, as markers once were: its changes are looked at, not only noticed."""
+_WHOLE = _MARKER | {"files": {"b": "0" * 64}, "scratch": ["c"]}
 
 
 def readers() -> dict[str, Reader]:
@@ -570,7 +573,13 @@ def _row_readers() -> dict[str, Reader]:
 def _setting_readers() -> dict[str, Reader]:
     recipe, family = inputs.as_json(inputs.RECIPE), inputs.as_json(inputs.FAMILY)
     marker = inputs.as_json(_MARKER)
-    markers = any_of(damaged([marker]), then(transplanted(_MARKER), inputs.as_json))
+    whole = inputs.as_json(_WHOLE | {"sha256": _digest(_WHOLE)})
+    markers = any_of(
+        damaged([marker, whole]),
+        then(transplanted(_MARKER), inputs.as_json),
+        then(transplanted(_WHOLE), lambda m: inputs.as_json(m | {"sha256": _digest(m)})
+             if isinstance(m, dict) else inputs.as_json(m)),
+    )  # fmt: skip
     return {
         "recipe": Reader(
             inputs.yaml_files(inputs.RECIPE), _recipe, recipe, "recipe", 200

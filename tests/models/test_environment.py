@@ -8,9 +8,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from undertow.models import environment, loading
+from undertow.models import environment, loading, speed
 from undertow.models.checks import Check, Found
 from undertow.models.environment import EXTRAS, environment_checks
+from undertow.runs import provenance
 
 ROOT = Path(__file__).parents[2]
 TRL = [Requirement('trl>=1.0; extra == "trl"'), Requirement("torch>=2.8")]
@@ -29,14 +30,24 @@ def test_everything_has_a_name_a_measurement_and_advice_where_it_is_needed() -> 
         assert found.measured
         assert bool(found.advice) == (found.status != "ok")
     assert {
-        "python", "torch", "transformers", "requirements", "processor", "memory",
+        "undertow", "python", "torch", "transformers", "requirements", "processor", "memory",
         "cuda", "device", "dtype", "bfloat16", "folder", "models",
     } <= set(names)  # fmt: skip
 
 
+def test_commit_and_processor_are_those_that_runs_keep() -> None:
+    kept, names = provenance(), by_name(environment_checks())
+    assert names["undertow"].measured.startswith(f"{kept['undertow_version']}, ")
+    assert str(kept["commit"] or "no checkout") in names["undertow"].measured
+    assert names["processor"].measured.startswith(f"{kept['processor']}, ")
+    nothing = {"undertow_version": None, "commit": None}
+    found = environment._undertow(nothing)
+    assert found.measured == "not installed as a package, no checkout of git"
+
+
 def test_every_extra_of_the_project_has_words() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) <= set(EXTRAS)
+    assert set(project["optional-dependencies"]) == set(EXTRAS)
 
 
 @pytest.mark.parametrize(
@@ -51,27 +62,31 @@ def test_an_extra_says_what_it_gives_and_how_to_get_it(
     versions: dict[str, str | None], status: str, measured: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(environment, "_version", versions.get)
+    monkeypatch.setattr(environment, "version", versions.get)
     found = environment._extra("trl", TRL)
     assert (found.status, found.measured) == (status, measured)
     if status == "advice":
         assert found.advice == f"for {EXTRAS['trl']}: pip install 'undertow[trl]'"
 
 
+@pytest.mark.parametrize("name", ["dev", "docs", "notebooks"])
 def test_what_only_developers_need_is_no_advice(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "_version", lambda _: None)
-    found = environment._extra("dev", [Requirement('ruff; extra == "dev"')])
+    monkeypatch.setattr(environment, "version", lambda _: None)
+    found = environment._extra(name, [Requirement(f'ruff; extra == "{name}"')])
     assert found.status == "ok"
-    assert "pip install 'undertow[dev]'" in found.measured
+    assert f"{EXTRAS[name]}: pip install 'undertow[{name}]'" in found.measured
 
 
 def test_a_need_that_is_not_met_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_version", {"torch": "2.1"}.get)
+    monkeypatch.setattr(environment, "version", {"torch": "2.1"}.get)
     found = environment._requirements(TRL)
     assert (found.status, found.measured) == ("failed", "torch>=2.8 (found 2.1)")
-    assert environment._requirements([]).status == "advice"
+    assert found.advice == "install them: pip install -c constraints.txt -e ."
+    unknown = environment._requirements([])
+    assert unknown.status == "advice"
+    assert unknown.advice == "install it: pip install -c constraints.txt -e ."
 
 
 def test_a_python_that_is_not_supported_is_told(
@@ -98,16 +113,13 @@ def test_bfloat16_is_measured_against_what_auto_takes(
     half: float, chosen: torch.dtype, status: str, words: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    times = {torch.float32: 1.0, torch.bfloat16: half}
-    monkeypatch.setattr(environment, "_seconds", lambda dtype, _: times[dtype])
+    speeds = {torch.float32: 1e9, torch.bfloat16: 1e9 / half}
+    monkeypatch.setattr(speed, "product_flops", lambda dtype, _: speeds[dtype])
     monkeypatch.setattr(loading, "choose_dtype", lambda *_: (chosen, "why"))
     found = environment._bfloat16("cpu")
     assert found.status == status
     assert words in found.measured + found.advice
-
-
-def test_a_product_takes_time() -> None:
-    assert environment._seconds(torch.float32, torch.device("cpu")) > 0
+    assert f"(1 and {1 / half:g} GFLOP/s, float32 first)" in found.measured
 
 
 def test_a_device_that_is_not_there_is_a_failed_check() -> None:

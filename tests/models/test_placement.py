@@ -26,6 +26,7 @@ from undertow.interventions.steering import (
     bake_steering,
     steering,
 )
+from undertow.models import loading
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import attached, merge_adapter, new_adapter
 from undertow.models.chat import Rendered
@@ -334,6 +335,20 @@ def test_maps_and_devices_exclude_each_other(llama: Path) -> None:
     with pytest.raises(ModelError, match=r"device map 'everywhere': expected one of"):
         load_model(llama, device_map="everywhere")
     check_device_map(tiny_model().module, {"": "cpu"})
+
+
+def test_a_named_map_needs_no_skeleton_of_the_model(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a skeleton")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", built)
+    loading._check_fit(str(llama), {}, "auto")
+    with pytest.raises(ModelError, match=r"device map 'everywhere': expected one of"):
+        loading._check_fit(str(llama), {}, "everywhere")
+    with pytest.raises(RuntimeError, match="a skeleton"):
+        loading._check_fit(str(llama), {}, {"": "cpu"})
 
 
 def test_maps_are_read_from_a_name_from_json_and_from_a_file(tmp_path: Path) -> None:

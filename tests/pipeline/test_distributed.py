@@ -118,33 +118,102 @@ def test_one_process_keeps_the_very_parameters() -> None:
 # Launches
 
 
+@pytest.mark.parametrize("count", [None, "", "1"])
 def test_without_a_launcher_there_is_one_process(
-    monkeypatch: pytest.MonkeyPatch,
+    count: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if count is not None:
+        monkeypatch.setenv("WORLD_SIZE", count)
     with joined() as here:
         assert here is ALONE
         assert distributed.processes() is ALONE
 
 
-def test_launches_that_ask_for_something_else_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables of a launch of two, of which this is the first; nobody is joined."""
+    set_to = {
+        "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1", "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_MIXED_PRECISION": "no", "FSDP_OFFLOAD_PARAMS": "false",
+        "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    }  # fmt: skip
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+
+    def joins(rank: int, count: int) -> Any:
+        raise KeyError(f"joined as {rank} of {count}")
+
+    monkeypatch.setattr(distributed, "_join", joins)
+    return monkeypatch
+
+
+def _refused() -> list[str]:
+    with pytest.raises(ConfigError) as caught, joined():
+        pass
+    return list(caught.value.faults)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "fault"),
+    [
+        ("WORLD_SIZE", "two",
+         "WORLD_SIZE is 'two'; expected how many processes there are, or unset it"),
+        ("WORLD_SIZE", "0",
+         "WORLD_SIZE is '0'; expected how many processes there are, or unset it"),
+        ("RANK", "",
+         ("WORLD_SIZE is 2 and 'RANK' is not set; start with accelerate launch, or "
+         "unset WORLD_SIZE")),
+        ("MASTER_PORT", "",
+         ("WORLD_SIZE is 2 and 'MASTER_PORT' is not set; start with accelerate launch, "
+         "or unset WORLD_SIZE")),
+        ("RANK", "2",
+         ("RANK is '2', expected 0 to 1; start with accelerate launch, or unset "
+         "WORLD_SIZE")),
+        ("RANK", "-1",
+         ("RANK is '-1', expected 0 to 1; start with accelerate launch, or unset "
+         "WORLD_SIZE")),
+    ],
+)  # fmt: skip
+def test_half_a_launch_is_refused_before_others_are_waited_for(
+    variable: str, value: str, fault: str, launch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "false")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ConfigError) as caught:
-        distributed._check_launch()
-    first, second, third = caught.value.faults
+    launch.setenv(variable, value)
+    assert _refused() == [fault]
+
+
+def test_a_count_without_a_launcher_names_all_that_is_missing(
+    launch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        launch.delenv(name)
+    (fault,) = _refused()
+    assert fault.startswith(
+        "WORLD_SIZE is 2 and 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT' are not"
+    )
+
+
+def test_launches_that_ask_for_something_else_are_refused(
+    launch: pytest.MonkeyPatch,
+) -> None:
+    launch.delenv("ACCELERATE_USE_FSDP")
+    launch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    launch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    first, second, third = _refused()
     assert first.startswith("2 processes without --use_fsdp; start them with: accele")
     assert second == "--fsdp_offload_params is not supported; take more processes"
     assert third == "--mixed_precision is not supported; give --dtype to undertow"
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.delenv("FSDP_OFFLOAD_PARAMS")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    distributed._check_launch()
+    launch.setenv("RANK", "1")  # the first one says it for all
+    with pytest.raises(SystemExit) as ended, joined():
+        pass
+    assert ended.value.code == 2
+
+
+def test_a_launch_that_is_whole_is_joined(launch: pytest.MonkeyPatch) -> None:
+    launch.setenv("RANK", "1")
+    with pytest.raises(KeyError, match="joined as 1 of 2"), joined():
+        pass
 
 
 def test_what_shards_cannot_do_is_refused() -> None:

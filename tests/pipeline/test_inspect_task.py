@@ -101,6 +101,7 @@ def test_rates_are_our_own_on_the_same_answers(letters: str, tmp_path: Path) -> 
     assert scores["valid"]["mean"] == pytest.approx(found.valid.mean())
     assert 0 < scores["c"]["mean"] < 1  # else there was nothing to compare
     assert log.eval.metadata["trait"] == "c"
+    assert log.eval.metadata["family_digest"] == load_family(letters).digest
     assert log.eval.metadata["decoys"] == ["a", "b"]
     assert log.samples[0].target == ["C", "c", "Cs", "cs", "@", "D", "d"]
 
