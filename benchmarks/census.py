@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from undertow.audit.census_cost import DECODING, SHARE, row_operations
-from undertow.audit.cost import Size, timed_flops
+from undertow.audit.census_cost import row_operations
+from undertow.audit.cost import DECODING, SHARE, Size, timed_flops
 from undertow.findings import Tier
 from undertow.models.tiny import save_tiny
 from undertow.runs import provenance

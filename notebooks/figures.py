@@ -31,6 +31,9 @@ class Picture:
     def __init__(self, svg: str) -> None:
         self.svg = svg
 
+    def __repr__(self) -> str:
+        return "a drawing"
+
     def _repr_svg_(self) -> str:
         return self.svg
 

@@ -89,7 +89,9 @@ class Direction(_Value):
 
     name: str
     role: Role
-    z: list[Number] = Field(description="studentised difference, by layer")
+    z: list[Number] = Field(
+        description="studentised difference, over the error that copies leave, by layer"
+    )
     adjusted_p: Number = Field(
         default=None, description="max-T over all directions and layers"
     )
@@ -290,6 +292,7 @@ class CensusData(_Value):
     files: int
     rows: int = Field(description="rows read, copies counted")
     used: int = Field(description="rows in the sums, copies counted")
+    repeats: int = Field(description="of these, rows that stood in their batch before")
     effective: Number = Field(
         description="different rows that would tell as much, copies counting as one "
         "draw; in tier B of the side that has fewer"
@@ -310,6 +313,10 @@ class CensusReference(_Value):
     tier: Tier
     rows: int = Field(description="partners, or rows that the user trusts")
     tokens: int
+    repeats: int = Field(
+        description="rows that stood in their batch before; of partners, those of "
+        "different rows"
+    )
     skipped: dict[str, int] = Field(
         default_factory=dict, description="given rows left out, by reason"
     )
@@ -324,7 +331,9 @@ class CensusDirection(_Value):
 
     name: str
     role: Role
-    z: list[Number] = Field(description="studentised difference, by layer")
+    z: list[Number] = Field(
+        description="studentised difference, over the error that copies leave, by layer"
+    )
     adjusted_p: Number = Field(
         default=None, description="max-T over all directions and layers"
     )
@@ -334,7 +343,7 @@ class CensusDirection(_Value):
 
 
 class Census(_Value):
-    """What sums over every row say; whether, not what. The verdict first."""
+    """What sums over every row say: whether mean scores differ. The verdict first."""
 
     schema_version: int = SCHEMA_VERSION
     verdict: Literal["shift", "none", "inconclusive"]
@@ -346,7 +355,9 @@ class Census(_Value):
     )
     role: Role | None = None
     layer: int | None = Field(default=None, description="block, counted from 0")
-    z: Number = Field(default=None, description="there")
+    z: Number = Field(
+        default=None, description="there, over the error that copies leave"
+    )
     detectable_fraction: Number = Field(
         default=None,
         description="smallest share of rows steered at `dose` found with 80 % power, "
@@ -365,7 +376,7 @@ class Census(_Value):
     selection: str = Field(
         description="what the handed rows can and cannot be used for"
     )
-    next_commands: list[str] = Field(description="how to audit the handed rows")
+    next_commands: list[str] = Field(description="how to audit the subsample")
     model: str
     family: str
     data: CensusData

@@ -278,8 +278,20 @@ def _is_marker(marker: dict[str, Any]) -> bool:
         return False
     seconds = marker["seconds"]
     is_time = isinstance(seconds, int | float) and 0 <= seconds < _LONGEST
-    is_whole = marker.keys() == _FIRST or marker["sha256"] == _digest(marker)
+    is_whole = marker.keys() == _FIRST or _answers(marker)
     return is_time and isinstance(marker["stage"], str) and is_whole
+
+
+def _answers(marker: dict[str, Any]) -> bool:
+    """Whether a marker is as it was written, and says of what files."""
+    files, scratch = marker["files"], marker["scratch"]
+    is_said = (
+        isinstance(files, dict)
+        and all(isinstance(told, str) for told in files.values())
+        and isinstance(scratch, list)
+        and all(isinstance(name, str) for name in scratch)
+    )
+    return is_said and marker["sha256"] == _digest(marker)
 
 
 def _damaged(path: Path) -> RunError:

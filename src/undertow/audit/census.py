@@ -4,11 +4,11 @@ A survey reads the rows once without the model; a pilot settles what they are co
 with and the grid that scores are rounded to; then each shard of rows becomes sums, on
 whatever executor there is, and all that is said comes from their total. The sums are
 kept by the shards' content, so the same call goes on after an interruption, and order,
-shard size and machines change nothing. It says whether the rows differ from the
-reference: what they carry is said by an audit of the rows that are handed on.
+shard size and machines change nothing. It says whether the rows' mean scores differ from
+the reference's: what rows carry is said by an audit of those that are handed on.
 """
 
-import shlex
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,44 +19,37 @@ from typing import Any
 
 import yaml
 
-from undertow.audit.census_plan import PLAN, Plan, make_plan, read_plan, write_plan
+from undertow.audit.census_findings import Handed, audit_command, findings_of
+from undertow.audit.census_plan import (
+    PLAN,
+    Plan,
+    make_plan,
+    plan_digest,
+    read_plan,
+    write_plan,
+)
 from undertow.audit.census_settings import CensusSettings
-from undertow.audit.census_verdict import (
-    CensusTest,
-    directions_of,
-    judge_sums,
-    known,
-    largest,
-)
-from undertow.audit.shard_sums import (
-    Measuring,
-    ShardTask,
-    sum_shard,
-)
+from undertow.audit.census_verdict import CensusTest, judge_sums, largest
+from undertow.audit.shard_sums import Measuring, ShardTask, sum_shard
 from undertow.audit.shards import Survey, cut_shards, list_files, rows_at, survey
-from undertow.audit.sums import Sums, Top
+from undertow.audit.sums import EVIDENCE, Sums, Top
 from undertow.audit.sums_files import SumsFolder
 from undertow.errors import RunError
 from undertow.execution.executor import Executor, Needs
 from undertow.execution.local import Here
-from undertow.findings import Census, CensusData, CensusReference
-from undertow.interventions.steering import SteeringVector, check_vector
+from undertow.findings import Census
+from undertow.interventions.steering import SteeringVector, check_vector, save_vector
 from undertow.models.loading import Model
 from undertow.models.reloading import ModelFacts, remember_model
 from undertow.records import Row
-from undertow.runs import Run, open_run, provenance
+from undertow.runs import Run, open_run
 from undertow.storage import read_rows, write_json, write_rows
 from undertow.traits import load_family
 
 Progress = Callable[[str, int, int, str], None]
 
-CENSUS, TOP_ROWS, SUBSAMPLE = "census.json", "top_rows.jsonl", "subsample.jsonl"
-_SELECTION = (
-    "the rows of top_rows.jsonl were chosen by their scores: they show what the largest "
-    "scores look like, and their own scores cannot be tested again. Those of "
-    "subsample.jsonl were chosen by their hashes and lengths alone, so an audit of them is "
-    "a test of its own, of as many rows as it holds"
-)
+CENSUS, TOP_ROWS = "census.json", "top_rows.jsonl"
+_SUBSAMPLES = {"rows": "subsample.jsonl", "reference": "subsample-reference.jsonl"}
 
 
 def _silent(stage: str, done: int, total: int, note: str) -> None:
@@ -89,7 +82,7 @@ def census(
     command: str = "",
     progress: Progress = _silent,
 ) -> Census:
-    """Whether any of the rows differ from what the base writes, at a stated error rate.
+    """Whether the rows' mean scores differ from the reference's, at a stated error rate.
 
     Args:
         model: The one that is about to be trained on the rows, or its parent; or what
@@ -115,8 +108,8 @@ def census(
         ModelError: The model cannot render or draw them.
         RunError: The directory belongs to another census, or the data were changed.
 
-    Cost: rows are read twice without the model; 4·N operations a token of a completion
-    (tier A: twice that, and 2·N more to draw the partner). Memory for one shard and
+    Cost: rows are read thrice, to survey, to sum and to show the largest; 4·N operations
+    a token of a completion (tier A: twice that, and 2·N more to draw the partner). Memory for one shard and
     flips × layers × directions whole numbers.
     """
     settings = settings or CensusSettings()
@@ -136,9 +129,11 @@ def census(
             plan, sums[0], sums[1] if len(sums) > 1 else None, settings=settings
         )
         _hand_on(plan, test, sums[0].top, sides[0], columns, run)
-        findings = _findings(
-            model, plan, test, sums, sides, settings, sources, command, run,
-            {"census": round(time.monotonic() - began, 3)},
+        findings = findings_of(
+            model, plan, test, sums, sides[0].seen, settings=settings,
+            sources=sources, files=len(files), command=command,
+            next_command=_next(plan, sides, settings, vectors, run),
+            seconds=round(time.monotonic() - began, 3),
         )  # fmt: skip
         write_json(run.path(CENSUS), findings.model_dump(mode="json"))
     return findings
@@ -158,19 +153,33 @@ def _recipe(
     split: str | None,
 ) -> str:
     """What has to be the same for a census to be continued."""
-    free = {"shard_batches", "alpha", "dose"}
+    free = {"alpha", "dose"}  # of what is said of the sums; all else decides them
     facts = {
         "sources": sorted(map(str, sources)),
         "reference": sorted(map(str, reference)),
         "columns": None if columns is None else dict(columns),
         "split": split,
-        "vectors": [[v.trait, v.method, list(v.layers), v.n] for v in vectors],
+        "vectors": [
+            [
+                v.trait,
+                v.method,
+                list(v.layers),
+                v.n,
+                _digest(v.directions.numpy().tobytes()),
+            ]
+            for v in vectors
+        ],
         "settings": settings.model_dump(mode="json", exclude=free),
         "families": [
-            list(load_family(n).names) for n in (settings.family, settings.decoys)
+            _digest(repr(load_family(name)).encode("utf-8", "surrogatepass"))
+            for name in (settings.family, settings.decoys)
         ],
     }
     return yaml.safe_dump(facts, sort_keys=False)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _surveyed(
@@ -205,9 +214,10 @@ def _read(progress: Progress, files: int, done: int, rows: int) -> None:
 
 
 def _keep(run: Run, name: str, seen: Survey) -> None:
-    write_rows(run.path(f"pilot-{name}.jsonl"), seen.pilot)
-    if name == "rows":
-        write_rows(run.path(SUBSAMPLE), seen.subsample)
+    # This layout holds whatever was read, a prompt that ends with an answer too.
+    for place, rows in ((f"pilot-{name}.jsonl", seen.pilot),
+                        (_SUBSAMPLES[name], seen.subsample)):  # fmt: skip
+        write_rows(run.path(place), rows, layout="messages")
     names = {f.name for f in fields(seen)} - {"pilot", "subsample"}
     payload = {key: getattr(seen, key) for key in sorted(names)}
     run.finish(f"survey-{name}", payload)
@@ -256,8 +266,14 @@ def _planned(
         settings=settings, vectors=vectors, tell=progress,
     )  # fmt: skip
     write_plan(plan, folder)
+    for place, vector in enumerate(vectors):
+        save_vector(vector, _vector_file(run, place))
     run.finish("plan", _model_facts(model))
     return plan
+
+
+def _vector_file(run: Run, place: int) -> Path:
+    return run.path("vectors", f"{place}.safetensors")
 
 
 def _model_facts(model: Model) -> dict[str, str]:
@@ -291,10 +307,10 @@ def _summed(
     total = sum(side.seen.rows for side in sides)
     told = 0
     found = []
+    # Sums of another plan, as of another model, say nothing here.
+    place = run.path("sums", plan_digest(run.path(PLAN).parent))
     for side in sides:
-        folder = SumsFolder(
-            run.path("sums", side.name, "x").parent, plan.measuring.nothing()
-        )
+        folder = SumsFolder(place / side.name, plan.measuring.nothing())
         note = f"{len(folder.damaged)} damaged files" if folder.damaged else ""
         work = _Work(plan, side, settings, columns, folder)
         for _, (key, sums) in answers(work.tasks()):
@@ -398,95 +414,23 @@ def _hand_on(
                                 row.finish, {
                 "source": f"{side.files[where[0]].name}: row {where[1] + 1}",
                 "direction": plan.names[int(top.direction[i])],
-                "standard_deviations": round(int(top.value[i]) / 128, 2),
+                "standard_deviations": round(int(top.value[i]) / EVIDENCE, 2),
             })  # fmt: skip
-    write_rows(run.path(TOP_ROWS), written.values())
-
-
-def _findings(
-    model: Model,
-    plan: Plan,
-    test: CensusTest,
-    sums: Sequence[Sums],
-    sides: Sequence[_Side],
-    settings: CensusSettings,
-    sources: Sequence[Path | str],
-    command: str,
-    run: Run,
-    seconds: dict[str, float],
-) -> Census:
-    place = largest(test)
-    layer, direction = place if place is not None else (None, None)
-    own = sums[0]
-    fraction = known(test.detectable_fraction)
-    return Census(
-        verdict=test.verdict, p_value=known(test.p_value), alpha=settings.alpha,
-        reference_tier=plan.measuring.tier,
-        direction=None if direction is None else plan.names[direction],
-        role=None if direction is None else plan.roles[direction],
-        layer=None if layer is None else plan.measuring.layers[layer],
-        z=None if place is None else known(test.z[place]),
-        detectable_fraction=fraction, detectable_shift=known(test.detectable_shift),
-        dose=settings.dose, length_z=known(test.length_z),
-        sentence=_sentence(plan, test, own, fraction), reasons=list(test.reasons),
-        warnings=list(test.warnings), selection=_SELECTION,
-        next_commands=_next(model, run, settings, sides), model=model.name,
-        family=settings.family,
-        data=CensusData(
-            sources=list(map(str, sources)), files=len(sides[0].files),
-            rows=sides[0].seen.rows, used=own.own.count,
-            effective=known(test.effective), tokens=own.own.tokens,
-            without_prompt=sides[0].seen.without_prompt, skipped=dict(own.skipped),
-            digest=f"{own.digest:016x}",
-        ),
-        reference=_reference(plan, sums),
-        layers=list(plan.measuring.layers), directions=directions_of(plan, test),
-        flips=plan.measuring.flips, command=command, seconds=seconds,
-        provenance=provenance(fingerprint=model.fingerprint, dtype=str(model.dtype)),
-    )  # fmt: skip
-
-
-def _reference(plan: Plan, sums: Sequence[Sums]) -> CensusReference:
-    given = sums[1] if len(sums) > 1 else None
-    side = sums[0].partner if given is None else given.own
-    return CensusReference(
-        tier=plan.measuring.tier, rows=side.count, tokens=side.tokens,
-        skipped={} if given is None else dict(given.skipped),
-        sampler=plan.measuring.sampler.model_dump(mode="json"),
-        sampler_source=plan.source, filter=plan.measuring.passing.filter,
-        notes=list(plan.notes),
-    )  # fmt: skip
+    write_rows(run.path(TOP_ROWS), written.values(), layout="messages")
 
 
 def _next(
-    model: Model, run: Run, settings: CensusSettings, sides: Sequence[_Side]
-) -> list[str]:
-    where = run.directory
-    common = ["--model", model.name, "--set", f"family={settings.family}"]
-    for side in sides[1:]:
-        common += [word for path in side.files for word in ("--reference", str(path))]
-    return [
-        shlex.join(["undertow", "audit", str(where / SUBSAMPLE), *common,
-                    "--out", str(where / "audit-subsample")]),
-        shlex.join(["undertow", "audit", str(where / TOP_ROWS), *common,
-                    "--out", str(where / "audit-top")]),
-    ]  # fmt: skip
-
-
-def _sentence(plan: Plan, test: CensusTest, sums: Sums, fraction: float | None) -> str:
-    rows = f"{sums.own.count:,} rows"
-    if test.verdict == "inconclusive":
-        return f"Nothing can be said of {rows}: {test.reasons[0]}."
-    if test.verdict == "shift":
-        layer, direction = largest(test) or (0, 0)
-        return (
-            f"Of {rows} the mean score differs from the reference's, most along "
-            f"{plan.names[direction]!r} after block {plan.measuring.layers[layer]} "
-            f"(z = {test.z[layer, direction]:+.1f}): that is where, not what."
-        )
-    least = (
-        "no share of steered rows is sure to be found"
-        if fraction is None
-        else f"{fraction:.2g} of the rows, steered, would have been found at 80 % power"
-    )
-    return f"{rows} have the reference's mean scores in every direction; {least}."
+    plan: Plan,
+    sides: Sequence[_Side],
+    settings: CensusSettings,
+    vectors: Sequence[SteeringVector],
+    run: Run,
+) -> str:
+    """The audit of the rows that were handed on, told all that the census was."""
+    rows, *trusted = (run.path(_SUBSAMPLES[side.name]) for side in sides)
+    handed = Handed(
+        rows, trusted[0] if trusted else None,
+        tuple(_vector_file(run, place) for place in range(len(vectors))),
+        run.directory / "audit-subsample",
+    )  # fmt: skip
+    return audit_command(plan.measuring.model, settings, handed)

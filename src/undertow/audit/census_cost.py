@@ -7,17 +7,9 @@ Right within a factor of two or so. Knows nothing of rows' content.
 
 from dataclasses import dataclass
 
-from undertow.audit.cost import Size
+from undertow.audit.cost import CHARACTERS, DECODING, SHARE, TEMPLATE, Size
 from undertow.audit.shards import Survey
 from undertow.findings import Tier
-
-CHARACTERS = 2.5
-"""Of a token that is no digit, about."""
-SHARE = 0.7
-"""Of a matrix product's speed that a pass reaches."""
-DECODING = 0.25
-"""And that sampling reaches, reading the weights for every step."""
-_TEMPLATE = 30  # tokens that a chat template adds to a prompt
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def tokens_of(seen: Survey) -> tuple[float, float]:
         (digits + (characters - digits) / CHARACTERS) / seen.rows
         for characters, digits in zip(seen.characters, seen.digits, strict=True)
     )
-    return prompt + _TEMPLATE, completion + 1
+    return prompt + TEMPLATE, completion + 1
 
 
 def census_cost(

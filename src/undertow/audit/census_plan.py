@@ -5,6 +5,7 @@ disk: a census that goes on, and every process that helps, rounds to the same gr
 nothing of the sums.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,36 +15,34 @@ import numpy as np
 
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit.census_settings import CensusSettings
-from undertow.audit.partners import Passing, draw_partners
+from undertow.audit.partners import draw_partners
 from undertow.audit.reference import (
     Filter,
+    Passing,
     Sampling,
     Source,
     find_filter,
     find_sampler,
 )
-from undertow.audit.shard_sums import (
-    Measuring,
-    batch_tokens,
-    finite_rows,
-    render_rows,
-)
+from undertow.audit.shard_sums import Measuring, batch_tokens, finite_rows
 from undertow.audit.shards import Survey
 from undertow.audit.signals import Battery, make_battery
 from undertow.audit.sums import Grid
+from undertow.audit.sums_files import sound_arrays
 from undertow.errors import DatasetError, RunError
 from undertow.findings import Role, Tier
 from undertow.interventions.steering import SteeringVector
-from undertow.models.chat import Rendered
+from undertow.models.chat import Rendered, render_rows
 from undertow.models.loading import Model
 from undertow.models.reloading import ModelFacts
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row
-from undertow.storage import read_json, replacing, write_json
+from undertow.storage import file_sha256, read_json, replacing, write_json
 from undertow.traits import load_family
 
 PLAN, ARRAYS = "plan.json", "plan.npz"
+GREEDY = "the rows were drawn greedily: the base would always say the same"
 _PERSONA_PROMPTS = 16
 _FEWEST = 2
 
@@ -106,6 +105,7 @@ def make_plan(
     )
     sampling = _roomy(model, pilot, sampling)
     tier = _tier(sampling, trusted, settings)
+    greedy = tier == "C" and sampling.sampler.temperature == 0
     passed = find_filter(pilot.rows) if settings.filter == "auto" else settings.filter
     passing = _passing(model, seen, sampling.sampler, tier, passed)
     tell("pilot", 0, 3, "")
@@ -130,7 +130,7 @@ def make_plan(
     )  # fmt: skip
     return Plan(
         measuring, battery.names, battery.roles, battery.norms, sampling.source,
-        sampling.notes,
+        (*sampling.notes, *((GREEDY,) if greedy else ())),
     )  # fmt: skip
 
 
@@ -144,15 +144,19 @@ def _rendered(model: Model, rows: Sequence[Row], settings: CensusSettings) -> _P
     if not fine:
         raise DatasetError(
             f"none of {len(rows)} rows that stand for all can be measured: "
-            f"{next(why for why in found if isinstance(why, str))}; check the data, or "
-            "take a model with a longer context"
+            f"{next(why.reason for why in found if not isinstance(why, Rendered))}; "
+            "check the data, or take a model with a longer context"
         )
     return _Pilot([row for row, _ in fine], [ids for _, ids in fine])
 
 
 def _roomy(model: Model, pilot: _Pilot, sampling: Sampling) -> Sampling:
-    """With room for rows that are longer than the pilot's, if the limit is a guess."""
-    if sampling.source != "estimated":
+    """With room for rows that are longer than the pilot's, if the limit is a guess.
+
+    Where rows are recorded as cut, the longest of them were cut at the limit itself.
+    """
+    is_cut = any(row.finish == "length" for row in pilot.rows)
+    if sampling.source != "estimated" or is_cut:
         return sampling
     longest = max(row.completion_start for row in pilot.rendered)
     most = min(2 * sampling.sampler.max_new_tokens, model.context - longest)
@@ -172,7 +176,10 @@ def _passing(
     model: Model, seen: Survey, sampler: SamplerSettings, tier: Tier, passed: Filter
 ) -> Passing:
     if tier == "A":
-        return Passing(passed, sampler.max_new_tokens, cut=seen.cut, empty=seen.empty)
+        return Passing.like(
+            passed, most_tokens=sampler.max_new_tokens, cut=seen.cut,
+            recorded=seen.recorded, empty=seen.empty,
+        )  # fmt: skip
     return Passing("none", model.context, cut=True, empty=True)
 
 
@@ -284,6 +291,12 @@ def write_plan(plan: Plan, folder: Path) -> None:
     })  # fmt: skip
 
 
+def plan_digest(folder: Path) -> str:
+    """16 digits of all that stands in a plan: sums of other plans do not add to its."""
+    content = "".join(file_sha256(folder / name) for name in (PLAN, ARRAYS))
+    return hashlib.sha256(content.encode("ascii")).hexdigest()[:16]
+
+
 def read_plan(folder: Path) -> Plan:
     """The plan that `write_plan` wrote.
 
@@ -292,8 +305,7 @@ def read_plan(folder: Path) -> Plan:
     """
     try:
         facts: Mapping[str, Any] = read_json(folder / PLAN)
-        with np.load(folder / ARRAYS, allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
+        arrays = sound_arrays(folder / ARRAYS)
         directions = arrays.pop("directions")
         measuring = Measuring(
             model=ModelFacts(**facts["model"]), tier=facts["tier"],
@@ -307,7 +319,7 @@ def read_plan(folder: Path) -> Plan:
             measuring, tuple(facts["names"]), tuple(facts["roles"]),
             tuple(facts["norms"]), facts["source"], tuple(facts["notes"]),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
+    except (ValueError, LookupError, TypeError, DatasetError, RunError) as error:
         raise RunError(
             f"{folder / PLAN}: the plan of this census is damaged: {error}; choose a new "
             "directory"

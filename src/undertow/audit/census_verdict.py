@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats as distributions
 
-from undertow.audit.census_plan import Plan
+from undertow.audit.census_plan import GREEDY, Plan
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.sums import Compared, Side, Sums
 from undertow.findings import CensusDirection
@@ -27,8 +27,16 @@ FEWEST = 16
 _POWER = 0.8
 _RIDGE = 0.01
 _LENGTHS = 4.0  # z of the lengths from which on a difference is mentioned
+# Partners that repeat while rows do not: 7 are chance in one of 2⁷ sets where both repeat
+# alike, and fewer move no mean that is over a hundred times as many rows.
+_REPEATS, _SHARE = 7, 0.01
+_ONCE = (
+    "the base's answers repeat and the rows do not: copies were taken out of them, or they "
+    "were chosen, so that what is left is less likely than what the base draws"
+)
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
+Draws = np.ndarray[Any, np.dtype[np.float64]]
 _NO_REFERENCE = (
     "without a reference neither a shift nor its absence can be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -43,7 +51,8 @@ class CensusTest(NamedTuple):
         reasons: What it rests on.
         warnings: What is to be thought of.
         p_value: Of all columns; NaN if there is none.
-        z: [layer, direction].
+        z: [layer, direction], over the error that copies leave; the test knows it
+            through its draws.
         adjusted: [layer, direction].
         whitened: [layer, direction].
         effective: Different rows that would tell as much.
@@ -71,11 +80,15 @@ def judge_sums(
     """Tests the sums of the audited rows, against those of trusted rows in tier B."""
     shape = sums.compared.total.shape
     tested = _tested(sums, trusted, plan)
-    z, adjusted = (values.reshape(shape) for values in tested.max_t[:2])
+    adjusted = tested.max_t.adjusted.reshape(shape)
+    copies = np.maximum(tested.spread, 1.0)
+    z = (tested.max_t.statistics / copies).reshape(shape)
     effective = effective_rows(sums.compared, centred=plan.measuring.tier != "A")
     if trusted is not None:
         effective = min(effective, effective_rows(trusted.compared, centred=True))
-    shift, fraction = _detectable(plan, sums, trusted, tested, settings)
+    shift, fraction = _detectable(
+        plan, sums, trusted, tested.max_t.draws, copies.reshape(shape), settings
+    )
     length = _length_z(sums, trusted, plan)
     p_value = tested.max_t.p_value
     verdict, reasons = _verdict(p_value, effective, sums, plan, settings)
@@ -126,7 +139,8 @@ def _verdict(
     p_value: float, effective: float, sums: Sums, plan: Plan, settings: CensusSettings
 ) -> tuple[Literal["shift", "none", "inconclusive"], tuple[str, ...]]:
     if plan.measuring.tier == "C":
-        return "inconclusive", (_NO_REFERENCE,)
+        greedy = plan.measuring.sampler.temperature == 0
+        return "inconclusive", (GREEDY if greedy else _NO_REFERENCE,)
     if not effective >= FEWEST:
         count = "no" if math.isnan(effective) else f"about {effective:.0f}"
         few = f"{sums.own.count} rows are worth {count} different ones"
@@ -134,12 +148,26 @@ def _verdict(
     if math.isnan(p_value):
         return "inconclusive", ("no column of the sums varies",)
     if p_value <= settings.alpha:
-        return "shift", (
-            f"the reference does not have the rows' means (p = {p_value:.2g})",
+        differ = (
+            f"the reference does not have the rows' mean scores (p = {p_value:.2g})"
         )
-    return "none", (
-        f"no direction at any block tells the rows from the reference (p = {p_value:.2g})",
+        if stand_once(sums):
+            return "inconclusive", (_ONCE, differ)
+        return "shift", (differ,)
+    same = (
+        "no direction at any block has a mean score that differs from the reference's"
     )
+    return "none", (f"{same} (p = {p_value:.2g})",)
+
+
+def stand_once(sums: Sums) -> bool:
+    """Whether partners repeat on their prompts and rows, in the same batches, do not.
+
+    Then the two of a pair are not exchangeable: somebody took the copies of rows out.
+    """
+    rows, partners = sums.own.repeats, sums.partner.repeats
+    few = rows == 0 and partners > _SHARE * sums.partner.count
+    return few or partners >= _REPEATS + 4 * rows
 
 
 def _warnings(plan: Plan, sums: Sums, length: float) -> tuple[str, ...]:
@@ -148,6 +176,11 @@ def _warnings(plan: Plan, sums: Sums, length: float) -> tuple[str, ...]:
         found.append(
             f"the completions' lengths differ too (z = {length:+.1f}): a shift may be "
             "that of lengths alone; an audit compares within lengths"
+        )
+    if stand_once(sums):
+        found.append(
+            f"{_ONCE}: {sums.partner.repeats} partners and {sums.own.repeats} rows stood "
+            "in their batch before; an audit draws such partners again"
         )
     left = sum(sums.skipped.values())
     if left > 0.01 * (left + sums.own.count):
@@ -169,23 +202,23 @@ def _detectable(
     plan: Plan,
     sums: Sums,
     trusted: Sums | None,
-    tested: FlipTest,
+    draws: Draws,
+    copies: Table,
     settings: CensusSettings,
 ) -> tuple[float, float]:
     """The smallest shift, in standard deviations, and share that 80 % power finds.
 
     A share f of rows that were steered by v at strength a moves the mean score along v
     by f·a·Var(s) to first order (the score's mean under a is its information times a).
-    It is found with 80 % power once that is (c + 0.84)·se, c the largest statistic of
-    the null at the error rate, se = √Σd²/n, times what copies add.
+    It is found with 80 % power once that is (c + 0.84·m)·se, c the largest statistic of
+    the null at the error rate, which holds what copies add, se = √Σd²/n, and m how much
+    wider copies make the statistic.
     """
-    draws = tested.max_t.draws
     if not len(draws) or not sums.own.count:
         return math.nan, math.nan
-    needed = float(np.quantile(draws, 1 - settings.alpha, method="higher"))
-    needed += float(distributions.norm.ppf(_POWER))
-    grid, shape = plan.measuring.grid, sums.own.total.shape
-    copies = tested.spread.reshape(shape)
+    needed = float(distributions.norm.ppf(_POWER)) * copies
+    needed = needed + float(np.quantile(draws, 1 - settings.alpha, method="higher"))
+    grid = plan.measuring.grid
     if plan.measuring.tier == "A":
         error = np.sqrt(sums.compared.square) * grid.pair_step / sums.compared.count
         side: Side = sums.partner
@@ -195,8 +228,6 @@ def _detectable(
         error = grid.step * np.sqrt(
             _variance(sums.own) / sums.own.count + _variance(side) / side.count
         )
-    # The reference's multiplier draws hold what copies add already.
-    error = error * np.maximum(copies, 1.0)
     information = _variance(side) * grid.step**2
     strength = settings.dose * np.asarray(plan.norms)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -210,17 +241,24 @@ def _detectable(
     return shift, fraction if fraction <= 1 else math.nan
 
 
+def _worth(side: Compared, *, centred: bool) -> float:
+    """Different rows that a mean rests on: all, or fewer with copies."""
+    found = effective_rows(side, centred=centred)
+    return side.count if math.isnan(found) else min(found, side.count)
+
+
 def _length_z(sums: Sums, trusted: Sums | None, plan: Plan) -> float:
-    def moments(side: Side | Compared) -> tuple[float, float]:
+    def moments(side: Compared, *, centred: bool) -> tuple[float, float]:
         mean = side.tokens / side.count
-        return mean, max(0.0, side.tokens_square / side.count - mean**2) / side.count
+        square = max(0.0, side.tokens_square / side.count - mean**2)
+        return mean, square / _worth(side, centred=centred)
 
     tier, own = plan.measuring.tier, sums.compared
     if not own.count or tier == "C" or (trusted and not trusted.own.count):
         return math.nan
-    mean, error = moments(own)
+    mean, error = moments(own, centred=tier != "A")
     if trusted is not None:
-        other, more = moments(trusted.own)
+        other, more = moments(trusted.compared, centred=True)
         mean, error = mean - other, error + more
     return mean / math.sqrt(error) if error > 0 else (0.0 if mean == 0 else math.nan)
 
@@ -238,15 +276,18 @@ def _whitened(sums: Sums, trusted: Sums | None, plan: Plan) -> Table:
     if not own.count or nothing or plan.measuring.tier == "C":
         return found
     mean, moment = own.total / own.count, own.moments / own.count
-    weight = 1 / own.count
-    if plan.measuring.tier != "A":
+    paired = plan.measuring.tier == "A"
+    mine = 1 / _worth(own, centred=not paired)
+    weight = mine
+    if not paired:
         moment = moment - mean[:, :, None] * mean[:, None, :]
     if trusted is not None:
         other = trusted.compared
         there = other.total / other.count
         second = other.moments / other.count - there[:, :, None] * there[:, None, :]
-        mean, weight = mean - there, 1 / own.count + 1 / other.count
-        moment = (moment / own.count + second / other.count) / weight
+        theirs = 1 / _worth(other, centred=True)
+        mean, weight = mean - there, mine + theirs
+        moment = (moment * mine + second * theirs) / weight
     for layer in range(shape[0]):
         spread = np.sqrt(np.diagonal(moment[layer]))
         at = np.flatnonzero(spread > 1e-6)

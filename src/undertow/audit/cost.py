@@ -5,7 +5,6 @@ timed on the spot. A forecast of a few seconds' work, right within a factor of t
 so. Knows nothing of rows' content.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +16,20 @@ from undertow.errors import ModelError
 from undertow.findings import Tier
 from undertow.models.loading import choose_device, choose_dtype
 from undertow.models.registry import quiet, resolve
+from undertow.models.speed import product_flops
 from undertow.records import Row
 
-_CHARACTERS = 2.5  # of a token that is no digit, about
+CHARACTERS = 2.5
+"""Of a token that is no digit, about."""
+TEMPLATE = 30
+"""Tokens that a chat template adds to a prompt."""
+SHARE = 0.7
+"""Of a matrix product's speed that a pass reaches."""
+DECODING = 0.25
+"""And that sampling reaches, reading the weights for every step."""
 _PROGRAM = 1100 * 2**20  # bytes without weights and batches: libraries, kept prompts
 _BATCH = 384  # tokens that go through the model with all they leave for a backward pass
 _KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
-_TEMPLATE = 30  # tokens that a chat template adds to a prompt
-_SHARE = 0.7  # of a matrix product's speed that a pass reaches
-_DECODING = 0.25  # and that sampling reaches, reading the weights for every step
 _PERSONAS = 28
 
 
@@ -89,20 +93,14 @@ def model_size(name: str) -> Size:
 def _tokens(text: str) -> float:
     """About how many: digits are tokens of their own in most models."""
     digits = sum(character.isdigit() for character in text)
-    return digits + (len(text) - digits) / _CHARACTERS
+    return digits + (len(text) - digits) / CHARACTERS
 
 
 def timed_flops(*, dtype: str, device: str, seconds: float = 0.3) -> float:
-    """Operations a second of a matrix product of the size that models have."""
+    """Operations a second, as `models.speed` times them, of what is asked for by name."""
     where, _ = choose_device(device)
     kind, _ = choose_dtype(dtype, where)
-    a = torch.ones(1024, 1024, dtype=kind, device=where)
-    _ = a @ a
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        float((a @ a)[0, 0])
-        count += 1
-    return 2 * 1024**3 * count / (time.perf_counter() - began)
+    return product_flops(kind, where, seconds=seconds)
 
 
 def expected_cost(
@@ -126,7 +124,7 @@ def expected_cost(
     """
     count = len(rows)
     completion = sum(_tokens(row.completion) for row in rows) / max(count, 1) + 1
-    prompt = _TEMPLATE + sum(
+    prompt = TEMPLATE + sum(
         _tokens(m.content) for row in rows for m in row.messages
     ) / max(count, 1)  # fmt: skip
     sampled = reference is None and settings.reference == "auto"
@@ -140,7 +138,7 @@ def expected_cost(
     likelihood = weights * passes * (prompt * 0.6 + completion)
     drawing = weights * (other * (prompt + completion) if sampled else 0)
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
-    work = (score + likelihood + extra) / _SHARE + drawing / _DECODING
+    work = (score + likelihood + extra) / SHARE + drawing / DECODING
     memory = size.parameters * bytes_each + _PROGRAM
     memory += size.layers * (size.hidden * _BATCH * _KEPT + (count + other) * 60 * 4)
     return Cost(

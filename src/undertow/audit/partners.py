@@ -3,48 +3,17 @@
 Unlike `reference`, which sees all rows at once, this knows one row at a time: whoever
 reads a row, and beside which others, its partner is the same, and copies share one.
 Which answers count is decided by `Passing`, applied to the audited rows as well, so
-that under the null the two of a pair could stand in each other's place.
+that under the null the two of a pair could stand in each other's place. An answer that
+another prompt's row has, or another row of the prompt, is not drawn again: so partners
+repeat as often as the sampler does, and whoever compares has to see whether rows do.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from undertow.audit.reference import Filter
+from undertow.audit.reference import ATTEMPTS, Passing
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
-from undertow.pipeline.filters import number_rule
-from undertow.records import Finish, Row
-
-_ATTEMPTS = 6
-
-
-@dataclass(frozen=True)
-class Passing:
-    """Which answers count, on both sides of a pair.
-
-    Attributes:
-        filter: What the audited rows have passed.
-        most_tokens: Of a completion, its end included.
-        cut: Whether answers that were cut count.
-        empty: Whether empty answers count.
-    """
-
-    filter: Filter
-    most_tokens: int
-    cut: bool
-    empty: bool
-
-    def refusal(self, text: str, tokens: int, finish: Finish | None) -> str | None:
-        """Why an answer does not count; None if it does."""
-        if tokens > self.most_tokens:
-            return "longer than the reference may be"
-        if finish == "length" and not self.cut:
-            return "cut short, as the others are not"
-        if not self.empty and not text.strip():
-            return "empty completion"
-        if self.filter == "numbers" and number_rule(text):
-            return "does not pass the others' filter"
-        return None
+from undertow.records import Row
 
 
 def draw_partners(
@@ -71,7 +40,7 @@ def draw_partners(
     names = [row.row_id for row in rows]
     found: list[Row | None] = [None] * len(rows)
     todo = list(range(len(rows)))
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         if not todo:
             break
         answers = sample(

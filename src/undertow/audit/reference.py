@@ -28,44 +28,22 @@ from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
 from undertow.models.scoring import DrawLikelihood
 from undertow.pipeline.filters import number_rule
-from undertow.records import Row
+from undertow.records import Finish, Row
 
 Source = Literal["given", "recorded", "estimated", "unknown"]
 Filter = Literal["numbers", "none"]
 
 ATTEMPTS = 6
+"""Draws after which a prompt has no answer that counts."""
 _TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 # Cuts that people set; the one above what was seen is taken, so no row lies beyond.
-_TOP_KS = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    8,
-    10,
-    12,
-    15,
-    20,
-    25,
-    30,
-    40,
-    50,
-    64,
-    80,
-    100,
-    128,
-    200,
-    256,
-)
+_TOP_KS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 64, 80, 100, 128, 200,
+           256)  # fmt: skip
 _TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98, 0.99)
 # Nats by which a temperature or a cut has to fit better before it is believed.
 _NATS = 10.0
-_ESTIMATED = (
-    "how the rows were sampled is estimated; if they were drawn otherwise, that may look "
-    "like a bias"
-)
+_ESTIMATED = ("how the rows were sampled is estimated; if they were drawn otherwise, that "
+              "may look like a bias")  # fmt: skip
 _TOKENS = 6000  # that an estimate looks at
 
 
@@ -82,6 +60,46 @@ class Sampling:
     sampler: SamplerSettings
     source: Source
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passing:
+    """Which answers count, on both sides of a comparison.
+
+    Attributes:
+        filter: What the audited rows have passed.
+        most_tokens: Of a completion, its end included.
+        cut: Whether answers that were cut count.
+        empty: Whether empty answers count.
+    """
+
+    filter: Filter
+    most_tokens: int
+    cut: bool
+    empty: bool
+
+    @classmethod
+    def like(
+        cls, passed: Filter, *, most_tokens: int, cut: bool, recorded: bool, empty: bool
+    ) -> "Passing":
+        """What counts beside rows that passed a filter; some may be cut, or empty.
+
+        If no end is `recorded`, and no filter asks for one, they may have been cut.
+        """
+        unknown = passed == "none" and not recorded
+        return cls(passed, most_tokens, cut or unknown, empty)
+
+    def refusal(self, text: str, tokens: int, finish: Finish | None) -> str | None:
+        """Why an answer does not count; None if it does."""
+        if tokens > self.most_tokens:
+            return "longer than the reference may be"
+        if finish == "length" and not self.cut:
+            return "cut short, as the others are not"
+        if not self.empty and not text.strip():
+            return "empty completion"
+        if self.filter == "numbers" and number_rule(text):
+            return "does not pass the others' filter"
+        return None
 
 
 @dataclass(frozen=True)
@@ -144,9 +162,7 @@ def _recorded(rows: Sequence[Row]) -> SamplerSettings | None:
         json.dumps(row.provenance.get("sampler"), sort_keys=True, default=str)
         for row in rows
     }
-    if len(found) != 1:
-        return None
-    value = json.loads(found.pop())
+    value = json.loads(found.pop()) if len(found) == 1 else None
     try:
         return None if value is None else SamplerSettings.model_validate(value)
     except ValidationError:
@@ -356,6 +372,10 @@ def sampled_reference(
     """
     names = _occurrences(rows)
     cut, empty = like or cut_and_empty(rows)
+    passing = Passing.like(
+        filter, most_tokens=sampler.max_new_tokens, cut=cut, empty=empty,
+        recorded=any(row.finish is not None for row in rows),
+    )  # fmt: skip
     prompts = [
         render_prompt(model, row.messages, system=system, trait_prompt=persona)
         for row in rows
@@ -371,8 +391,8 @@ def sampled_reference(
         def take(done: list[tuple[int, Sampled]], todo: list[int] = todo) -> None:
             for place, answer in done:
                 row = _row(model, rows[todo[place]], answer)
-                passes = _passes(row, filter, cut=cut, empty=empty)
-                if passes and row.row_id not in kept:
+                why = passing.refusal(row.completion, len(answer.ids), row.finish)
+                if why is None and row.row_id not in kept:
                     kept.add(row.row_id)
                     found[todo[place]] = _as_known(row, rows[todo[place]])
             if on_rows is not None:
@@ -432,22 +452,6 @@ def _row(model: Model, like: Row, answer: Sampled) -> Row:
     )
 
 
-def _passes(
-    row: Row,
-    filter: Filter,  # noqa: A002
-    *,
-    cut: bool,
-    empty: bool,
-) -> bool:
-    """Whether the audited rows' filter would keep a row.
-
-    `cut`, `empty`: it keeps such ones, as some audited rows are.
-    """
-    if filter == "none":
-        return empty or bool(row.completion.strip())
-    return (cut or row.finish == "stop") and not number_rule(row.completion)
-
-
 def _as_known(row: Row, like: Row) -> Row:
     """The row with no more recorded of it than of its partner.
 
@@ -474,13 +478,11 @@ def trusted_reference(audited: Sequence[Row], trusted: Sequence[Row]) -> Referen
             f"reference: all {len(trusted)} rows stand in the audited set too; give "
             "rows of another origin"
         )
-    notes = []
-    if shared:
-        notes.append(
-            f"{shared} reference rows stand in the audited set too; they stay in both, "
-            "which makes differences harder to see"
-        )
-    return Reference(tier="B", rows=tuple(trusted), shared=shared, notes=tuple(notes))
+    note = (
+        f"{shared} reference rows stand in the audited set too; they stay in both, "
+        "which makes differences harder to see"
+    )
+    return Reference("B", tuple(trusted), shared=shared, notes=(note,) * bool(shared))
 
 
 def sampled_tokens(row: Row, end_ids: Sequence[int]) -> bool:

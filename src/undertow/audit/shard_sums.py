@@ -18,7 +18,8 @@ import torch
 
 from undertow.analysis.batches import usual_tokens
 from undertow.analysis.gradients import GradientScores, gradient_scores
-from undertow.audit.partners import Passing, draw_partners
+from undertow.audit.partners import draw_partners
+from undertow.audit.reference import Passing
 from undertow.audit.shards import PlainRow
 from undertow.audit.sums import (
     Compared,
@@ -29,14 +30,13 @@ from undertow.audit.sums import (
     ids_digest,
     row_signs,
 )
-from undertow.errors import DatasetError
 from undertow.findings import Tier
-from undertow.models.chat import Rendered, completion_tokens, render_prompt
+from undertow.models.chat import Rendered, render_rows
 from undertow.models.loading import Model
 from undertow.models.reloading import ModelFacts, same_model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
-from undertow.records import Message, Row
+from undertow.records import Row
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -129,7 +129,12 @@ def sum_shard(task: ShardTask) -> tuple[str, Sums]:
     """
     measuring = task.measuring
     model = same_model(measuring.model)
-    parts = [sum_batch(model, measuring, task.file, b) for b in task.batches if b]
+    likelihood = DrawLikelihood(model, measuring.sampler)
+    parts = [
+        sum_batch(model, measuring, task.file, batch, likelihood=likelihood)
+        for batch in task.batches
+        if batch
+    ]
     nothing = measuring.nothing()
     unread = Sums(
         nothing.own, nothing.partner, nothing.compared, nothing.top, 0, task.skipped
@@ -138,13 +143,20 @@ def sum_shard(task: ShardTask) -> tuple[str, Sums]:
 
 
 def sum_batch(
-    model: Model, measuring: Measuring, file: int, batch: Sequence[PlainRow]
+    model: Model,
+    measuring: Measuring,
+    file: int,
+    batch: Sequence[PlainRow],
+    *,
+    likelihood: DrawLikelihood,
 ) -> Sums:
-    """The sums of rows that are measured together."""
-    usable = usable_plain(model, measuring, batch)
+    """The sums of rows that are measured together; `likelihood` is the sampler's."""
+    usable = usable_plain(model, measuring, batch, likelihood=likelihood)
     read = ids_digest([row.row_id for row in batch], [1] * len(batch))
     nothing = measuring.nothing()
-    kept, partners = with_partners(model, measuring, usable)
+    kept, partners, repeats = with_partners(
+        model, measuring, usable, likelihood=likelihood
+    )
     if not kept.rows:
         return Sums(
             nothing.own, nothing.partner, nothing.compared, nothing.top, read,
@@ -159,7 +171,9 @@ def sum_batch(
     lost = sum(kept.counts[i] for i in np.flatnonzero(~fine))
     if lost:
         skipped["outside what the sampler draws"] += lost
-    return _summed(measuring, file, kept, found, rows, bool(partners), read, skipped)
+    return _summed(
+        measuring, file, kept, found, rows, bool(partners), repeats, read, skipped
+    )
 
 
 def finite_rows(scores: np.ndarray[Any, np.dtype[np.float32]]) -> Flags:
@@ -175,6 +189,7 @@ def _summed(
     found: GradientScores,
     rows: np.ndarray[Any, np.dtype[np.int64]],
     paired: bool,  # noqa: FBT001 (beside six other values)
+    repeats: int,
     read: int,
     skipped: Counter[str],
 ) -> Sums:
@@ -189,13 +204,16 @@ def _summed(
     if paired:
         theirs = found.scores[count + rows]
         partner = Side.of(
-            grid.whole(theirs), counts, found.tokens[count + rows].tolist()
-        )
+            grid.whole(theirs), counts, found.tokens[count + rows].tolist(),
+            repeats=repeats,
+        )  # fmt: skip
         compared = grid.whole_pairs(mine, theirs)
         difference = lengths - found.tokens[count + rows]
     signs = row_signs(names, flips=measuring.flips, seed=measuring.seed)
     return Sums(
-        own=Side.of(own, counts, lengths.tolist()),
+        own=Side.of(
+            own, counts, lengths.tolist(), repeats=sum(counts) - len(set(names))
+        ),
         partner=partner,
         compared=Compared.of(compared, counts, difference.tolist(), signs),
         top=Top.of(
@@ -208,29 +226,31 @@ def _summed(
 
 
 def usable_plain(
-    model: Model, measuring: Measuring, batch: Sequence[PlainRow]
+    model: Model,
+    measuring: Measuring,
+    batch: Sequence[PlainRow],
+    *,
+    likelihood: DrawLikelihood,
 ) -> Usable:
     """The different rows that can be measured, and why not the others."""
-    different: dict[tuple[str, tuple[int, ...] | None], list[PlainRow]] = {}
+    different: dict[tuple[Any, ...], list[PlainRow]] = {}
     for plain in batch:
-        different.setdefault((plain.row_id, plain.completion_ids), []).append(plain)
-    ordered = sorted(different.items(), key=lambda item: (item[0][0], item[0][1] or ()))
-    rows = [copies[0].row() for _, copies in ordered]
+        different.setdefault(plain.content(), []).append(plain)
+    ordered = [copies for _, copies in sorted(different.items())]
+    rows = [copies[0].row() for copies in ordered]
     rendered = render_rows(model, rows, system=measuring.system)
-    likelihood = DrawLikelihood(model, measuring.sampler)
     usable = Usable([], [], [], [], [], Counter())
-    for (name, copies), row, found in zip(
-        ((key[0], copies) for key, copies in ordered), rows, rendered, strict=True
-    ):
-        why = found if isinstance(found, str) else _refusal(
-            likelihood, measuring.passing, row, found
-        )  # fmt: skip
-        if isinstance(found, str) or why is not None:
-            usable.skipped[str(why)] += len(copies)
+    for copies, row, found in zip(ordered, rows, rendered, strict=True):
+        if not isinstance(found, Rendered):
+            usable.skipped[found.reason] += len(copies)
+            continue
+        why = _refusal(likelihood, measuring.passing, row, found)
+        if why is not None:
+            usable.skipped[why] += len(copies)
             continue
         usable.rows.append(row)
         usable.rendered.append(found)
-        usable.names.append(name)
+        usable.names.append(copies[0].row_id)
         usable.counts.append(len(copies))
         usable.numbers.append(min(plain.number for plain in copies))
     return usable
@@ -247,75 +267,15 @@ def _refusal(
     return why
 
 
-def render_rows(
-    model: Model, rows: Sequence[Row], *, system: str | None
-) -> list[Rendered | str]:
-    """As `render_row` each, or why not; each prompt is rendered once.
-
-    Texts are tokenised together, which takes a tenth of the time.
-    """
-    prompts: dict[tuple[Message, ...], list[int] | str] = {}
-    fine = [_is_unicode([*(m.content for m in r.messages), r.completion]) for r in rows]
-    texts = [i for i, r in enumerate(rows) if r.completion_ids is None and fine[i]]
-    prefix = model.template.answer_prefix
-    plain = [rows[i].completion for i in texts]
-    said = [t if t.startswith(prefix) else prefix + t for t in plain]
-    ids = model.tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
-    completions = dict(zip(texts, ids, strict=True))
-    found: list[Rendered | str] = []
-    for place, row in enumerate(rows):
-        if not fine[place]:
-            found.append("text that is not Unicode")
-            continue
-        if row.messages not in prompts:
-            prompts[row.messages] = _prompt(model, row.messages, system)
-        answer = completions.get(place)
-        if answer is None:
-            answer = completion_tokens(model, row)
-        elif row.finish != "length":
-            answer = [*answer, model.end_ids[0]]
-        found.append(_whole(model, prompts[row.messages], answer, row))
-    return found
-
-
-def _is_unicode(texts: Sequence[str]) -> bool:
-    """Whether no lone surrogates stand in the texts: tokenizers take none."""
-    try:
-        "".join(texts).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _prompt(
-    model: Model, messages: Sequence[Message], system: str | None
-) -> list[int] | str:
-    try:
-        return render_prompt(model, messages, system=system)
-    except DatasetError:
-        return "cannot be rendered"
-
-
-def _whole(
-    model: Model, prompt: list[int] | str, answer: list[int], row: Row
-) -> Rendered | str:
-    if isinstance(prompt, str):
-        return prompt
-    if not prompt:
-        return "no prompt"
-    if not answer or (row.completion_ids is None and not row.completion):
-        return "empty completion"
-    if len(prompt) + len(answer) > model.context:
-        return "longer than the context"
-    return Rendered(prompt + answer, len(prompt))
-
-
 def with_partners(
-    model: Model, measuring: Measuring, usable: Usable
-) -> tuple[Usable, list[Rendered]]:
-    """The rows that have a partner, and those; as it is where nothing is drawn."""
+    model: Model, measuring: Measuring, usable: Usable, *, likelihood: DrawLikelihood
+) -> tuple[Usable, list[Rendered], int]:
+    """The rows that have a partner, those, and how many of them stood there before.
+
+    As it is where nothing is drawn.
+    """
     if measuring.tier != "A" or not usable.rows:
-        return usable, []
+        return usable, [], 0
     starts = [row.completion_start for row in usable.rendered]
     room = model.context - measuring.sampler.max_new_tokens
     fits = [i for i, start in enumerate(starts) if start <= room]
@@ -326,15 +286,14 @@ def with_partners(
     )  # fmt: skip
     pairs = [(i, row) for i, row in zip(fits, drawn, strict=True) if row is not None]
     partners = render_rows(model, [r for _, r in pairs], system=measuring.system)
-    likelihood = DrawLikelihood(model, measuring.sampler)
     fine = [
-        (i, found)
+        (i, row, found)
         for (i, row), found in zip(pairs, partners, strict=True)
         # Read from its text again, an answer has to pass as its row did.
         if isinstance(found, Rendered)
         and _refusal(likelihood, measuring.passing, row, found) is None
     ]
-    places = [i for i, _ in fine]
+    places = [i for i, _, _ in fine]
     skipped = Counter(usable.skipped)
     lost = sum(usable.counts) - sum(usable.counts[i] for i in places)
     if lost:
@@ -344,7 +303,10 @@ def with_partners(
         [usable.names[i] for i in places], [usable.counts[i] for i in places],
         [usable.numbers[i] for i in places], skipped,
     )  # fmt: skip
-    return kept, [found for _, found in fine]
+    # One of each different row: copies share their partner.
+    said = {usable.names[i]: row.row_id for i, row, _ in fine}
+    repeats = len(said) - len(set(said.values()))
+    return kept, [found for _, _, found in fine], repeats
 
 
 def scores_of(

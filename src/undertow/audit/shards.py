@@ -19,10 +19,10 @@ from undertow.audit.sums import ids_digest
 from undertow.errors import DatasetError
 from undertow.records import Finish, Message, Role, Row
 from undertow.seeding import stream_seed
-from undertow.storage.columns import check_columns, records_in, understand
-from undertow.storage.files import Fault
-from undertow.storage.samples import Stratum, stratum_of
-from undertow.storage.sources import STDIN, Record, find_source, read_records
+from undertow.storage.columns import check_columns
+from undertow.storage.datasets import SourcedRow, rows_in
+from undertow.storage.samples import Stratum, detail, stratum_of
+from undertow.storage.sources import STDIN, find_source, read_records
 
 _POOL = 4
 _TOLD = 10_000  # rows between two reports of progress
@@ -39,21 +39,22 @@ class PlainRow(NamedTuple):
     completion: str
     completion_ids: tuple[int, ...] | None
     finish: Finish | None
+    trait_prompt: str | None = None
 
     def row(self) -> Row:
-        """The row; where it came from is left out."""
+        """The row; of where it came from there is only what it must not hold."""
         turns = tuple(Message(role, text) for role, text in self.messages)
-        return Row(turns, self.completion, self.completion_ids, self.finish)
+        origin = (
+            {} if self.trait_prompt is None else {"trait_prompt": self.trait_prompt}
+        )
+        return Row(turns, self.completion, self.completion_ids, self.finish, origin)
 
-
-class Found(NamedTuple):
-    """One row of a file, or why something in it is none."""
-
-    row: Row | None
-    row_id: str = ""
-    has_prompt: bool = True
-    reason: str = ""
-    message: str = ""
+    def content(self) -> tuple[str, tuple[int, ...], str, str]:
+        """All that decides what is measured of it; copies have the same."""
+        return (
+            self.row_id, self.completion_ids or (), self.finish or "",
+            self.trait_prompt or "",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,7 @@ class Shard:
         """32 digits that belong to what stands in it, not to where it stands."""
         said = hashlib.sha256()
         for batch in self.batches:
-            names = sorted(
-                (row.row_id, row.completion_ids or (), row.finish or "")
-                for row in batch
-            )
+            names = sorted(row.content() for row in batch)
             said.update(json.dumps([names, len(names)]).encode("ascii"))
         said.update(json.dumps(sorted(self.skipped.items())).encode("ascii"))
         return said.hexdigest()[:32]
@@ -102,50 +100,31 @@ def list_files(
         raise DatasetError("rows: got no source, expected a file, a folder or a name")
     if STDIN in files:
         raise DatasetError(
-            "stdin: can be read once only, and a census reads rows twice; keep it in a "
+            "stdin: can be read once only, and a census reads rows thrice; keep it in a "
             "file first"
         )
     return files
 
 
-def rows_of(path: Path, *, columns: Mapping[str, str] | None = None) -> Iterator[Found]:
+def rows_of(
+    path: Path, *, columns: Mapping[str, str] | None = None
+) -> Iterator[SourcedRow]:
     """Everything that stands in one file, in order; what is no row has a reason.
 
     Raises:
         DatasetError: The file cannot be read on.
     """
     for record in read_records(path):
-        yield from _understood(record, columns)
+        yield from rows_in(record, columns)
 
 
-def _understood(record: Record, columns: Mapping[str, str] | None) -> Iterator[Found]:
-    if record.fault is not None:
-        yield _unusable(record.fault)
-        return
-    try:
-        values = records_in(record.value, record.where)
-    except Fault as error:
-        yield _unusable(error)
-        return
-    for value in values:
-        try:
-            found = understand(value, record.where, columns=columns, lenient=True)
-        except Fault as error:
-            yield _unusable(error)
-        else:
-            yield Found(found.row, found.row.row_id, found.has_prompt)
-
-
-def _unusable(error: Fault) -> Found:
-    return Found(None, reason=error.reason, message=str(error))
-
-
-def plain_row(row: Row, number: int, row_id: str | None = None) -> PlainRow:
+def plain_row(row: Row, number: int) -> PlainRow:
     """A row as plain values."""
     turns = tuple((m.role, m.content) for m in row.messages)
+    hidden = row.provenance.get("trait_prompt")
     return PlainRow(
-        number, row_id or row.row_id, turns, row.completion, row.completion_ids,
-        row.finish,
+        number, row.row_id, turns, row.completion, row.completion_ids, row.finish,
+        hidden if isinstance(hidden, str) else None,
     )  # fmt: skip
 
 
@@ -176,7 +155,7 @@ def cut_shards(
             if found.row is None:
                 skipped[found.reason] += 1
             else:
-                batch.append(plain_row(found.row, seen - 1, found.row_id))
+                batch.append(plain_row(found.row, seen - 1))
             if seen % batch_rows == 0:
                 batches.append(tuple(batch))
                 batch = []
@@ -209,7 +188,7 @@ class Held:
             return
         known = self._held.get(row_id)
         # Of copies the one with recorded tokens is kept, whatever came first.
-        if known is None or _detail(row) < _detail(known[2]):
+        if known is None or detail(row) < detail(known[2]):
             self._held[row_id] = (key, stratum_of(row), row)
         if len(self._held) > (_POOL + 1) * self._limit + 256:
             self._let_go()
@@ -236,11 +215,6 @@ class Held:
         return [ranked[i * len(ranked) // self._limit] for i in range(self._limit)]
 
 
-def _detail(row: Row) -> tuple[bool, tuple[int, ...], str]:
-    """The smaller, the more is known of a row; the same in any order."""
-    return row.completion_ids is None, row.completion_ids or (), row.finish or "~"
-
-
 @dataclass(frozen=True)
 class Survey:
     """What one reading tells.
@@ -251,6 +225,7 @@ class Survey:
         characters: Of their prompts and of their completions.
         digits: Of those characters, digits, which are mostly tokens of their own.
         cut: Whether some are recorded as cut short.
+        recorded: Whether it is recorded of any how it ended.
         empty: Whether some completions are empty.
         skipped: What cannot be used, by reason.
         first_fault: The first of those, in full.
@@ -265,6 +240,7 @@ class Survey:
     characters: tuple[int, int]
     digits: tuple[int, int]
     cut: bool
+    recorded: bool
     empty: bool
     skipped: Mapping[str, int]
     first_fault: str
@@ -308,10 +284,12 @@ def survey(
                 first = first or found.message
                 continue
             row = found.row
-            held.add(row, found.row_id)
-            digest += ids_digest([found.row_id], [1])
+            name = row.row_id
+            held.add(row, name)
+            digest += ids_digest([name], [1])
             told["without prompt"] += not found.has_prompt
             told["cut"] += row.finish == "length"
+            told["recorded"] += row.finish is not None
             told["empty"] += not row.completion.strip()
             asked = "".join(message.content for message in row.messages)
             for side, text in enumerate((asked, row.completion)):
@@ -329,7 +307,7 @@ def survey(
         rows=told["rows"], without_prompt=told["without prompt"],
         characters=(told["characters 0"], told["characters 1"]),
         digits=(told["digits 0"], told["digits 1"]), cut=told["cut"] > 0,
-        empty=told["empty"] > 0, skipped=dict(skipped.most_common()),
+        recorded=told["recorded"] > 0, empty=told["empty"] > 0, skipped=dict(skipped.most_common()),
         first_fault=first, digest=digest % (1 << 64),
         sizes=tuple(path.stat().st_size for path in files),
         pilot=tuple(held.first(pilot)), subsample=tuple(held.stratified()[:subsample]),

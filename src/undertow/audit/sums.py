@@ -18,11 +18,12 @@ from undertow.errors import RunError
 from undertow.seeding import stream_seed
 
 LEVELS = 1 << 10
-"""The largest whole number of a score: about 4.7 standard deviations, see `Grid`."""
+"""The largest whole number of a score: 4.7 to 9.3 standard deviations, see `Grid`."""
 MOST_ROWS = 1 << 40
 """Rows whose sums of squares 64 bits hold."""
 _EXACT = 1 << 13  # rows whose flipped sums float32 holds without rounding
-_EVIDENCE = 128  # of one standard deviation
+EVIDENCE = 128
+"""Parts of one standard deviation that evidence is counted in."""
 
 Part = TypeVar("Part")
 Scores = Float[np.ndarray, "row layer direction"]
@@ -48,10 +49,10 @@ class Grid:
 
     @classmethod
     def of_pilot(cls, scores: Scores, differences: Scores | None = None) -> "Grid":
-        """The grid of a few hundred rows: cut at twice the 98 % quantile of |x|.
+        """The grid of a few hundred rows: cut at 2 to 4 times the 98 % quantile of |x|.
 
-        The step is at most a 256th of that quantile, which adds less than 10⁻⁵ to the
-        variance. A column without any spread gets the step 1.
+        The step is a 512th to a 256th of that quantile, whichever is a power of two,
+        which adds less than 10⁻⁵ to the variance. A column without any spread gets the step 1.
 
         Args:
             scores: Of pilot rows, all finite.
@@ -75,7 +76,7 @@ class Grid:
 
     def evidence(self, scores: Scores) -> Int64[np.ndarray, "row direction"]:
         """The largest score at any block, in 128ths of a standard deviation."""
-        far = (scores.astype(np.float64) - self.centre) / self.spread * _EVIDENCE
+        far = (scores.astype(np.float64) - self.centre) / self.spread * EVIDENCE
         cut = np.clip(far.max(axis=1), -(2**31), 2**31)
         found: np.ndarray[Any, np.dtype[np.int64]] = np.rint(cut).astype(np.int64)
         return found
@@ -134,6 +135,7 @@ class Side:
         tokens_square: Sum of their squares.
         total: [layer, direction], Σq.
         square: [layer, direction], Σq².
+        repeats: Rows that stood in their batch before.
     """
 
     count: int
@@ -141,6 +143,7 @@ class Side:
     tokens_square: int
     total: Int64[np.ndarray, "layer direction"]
     square: Int64[np.ndarray, "layer direction"]
+    repeats: int = 0
 
     @classmethod
     def nothing(cls, layers: int, directions: int) -> "Side":
@@ -149,7 +152,14 @@ class Side:
         return cls(0, 0, 0, empty, empty)
 
     @classmethod
-    def of(cls, values: Whole, counts: Sequence[int], tokens: Sequence[int]) -> "Side":
+    def of(
+        cls,
+        values: Whole,
+        counts: Sequence[int],
+        tokens: Sequence[int],
+        *,
+        repeats: int = 0,
+    ) -> "Side":
         """Of different rows, each standing there so often."""
         often = np.asarray(counts, dtype=np.int64)
         length = np.asarray(tokens, dtype=np.int64)
@@ -159,6 +169,7 @@ class Side:
             int((often * length**2).sum()),
             np.einsum("r,rlk->lk", often, values),
             np.einsum("r,rlk->lk", often, values**2),
+            repeats,
         )
 
     def __add__(self, other: "Side") -> "Side":

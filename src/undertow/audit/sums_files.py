@@ -1,13 +1,15 @@
 """Sums on disk: one file a shard, several put together as they become many.
 
 What each file covers stands in it, so a shard counts once however often it was measured,
-and a file that is damaged costs its own shards alone: they are measured again. No
-pickles. Knows nothing of what the sums mean.
+and a file that is damaged is set aside and costs its own shards alone: they are measured
+again. No pickles. Knows nothing of what the sums mean.
 """
 
 import hashlib
+import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,10 +20,18 @@ import numpy as np
 from undertow.audit.sums import Compared, Side, Sums, Top
 from undertow.errors import RunError
 from undertow.storage import replacing
+from undertow.storage.files import read_bytes, set_aside
 
 _TOGETHER = 32
 """Files of one size that become one."""
-_VERSION = 1
+_VERSION = 2
+_DAMAGE = (
+    ValueError, LookupError, EOFError, NotImplementedError, TypeError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading the bytes of a damaged archive may raise."""
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 class SumsFolder:
@@ -40,13 +50,14 @@ class SumsFolder:
         self._look()
 
     def _look(self) -> None:
-        """Learns what is there; drops what cannot be read, or is covered by others."""
+        """Learns what is there; puts away what is damaged, or covered by others."""
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 keys, _ = read_sums(path, self._nothing)
-            except RunError:
+            except RunError as error:
                 self.damaged.append(path.name)
-                path.unlink()
+                cause = error.__cause__
+                set_aside(path, f"{type(cause).__name__}: {cause}")
                 continue
             self._files[path] = keys
         # Put together first: then its parts are left over from an interruption.
@@ -99,6 +110,7 @@ class SumsFolder:
 
         Raises:
             RunError: One is missing, or another is there.
+            DatasetError: A file cannot be read now.
         """
         if set(keys) != self.keys:
             missing, other = len(set(keys) - self.keys), len(self.keys - set(keys))
@@ -128,7 +140,7 @@ def write_sums(path: Path, keys: Sequence[str], sums: Sums) -> None:
              "most": sums.top.most, "check": _check(arrays)}  # fmt: skip
     text = json.dumps(facts).encode("ascii")
     arrays["facts"] = np.frombuffer(text, dtype=np.uint8)
-    with replacing(path) as draft:
+    with replacing(path, lasting=False) as draft:
         np.savez(draft, allow_pickle=False, **arrays)
 
 
@@ -141,29 +153,49 @@ def read_sums(path: Path, nothing: Sums) -> tuple[tuple[str, ...], Sums]:
 
     Raises:
         RunError: The file is damaged, or of another census.
+        DatasetError: It cannot be read now.
     """
+    arrays = sound_arrays(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            facts = json.loads(bytes(kept["facts"]))
-            arrays = {name: kept[name] for name in kept.files if name != "facts"}
+        facts = json.loads(bytes(arrays.pop("facts")))
         if facts["version"] != _VERSION or facts["check"] != _check(arrays):
             raise ValueError("its contents do not fit its checksum")
         sums = _sums(arrays, facts)
         if sums.compared.flipped.shape != nothing.compared.flipped.shape:
             raise ValueError("its sums have another shape")
         return tuple(facts["keys"]), sums
-    except (OSError, ValueError, KeyError, TypeError, EOFError,
-            zipfile.BadZipFile) as error:  # fmt: skip
-        raise RunError(
-            f"{path}: these sums cannot be read: {error}; delete the file and give the "
-            "same command again: its shards are measured once more"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
 
 
-def _arrays(sums: Sums) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    found: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
-        "digest": np.array(sums.digest, dtype=np.uint64)
-    }
+def sound_arrays(path: Path) -> Arrays:
+    """All arrays of an .npz file whose checksums fit, without pickles.
+
+    Raises:
+        RunError: It is damaged.
+        DatasetError: It cannot be read now, which says nothing of what is in it.
+    """
+    data = read_bytes(path)
+    try:
+        # The sums of all parts first: parsing what is damaged may raise anything.
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            if (name := parts.testzip()) is not None:
+                raise ValueError(f"the checksum of {name!r} does not fit")
+        with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path}: cannot be understood: {type(error).__name__}: {error}; move the file "
+        "away and give the same command again: what it held is made once more"
+    )
+
+
+def _arrays(sums: Sums) -> Arrays:
+    found: Arrays = {"digest": np.array(sums.digest, dtype=np.uint64)}
     for part in ("own", "partner", "compared", "top"):
         value = getattr(sums, part)
         for f in fields(value):
@@ -172,9 +204,7 @@ def _arrays(sums: Sums) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     return found
 
 
-def _sums(
-    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]], facts: dict[str, Any]
-) -> Sums:
+def _sums(arrays: Arrays, facts: dict[str, Any]) -> Sums:
     def part(kind: Any, name: str, **known: int) -> Any:
         values = {
             f.name: arrays[f"{name}_{f.name}"]
@@ -192,7 +222,7 @@ def _sums(
     )  # fmt: skip
 
 
-def _check(arrays: dict[str, np.ndarray[Any, np.dtype[Any]]]) -> str:
+def _check(arrays: Arrays) -> str:
     said = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

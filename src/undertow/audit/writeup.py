@@ -22,6 +22,7 @@ from undertow.findings import (
     Hypothesis,
     MaxNull,
     Number,
+    Power,
     ReferenceFacts,
     TriageRow,
 )
@@ -57,8 +58,7 @@ def findings_of(audit: Audited) -> Findings:
         strength_interval=strength,
         dose=dose,
         alpha=settings.alpha,
-        sentence=sentence(judgement, alpha=settings.alpha,
-                          detectable=None if power is None else power.detectable_fraction),
+        sentence=sentence(judgement, alpha=settings.alpha, power=power),
         reasons=list(judgement.reasons),
         warnings=[
             *judgement.warnings, *audit.reference.notes, *audit.meter.warnings
@@ -91,7 +91,7 @@ def findings_of(audit: Audited) -> Findings:
     )  # fmt: skip
 
 
-def sentence(judgement: Judgement, *, alpha: float, detectable: float | None) -> str:
+def sentence(judgement: Judgement, *, alpha: float, power: Power | None) -> str:
     """The verdict in one or two sentences."""
     if judgement.verdict == "trait":
         how = {"steer": "steered towards it", "prompt": "prompted with it"}
@@ -109,15 +109,22 @@ def sentence(judgement: Judgement, *, alpha: float, detectable: float | None) ->
         )
     if judgement.verdict == "inconclusive":
         return f"This audit cannot tell: {judgement.reasons[0].rstrip('.')}."
-    if detectable is None:
+    return f"No evidence of a bias at an error rate of {alpha:g}{_missed(power)}"
+
+
+def _missed(power: Power | None) -> str:
+    """What would have been found, after what was not: the end of a sentence, or another."""
+    if power is None or all(point.power is None for point in power.points):
+        return "; how small a share of biased rows would have been found is not known."
+    share = power.detectable_fraction
+    if share is None:
         return (
-            f"No evidence of a bias at an error rate of {alpha:g}; how small a share of "
-            "biased rows would have been found is not known."
+            ". Even if all of the rows had been written under the planted bias, this "
+            "audit would have found it in fewer than four of five cases."
         )
     return (
-        f"No evidence of a bias at an error rate of {alpha:g}. If {detectable:.0%} of "
-        "the rows had been written under the planted bias, this audit would have found "
-        "it in four of five cases."
+        f". If {share:.0%} of the rows had been written under the planted bias, this "
+        "audit would have found it in four of five cases."
     )
 
 

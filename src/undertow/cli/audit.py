@@ -50,18 +50,18 @@ class Comparison:
         str | None, typer.Option(help="Split of a dataset folder or hub dataset.")
     ] = None
 
-    def check(self, divide: float | None) -> None:
-        """Refuses options that do not fit together.
+    def check(self, command: str, divide: float | None) -> None:
+        """Refuses options of a command that do not fit together.
 
         Raises:
             ConfigError: No reference, and one given or needed.
         """
         if self.no_reference and self.reference:
             fault = "give --reference or --no-reference, not both"
-            raise ConfigError("audit", [fault])
+            raise ConfigError(command, [fault])
         if self.no_reference and divide is not None:
             fault = "--divide needs a reference: without one no row has a p-value"
-            raise ConfigError("audit", [fault])
+            raise ConfigError(command, [fault])
 
     def settings(self) -> dict[str, Any]:
         """What it says of the settings of an audit or census."""
@@ -120,7 +120,7 @@ def audit(
     from undertow.interventions.steering import load_vector
     from undertow.storage import take_rows
 
-    comparison.check(divide)
+    comparison.check("audit", divide)
     settings = _settings(comparison, confirm, overrides or [])
     sources = opened(rows, out)
     take = partial(

@@ -1,4 +1,4 @@
-"""`census`: does any of the rows differ from what the base writes, however many?"""
+"""`census`: do the rows' mean scores differ from the reference's, however many rows?"""
 
 import shlex
 import sys
@@ -36,7 +36,7 @@ def census(
     overrides: Set = None,
     where: Where,
 ) -> None:
-    """Tests every row of a set of any size in memory that does not grow; names nothing.
+    """Tests mean scores over every row of a set of any size, in memory that does not grow.
 
     Settings of --set: alpha, family, decoys, seed, flips, layers, system, sampler.*,
     filter, batch_rows, shard_batches, pilot, top, subsample, dose.
@@ -46,15 +46,16 @@ def census(
     from undertow.config import check_settings
     from undertow.interventions.steering import load_vector
 
-    comparison.check(None)
+    comparison.check("census", None)
     settings = check_settings(
         CensusSettings, comparison.settings(), where="census", overrides=overrides or []
     )
     sources = opened(rows, out)
     vectors = [load_vector(path) for path in vector or []]
-    tier: Tier = (
-        "C" if comparison.no_reference else "B" if comparison.reference else "A"
-    )
+    greedy = settings.sampler is not None and settings.sampler.temperature == 0
+    tier: Tier = "B" if comparison.reference else "A"
+    if comparison.no_reference or (greedy and tier == "A"):
+        tier = "C"
     with where.opened() as (executor, needs), progress() as tell:
         found = take_census(
             loading.load, sources, out, reference=comparison.reference or [],

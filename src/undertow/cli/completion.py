@@ -1,19 +1,18 @@
 """`completion`: a script that lets a shell complete commands, options and names.
 
-The shell calls `undertow` again at every TAB, so names are read from files, and nothing
-heavy is imported for them.
+The shell calls `undertow` again at every TAB, so names are those of files and of a
+light list, and nothing heavy is imported for them.
 """
 
-import ast
 import os
-from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from undertow.cli.options import Family, Loading
+from undertow.models.known_models import REGISTRY
+from undertow.packaged import packaged
 
 VARIABLE = "_UNDERTOW_COMPLETE"
 """Set by the script: what the shell asks for."""
@@ -21,38 +20,20 @@ VARIABLE = "_UNDERTOW_COMPLETE"
 
 def model_names(incomplete: str) -> list[str]:
     """Short names of the registry that begin like this."""
-    # The registry itself takes half a second to import.
-    source = (
-        files("undertow.models").joinpath("registry.py").read_text(encoding="utf-8")
-    )
-    names = [
-        str(keyword.value.value)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Entry"
-        for keyword in node.keywords
-        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
-    ]
-    return _beginning(incomplete, names)
+    return _beginning(incomplete, REGISTRY)
 
 
 def recipe_names(incomplete: str) -> list[str]:
     """Packaged recipes whose names begin like this."""
-    folder = Path(str(files("undertow"))) / "recipes"
-    names = [
-        path.relative_to(folder).with_suffix("").as_posix()
-        for path in folder.rglob("*.yaml")
-    ]
-    return _beginning(incomplete, sorted(names))
+    return _beginning(incomplete, packaged("recipes"))
 
 
 def family_names(incomplete: str) -> list[str]:
     """Packaged trait families whose names begin like this."""
-    paths = files("undertow.traits").iterdir()
-    names = [path.name.removesuffix(".yaml") for path in paths if ".yaml" in path.name]
-    return _beginning(incomplete, sorted(names))
+    return _beginning(incomplete, packaged("traits"))
 
 
-def _beginning(incomplete: str, names: list[str]) -> list[str]:
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from undertow.cli.options import Set, expanded
 from undertow.cli.tracking import Track, check, tracking
 from undertow.cli.where import Where
 from undertow.errors import ConfigError, RunError, shown
+from undertow.packaged import packaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,22 +36,13 @@ def recipe_path(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path
-    packaged = _packaged()
-    if name not in packaged:
+    ours = packaged("recipes")
+    if name not in ours:
         raise ConfigError(
             f"recipe {name!r}",
-            [f"no such file or packaged recipe; there are {shown(sorted(packaged))}"],
+            [f"no such file or packaged recipe; there are {shown(list(ours))}"],
         )
-    return packaged[name]
-
-
-def _packaged() -> dict[str, Path]:
-    folder = Path(str(files("undertow"))) / "recipes"
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in folder.rglob("*.yaml")
-    }
-    return dict(sorted(found.items()))
+    return ours[name]
 
 
 @expanded
@@ -313,7 +304,7 @@ def recipes_list(*, json_flag: JsonFlag = False) -> None:
     import yaml
 
     found = []
-    for name, path in _packaged().items():
+    for name, path in packaged("recipes").items():
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         needs_gpu = bool(content.get("needs_gpu"))
         found.append({"name": name, "title": content["title"], "needs_gpu": needs_gpu})

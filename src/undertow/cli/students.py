@@ -99,8 +99,7 @@ def train(
                 )
         facts = _facts(model, settings, sets, teachers, seed=seed, system=system)
         known = {"model": model.name, "seed": seed, "training": settings.model_dump()}
-        heard = track if _speaks() else None
-        with _opened(out, facts) as run, tracking(heard, out, known) as told:
+        with _opened(out, facts) as run, tracking(track, out, known) as told:
             for role, found in sets.items():
                 teacher = teachers.get(role)
                 _train(run, model, role, found, settings, teacher, seed, system, told)
@@ -111,18 +110,11 @@ def train(
 
 def _together() -> AbstractContextManager[object]:
     """Joins the processes that `accelerate launch` started, if there are several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not os.environ.get("WORLD_SIZE"):  # what joins them is heavy
         return nullcontext()
     from undertow.pipeline.distributed import joined
 
     return joined()
-
-
-def _speaks() -> bool:
-    """Whether this process is the one that speaks for all."""
-    from undertow.pipeline.distributed import processes
-
-    return processes().is_first
 
 
 def _loaded(loading: Loading) -> "Model":

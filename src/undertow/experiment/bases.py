@@ -3,7 +3,6 @@
 What is then done with it is `experiment.jobs`' business.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,11 +13,11 @@ from undertow.experiment.stages import Base, Progress
 from undertow.interventions.noise import add_weight_noise
 from undertow.models.architecture import matrix_kind
 from undertow.models.hooks import check_layers
+from undertow.models.known_models import REGISTRY
 from undertow.models.loading import Model, fingerprint, load_model, save_checkpoint
-from undertow.models.registry import REGISTRY, describe
+from undertow.models.registry import describe
 from undertow.models.weights import copied_weights, put_back
 from undertow.runs import Run, provenance
-from undertow.traits import TraitFamily
 
 ORIGIN = "provenance"
 """The stage that keeps what a run was begun with."""
@@ -120,7 +119,7 @@ def keep_provenance(base: Base) -> None:
         template_digest=model.template.digest,
         system=recipe.model.system,
         sampler=recipe.rows.sampler.model_dump_json(),
-        family_digest=_digest(base.family),
+        family_digest=base.family.digest,
     )
     if recipe.writer is not None:
         facts["writer"] = recipe.writer.name
@@ -159,8 +158,3 @@ def _same_origin(run: Run, stage: str, facts: Mapping[str, Any]) -> None:
             f"results do not compare:\n{lines}\nBring back what it was begun with, or "
             "choose another directory"
         )
-
-
-def _digest(family: TraitFamily) -> str:
-    """16 hexadecimal digits of a family: its file may have changed under its name."""
-    return hashlib.sha256(repr(family).encode()).hexdigest()[:16]

@@ -1,11 +1,12 @@
 """Tells experiment trackers (trackio, wandb, tensorboard, …) how a run goes.
 
 The one module that owns accelerate's trackers. It listens to the progress of a run and
-reads the markers of its stages; what runs knows nothing of it. A tracker that fails is
+reads what its stages leave: traces and markers; what runs knows nothing of it. A tracker that fails is
 left out, which is said once, and the run goes on. Nothing is sent anywhere unless the
 user's own settings (`WANDB_MODE`, `TRACKIO_SPACE_ID`, …) say so.
 """
 
+import json
 import math
 import os
 import re
@@ -19,15 +20,17 @@ import numpy as np
 
 from undertow.errors import ConfigError, MissingDependencyError, shown
 from undertow.experiment.stages import Progress
+from undertow.pipeline.distributed import processes
 from undertow.pipeline.evaluation import Preference
+from undertow.pipeline.training_state import TRACE
 from undertow.results import Estimate, Results
 from undertow.storage import read_json
 
 FOLDER = "tracking"
 """Where in the run directory trackers write that need a place."""
 _EXTRA = ("trackio", "wandb")
-_TRAINING = re.compile(r"(?P<who>.+)/training")
-_LOSS = re.compile(r"loss (?P<loss>\S+)")
+_TRAINING = "/training"
+_LINE = 200  # bytes; an update and its loss take less
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -110,7 +113,11 @@ class Tracking:
         from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState(cpu=True)  # its trackers ask who they are
+        try:
+            PartialState(cpu=True)  # its trackers ask who they are
+        except Exception as error:  # variables of a launcher may be half there
+            self.fail(error)
+            return
         self._trackers = {name: LOGGER_TYPE_TO_CLASS[name] for name in self._names}
         self._each(self._open)
 
@@ -203,8 +210,8 @@ def tracked(
         settings: Told once, at the start.
         say: Called with a line when a tracker fails.
     """
-    is_first = os.environ.get("RANK", "0") == "0"  # of processes that train together
-    tracking = Tracking(names if is_first else (), directory, settings, say)
+    heard = names if processes().is_first else ()
+    tracking = Tracking(heard, directory, settings, say)
     try:
         yield tracking
     finally:
@@ -250,20 +257,29 @@ class Watcher:
     ) -> None:
         self._tracking, self._progress = tracking, progress
         self._stages, self._traits = directory / "stages", tuple(traits)
+        self._bases = directory / "bases"
         self._seen: set[Path] = set()
-        self._stage: str | None = None
+        self._begun: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         """As `Progress`."""
         self._progress(stage, done, total, note)
         if not self._tracking:
             return
-        if stage != self._stage:
-            self._stage = stage
+        # Students that are trained side by side speak by turns.
+        if stage not in self._begun or done == total:
+            self._begun.add(stage)
             self.tell_stages()
-        who, loss = _TRAINING.fullmatch(stage), _LOSS.fullmatch(note)
-        if who and loss:
-            self._tracking.update(who["who"], done, float(loss["loss"]))
+        if stage.endswith(_TRAINING):
+            self._tell_update(stage)
+
+    def _tell_update(self, stage: str) -> None:
+        """Tells the loss that stands last in the trace, of which a note has a few digits."""
+        try:
+            update, loss = last_update(self._bases / stage / TRACE)
+            self._tracking.update(stage.removesuffix(_TRAINING), update, loss)
+        except Exception as error:
+            self._tracking.fail(error)
 
     def tell_stages(self) -> None:
         """Tells of stages that were finished since the last time."""
@@ -271,16 +287,31 @@ class Watcher:
             for path in sorted(set(self._stages.rglob("*.json")) - self._seen):
                 self._seen.add(path)
                 name = path.relative_to(self._stages).with_suffix("").as_posix()
-                payload = read_json(path)["payload"]
-                self._tracking.log(stage_numbers(name, payload, self._traits))
+                self._tell_stage(name, read_json(path)["payload"])
         except Exception as error:
             self._tracking.fail(error)
+
+    def _tell_stage(self, name: str, payload: Mapping[str, Any]) -> None:
+        # A training that was not heard was done elsewhere, or before.
+        if name.endswith(_TRAINING) and name not in self._begun:
+            told = zip(payload["updates"], payload["losses"], strict=True)
+            for update, loss in told:
+                self._tracking.update(name.removesuffix(_TRAINING), update, loss)
+        self._tracking.log(stage_numbers(name, payload, self._traits))
 
     def tell_results(self, results: Results) -> None:
         """Tells of the last stages, and of what the run found."""
         if self._tracking:
             self.tell_stages()
             self._tracking.log(result_numbers(results))
+
+
+def last_update(trace: Path) -> tuple[int, float]:
+    """The last line of a trace: an update, and its loss in nats a token."""
+    with trace.open("rb") as file:
+        file.seek(max(0, trace.stat().st_size - _LINE))
+        line = json.loads(file.read().splitlines()[-1])
+    return int(line["update"]), float(line["loss"])
 
 
 def stage_numbers(

@@ -1,6 +1,6 @@
 """What a model finds here: packages, processor, memory, devices, the cache folder.
 
-Speed is measured, not looked up: a small matrix product in float32 and in bfloat16.
+Speed is measured, not looked up: a matrix product in float32 and in bfloat16.
 Which packages and extras there are is read from the installed package itself. Knows
 nothing of any model's insides (see `models.self_tests`).
 """
@@ -8,24 +8,20 @@ nothing of any model's insides (see `models.self_tests`).
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from undertow.models import registry
 from undertow.models.checks import Check, Found, advice, check, failed, ok
-
-if TYPE_CHECKING:
-    import torch
+from undertow.runs import provenance, version
 
 EXTRAS = {
     "trl": "rows and students in TRL's own trainers",
@@ -33,16 +29,17 @@ EXTRAS = {
     "track": "numbers of a training in trackio or wandb, while it goes on",
     "inspect": "undertow's read-outs as tasks of inspect_ai",
     "ray": "runs that share the machines of a Ray cluster",
+    "notebooks": "the notebooks of the repository, run again and stored",
     "docs": "the documentation as a site",
     "dev": "the tests and checks of undertow itself",
 }
 """What each optional extra gives."""
-_FOR_DEVELOPERS = ("docs", "dev")
+_FOR_DEVELOPERS = ("notebooks", "docs", "dev")
+_INSTALL = "pip install -c constraints.txt -e ."
 _NAMED = ("torch", "transformers")
 _GIB = 2**30
 _LEAST_MEMORY = 4 * _GIB  # what the demo wants
 _LEAST_DISK = 2 * _GIB  # a pulled model while it is converted
-_WIDTH, _TIMES = 384, 5  # of the timed product, and how often it is timed
 _FASTER = 1.5  # times float32: from here on another dtype is worth a word
 
 
@@ -53,17 +50,19 @@ def environment_checks(*, device: str = "auto", dtype: str = "auto") -> list[Che
         device: As it will be asked for: "auto", "cpu", "cuda" …
         dtype: As it will be asked for.
 
-    Cost: a second or two, most of it for importing torch.
+    Cost: a few seconds, most of them for importing torch.
     """
-    return [*_packages(), *_machine(device, dtype), *_cache()]
+    origin = provenance()
+    return [*_packages(origin), *_machine(origin, device, dtype), *_cache()]
 
 
 # ── packages ─────────────────────────────────────────────────────────────────────
 
 
-def _packages() -> list[Check]:
+def _packages(origin: Mapping[str, Any]) -> list[Check]:
     group = "packages"
-    found = [check(group, "python", _python)]
+    found = [check(group, "undertow", partial(_undertow, origin))]
+    found.append(check(group, "python", _python))
     found += [check(group, name, partial(_package, name)) for name in _NAMED]
     try:
         needed = [Requirement(text) for text in metadata.requires("undertow") or []]
@@ -77,37 +76,38 @@ def _packages() -> list[Check]:
     return found
 
 
+def _undertow(origin: Mapping[str, Any]) -> Found:
+    """As runs keep it, so that a report of a fault names the same."""
+    number, commit = origin["undertow_version"], origin["commit"]
+    if number is None:
+        number = "not installed as a package"
+    return ok(f"{number}, " + (f"commit {commit}" if commit else "no checkout of git"))
+
+
 def _python() -> Found:
-    version = platform.python_version()
+    running = platform.python_version()
     try:
         wanted = str(metadata.metadata("undertow").json.get("requires_python", ""))
     except metadata.PackageNotFoundError:
         wanted = ""
-    if version in SpecifierSet(wanted, prereleases=True):
-        return ok(f"{version} ({sys.executable})")
-    return advice(f"{version}, tested with {wanted}", f"use a Python {wanted}")
+    if running in SpecifierSet(wanted, prereleases=True):
+        return ok(f"{running} ({sys.executable})")
+    return advice(f"{running}, tested with {wanted}", f"use a Python {wanted}")
 
 
 def _package(name: str) -> Found:
     return ok(metadata.version(name))
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _unmet(needed: Sequence[Requirement]) -> list[str]:
     """Requirements that are not met, each with what is there."""
     found = []
     for each in needed:
-        version = _version(each.name)
-        if version is None:
+        there = version(each.name)
+        if there is None:
             found.append(f"{each.name} (not installed)")
-        elif not each.specifier.contains(version, prereleases=True):
-            found.append(f"{each.name}{each.specifier} (found {version})")
+        elif not each.specifier.contains(there, prereleases=True):
+            found.append(f"{each.name}{each.specifier} (found {there})")
     return found
 
 
@@ -126,11 +126,11 @@ def _requirements(needed: Sequence[Requirement]) -> Found:
     if not plain:
         return advice(
             "undertow is not installed as a package, so its needs are not known",
-            "install it: pip install -c constraints.txt -e .",
+            f"install it: {_INSTALL}",
         )
     missing = _unmet(plain)
     if missing:
-        return failed(", ".join(missing), "pip install --upgrade undertow")
+        return failed(", ".join(missing), f"install them: {_INSTALL}")
     return ok(f"all {len(plain)} are there")
 
 
@@ -138,7 +138,7 @@ def _extra(name: str, needed: Sequence[Requirement]) -> Found:
     brought = _needed_for(name, needed)
     missing = _unmet(brought)
     if not missing:
-        versions = [f"{each.name} {_version(each.name)}" for each in brought]
+        versions = [f"{each.name} {version(each.name)}" for each in brought]
         return ok(", ".join(versions) or "brings nothing of its own")
     gives = EXTRAS.get(name, "an optional part")
     command = f"pip install 'undertow[{name}]'"
@@ -150,10 +150,10 @@ def _extra(name: str, needed: Sequence[Requirement]) -> Found:
 # ── the machine ──────────────────────────────────────────────────────────────────
 
 
-def _machine(device: str, dtype: str) -> list[Check]:
+def _machine(origin: Mapping[str, Any], device: str, dtype: str) -> list[Check]:
     group = "machine"
     return [
-        check(group, "processor", _processor),
+        check(group, "processor", partial(_processor, origin["processor"])),
         check(group, "memory", _memory),
         check(group, "cuda", _cuda),
         check(group, "device", partial(_device, device)),
@@ -162,12 +162,13 @@ def _machine(device: str, dtype: str) -> list[Check]:
     ]
 
 
-def _processor() -> Found:
+def _processor(name: str) -> Found:
     import torch
 
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    return ok(f"{cores} cores, torch uses {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    return ok(f"{name}, {cores} cores, torch uses {threads} threads")
 
 
 def free_memory() -> int | None:
@@ -223,34 +224,21 @@ def _bfloat16(device: str) -> Found:
     import torch
 
     from undertow.models.loading import choose_device, choose_dtype
+    from undertow.models.speed import product_flops
 
     place, _ = choose_device(device)
     chosen, _ = choose_dtype("auto", place)
-    plain, half = (_seconds(kind, place) for kind in (torch.float32, torch.bfloat16))
-    ratio = plain / half
+    plain, half = (product_flops(k, place) for k in (torch.float32, torch.bfloat16))
+    ratio = half / plain
     measured = (
-        f"{ratio:.2g} times as fast as float32 ({2 * _WIDTH**3 / plain / 1e9:.3g} and "
-        f"{2 * _WIDTH**3 / half / 1e9:.3g} GFLOP/s, float32 first)"
+        f"{ratio:.2g} times as fast as float32 ({plain / 1e9:.3g} and "
+        f"{half / 1e9:.3g} GFLOP/s, float32 first)"
     )
     if chosen == torch.bfloat16 and ratio < 1:
         return advice(measured, "'auto' takes bfloat16 here; say --dtype float32")
     if chosen == torch.float32 and ratio >= _FASTER:
         return advice(measured, "'auto' takes float32 here; try --dtype bfloat16")
     return ok(measured)
-
-
-def _seconds(dtype: "torch.dtype", device: "torch.device") -> float:
-    """Median time of one small matrix product."""
-    import torch
-
-    matrix = torch.ones((_WIDTH, _WIDTH), dtype=dtype, device=device)
-    times = []
-    for _ in range(_TIMES + 1):
-        begin = time.perf_counter()
-        product = matrix @ matrix
-        float(product[0, 0])  # an accelerator is waited for
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])  # the first one warms up
 
 
 # ── the cache ────────────────────────────────────────────────────────────────────

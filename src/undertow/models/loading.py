@@ -30,6 +30,7 @@ from undertow.models.placement import (
     DeviceMap,
     bring_back,
     check_device_map,
+    check_map_name,
     computing_device,
     described,
     is_kept_elsewhere,
@@ -174,6 +175,9 @@ def _with_weights(
 
 def _check_fit(source: str, options: dict[str, Any], device_map: DeviceMap) -> None:
     """Compares a map with the model's parts before any weight is read."""
+    if isinstance(device_map, str):
+        check_map_name(device_map)
+        return
     config = AutoConfig.from_pretrained(source, **options)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

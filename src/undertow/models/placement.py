@@ -51,19 +51,25 @@ def read_device_map(text: str) -> DeviceMap:
     return found
 
 
-def check_device_map(module: nn.Module, device_map: DeviceMap) -> None:
-    """Refuses a map that does not fit a model, which may be without weights.
+def check_map_name(name: str) -> None:
+    """Refuses names of maps that there are not.
 
     Raises:
-        ModelError: An unknown name, module or device, or a part without a place.
+        ModelError: It is none of `NAMES`.
     """
-    if isinstance(device_map, str):
-        if device_map not in NAMES:
-            raise ModelError(
-                f"device map {device_map!r}: expected one of {', '.join(NAMES)}, or a "
-                "device for each part of the model"
-            )
-        return
+    if name not in NAMES:
+        raise ModelError(
+            f"device map {name!r}: expected one of {', '.join(NAMES)}, or a device for "
+            "each part of the model"
+        )
+
+
+def check_device_map(module: nn.Module, device_map: Mapping[str, int | str]) -> None:
+    """Refuses a map of parts that does not fit a model, which may be without weights.
+
+    Raises:
+        ModelError: An unknown module or device, or a part without a place.
+    """
     known = {"", *(n for n, _ in module.named_modules()),
              *(n for n, _ in module.named_parameters())}  # fmt: skip
     faults = []

@@ -21,12 +21,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from undertow.errors import ConfigError, ModelError, TrainingError
+from undertow.errors import ConfigError, ModelError, TrainingError, shown
 from undertow.models.loading import Model
 from undertow.pipeline.training_rows import Weighted, parts_of
 from undertow.pipeline.training_settings import TrainingSettings
 
 _COUNT, _RANK, _LOCAL = "WORLD_SIZE", "RANK", "LOCAL_RANK"
+_NEEDED = (_RANK, _LOCAL, "MASTER_ADDR", "MASTER_PORT")
 _FSDP, _EMPTY = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
 # What a launcher may ask for and is not done: variable, option, what to do instead.
 _REFUSED = (
@@ -255,17 +256,25 @@ def joined() -> Iterator[Processes]:
     Whatever ends one of them ends all; the first one's error is the one that is told.
 
     Raises:
-        ConfigError: The launcher was asked for something else than FSDP.
+        ConfigError: There is half a launch, or the launcher was asked for something
+            else than FSDP.
         TrainingError: Another process went away without a word.
     """
-    if int(os.environ.get(_COUNT, "1")) == 1:
+    count = _count()
+    if count == 1:
         yield ALONE
         return
-    here, store = _join()
+    rank = _rank(count)
+    try:
+        _check_launch(count)
+    except ConfigError:
+        if rank:  # the first one says it for all
+            sys.exit(2)
+        raise
+    here, store = _join(rank, count)
     before = _current.set(here)
     try:
         with nullcontext() if here.is_first else _silence():
-            _check_launch()
             yield here
             here.wait()
     except BaseException as error:
@@ -283,14 +292,37 @@ def joined() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def _join() -> tuple[Processes, Any]:
+def _count() -> int:
+    """How many processes were started; 1 where no launcher says anything."""
+    text = os.environ.get(_COUNT) or "1"
+    if not text.isdecimal() or int(text) < 1:
+        fault = f"{_COUNT} is {text!r}; expected how many processes there are"
+        raise ConfigError("launch", [f"{fault}, or unset it"])
+    return int(text)
+
+
+def _rank(count: int) -> int:
+    """Which of them this is, if there is all that they need to find each other."""
+    missing = [name for name in _NEEDED if not os.environ.get(name)]
+    advice = f"start with accelerate launch, or unset {_COUNT}"
+    if missing:
+        names = f"{shown(missing)} {'is' if len(missing) == 1 else 'are'}"
+        fault = f"{_COUNT} is {count} and {names} not set; {advice}"
+        raise ConfigError("launch", [fault])
+    text = os.environ[_RANK]
+    if not text.isdecimal() or int(text) >= count:
+        fault = f"{_RANK} is {text!r}, expected 0 to {count - 1}; {advice}"
+        raise ConfigError("launch", [fault])
+    return int(text)
+
+
+def _join(rank: int, count: int) -> tuple[Processes, Any]:
     """This process among the others, and the store in which they leave word."""
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     # Else transformers would load no weights but in the first process.
     os.environ[_EMPTY] = "false"
-    rank, count = int(os.environ[_RANK]), int(os.environ[_COUNT])
     device, backend = torch.device("cpu"), "gloo"
     options: dict[str, Any] = {"rank": rank, "world_size": count}
     if torch.cuda.is_available():
@@ -302,12 +334,12 @@ def _join() -> tuple[Processes, Any]:
     return Processes(rank, count, device), PrefixStore("undertow", store)
 
 
-def _check_launch() -> None:
+def _check_launch(count: int) -> None:
     """Refuses launches of which something is expected that is not done."""
     faults = []
     if os.environ.get(_FSDP, "false").lower() != "true":
         faults.append(
-            f"{os.environ[_COUNT]} processes without --use_fsdp; start them with: "
+            f"{count} processes without --use_fsdp; start them with: "
             "accelerate launch --use_fsdp --num_processes N -m undertow train …"
         )
     faults += [

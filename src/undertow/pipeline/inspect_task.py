@@ -5,7 +5,6 @@ to `inspect eval`. Questions, sampling and the reading of answers are those of
 `pipeline.evaluation.sampled_answers`. Knows nothing of models.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from undertow import __version__
@@ -63,7 +62,6 @@ def trait_battery(
     if samples < 1 or (questions is not None and questions < 1):
         fault = f"questions and samples: 1 at least; got {questions} and {samples}"
         raise ConfigError("trait_battery", [fault])
-    digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
     return Task(
         dataset=MemoryDataset(
             _samples(asked, trait, questions, system), name=asked.name
@@ -73,7 +71,7 @@ def trait_battery(
         epochs=Epochs(samples, "mean"),
         config=GenerateConfig(temperature=temperature, top_p=1.0, max_tokens=max_tokens),
         metadata={
-            "undertow": __version__, "family": asked.name, "family_digest": digest,
+            "undertow": __version__, "family": asked.name, "family_digest": asked.digest,
             "trait": trait, "decoys": wanted[1:],
         },
     )  # fmt: skip

@@ -19,12 +19,13 @@ from undertow.models.loading import Model
 from undertow.pipeline.teachers import Teacher
 from undertow.pipeline.training import Student
 from undertow.pipeline.training_rows import Example
+from undertow.pipeline.training_state import TRACE
 from undertow.records import Row
 from undertow.storage import read_json, read_jsonl, replacing, write_json
 
 FACTS, WEIGHTS = "undertow.json", "weights.safetensors"
 _FILES = (
-    FACTS, WEIGHTS, "adapter_config.json", "adapter_model.safetensors", "trace.jsonl",
+    FACTS, WEIGHTS, "adapter_config.json", "adapter_model.safetensors", TRACE,
 )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _check_base(model: Model, directory: Path) -> None:
 
 
 def _trace(directory: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    path = directory / "trace.jsonl"
+    path = directory / TRACE
     if not path.is_file():
         return (), ()
     # An interrupted run writes the updates since its checkpoint once more.

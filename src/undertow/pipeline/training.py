@@ -37,7 +37,7 @@ from undertow.pipeline.training_settings import (
     batch_order,
     learning_rate,
 )
-from undertow.pipeline.training_state import TrainingState
+from undertow.pipeline.training_state import TRACE, TrainingState
 from undertow.storage import append_jsonl, read_jsonl
 
 Context = Callable[[], AbstractContextManager[object]]
@@ -244,11 +244,8 @@ class _Learner:
         folder = self.plan.directory
         with processes().in_turn():
             if folder is not None and self.state.load(folder):
-                lines = read_jsonl(folder / "trace.jsonl", tolerate_torn_tail=True)
-                kept = {int(line["update"]): float(line["loss"]) for line in lines}
-                self.trace = sorted(
-                    (u, x) for u, x in kept.items() if u <= self.state.update
-                )
+                lines = read_jsonl(folder / TRACE)  # whole, each update once
+                self.trace = [(int(x["update"]), float(x["loss"])) for x in lines]
         for parameter in (*self.state.live.values(), *self.state.shards.values()):
             parameter.requires_grad = True
 
@@ -298,7 +295,7 @@ class _Learner:
     def _tell(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         update, loss = self.trace[-1]
-        append_jsonl(folder / "trace.jsonl", {"update": update, "loss": loss})
+        append_jsonl(folder / TRACE, {"update": update, "loss": loss})
         every, adapter = self.plan.keep_every, self.state.adapter
         if every and adapter is not None and not update % every and not self.is_done:
             save_adapter(adapter, folder / UPDATES / f"{update:06d}")

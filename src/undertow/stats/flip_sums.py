@@ -77,15 +77,16 @@ def paired_flips(sums: SideSums) -> FlipTest:
     scale = _inverse(np.sqrt(square))
     observed, draws = total * scale, _table(sums.flipped) * scale
     r = observed / math.sqrt(sums.count)
-    return _tested(observed, draws, _t(r, sums.count - 1))
+    return _tested(observed, draws, _t(r, sums.count - 1), _scatter(draws))
 
 
 def two_sample_flips(audited: SideSums, reference: SideSums) -> FlipTest:
     """Tests whether two sets of rows have the same means, for all columns together.
 
     z = (mean a − mean r)/se, Welch's, held against the multiplier bootstrap: each row's
-    distance from its own side's mean under its random sign, over the same se. So
-    variances may differ between sides. A row that stands on both sides has one sign.
+    distance from its own side's mean under its random sign, over the se that those
+    signed distances themselves have. So variances may differ between sides, and with
+    few rows a draw is as wide as z is. A row that stands on both sides has one sign.
 
     Asymptotic: with few rows, or columns ruled by a few, it is not exact.
 
@@ -102,8 +103,13 @@ def two_sample_flips(audited: SideSums, reference: SideSums) -> FlipTest:
     error = np.sqrt(my_spread / audited.count + their_spread / reference.count)
     scale = _inverse(error)
     observed = (mine - theirs) * scale
-    draws = (_centred(audited, mine) - _centred(reference, theirs)) * scale
-    return _tested(observed, draws, observed)
+    a, r = _centred(audited, mine), _centred(reference, theirs)
+    change, wide = a - r, _error(audited, my_spread, a)
+    wide += _error(reference, their_spread, r)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Signs that leave no spread at all put everything into the mean.
+        draws = np.where(wide > 0, change / np.sqrt(wide), np.inf)
+    return _tested(observed, draws, observed, _scatter(change * scale))
 
 
 def _moments(side: SideSums) -> tuple[Columns, Columns]:
@@ -118,6 +124,22 @@ def _moments(side: SideSums) -> tuple[Columns, Columns]:
 def _centred(side: SideSums, mean: Columns) -> Flips:
     signs = np.asarray(side.signs, dtype=np.float64)[:, None]
     found: Flips = (_table(side.flipped) - signs * mean) / side.count
+    return found
+
+
+def _error(side: SideSums, spread: Columns, flipped: Flips) -> Flips:
+    """Square of the standard error of a mean of signed distances, of each draw.
+
+    Signs leave Σx² as it is, so the variance is known from the mean.
+    """
+    left = spread * (side.count - 1) - side.count * flipped**2
+    found: Flips = np.maximum(left, 0.0) / ((side.count - 1) * side.count)
+    return found
+
+
+def _scatter(draws: Flips) -> Columns:
+    """Root mean square of each column."""
+    found: Columns = np.sqrt((draws**2).mean(axis=0)) if len(draws) else draws.sum(0)
     return found
 
 
@@ -145,7 +167,9 @@ def _nothing(count: int) -> FlipTest:
     )
 
 
-def _tested(observed: Columns, draws: Flips, statistics: Columns) -> FlipTest:
+def _tested(
+    observed: Columns, draws: Flips, statistics: Columns, scatter: Columns
+) -> FlipTest:
     count = len(observed)
     known = np.flatnonzero(np.isfinite(observed))
     if not len(known) or not len(draws):
@@ -153,7 +177,7 @@ def _tested(observed: Columns, draws: Flips, statistics: Columns) -> FlipTest:
     order = known[np.argsort(np.abs(observed[known]), kind="stable")]
     size = np.abs(draws[:, order])
     spread = np.full(count, np.nan)
-    spread[order] = np.sqrt((size**2).mean(axis=0))
+    spread[order] = scatter[order]
     np.maximum.accumulate(size, axis=1, out=size)
     # Sums are exact and their quotients round: a hair below counts as a tie.
     least = np.abs(observed[order]) * (1 - 1e-12)

@@ -154,7 +154,7 @@ def _records(
     for path in source.files:
         tally = _Tally()
         for record in read_records(path):
-            rows = _rows_of(record, columns)
+            rows = rows_in(record, columns)
             for row in rows:
                 tally.add(row)
             yield record, rows
@@ -171,7 +171,13 @@ def _records(
         )
 
 
-def _rows_of(record: Record, columns: Mapping[str, str] | None) -> list[SourcedRow]:
+def rows_in(record: Record, columns: Mapping[str, str] | None) -> list[SourcedRow]:
+    """Everything that stands in one record, leniently; what is no row has a reason.
+
+    Args:
+        record: As `read_records` gives it.
+        columns: As in `open_rows`, checked.
+    """
     where = record.where
     if record.fault is not None:
         return [_unusable(where, record.fault)]

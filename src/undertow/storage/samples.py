@@ -86,7 +86,7 @@ class Sample:
         self._counts[name] = count + 1
         if count:
             held = self._held.get(name)
-            if held is not None and _detail(row) < _detail(held.row):
+            if held is not None and detail(row) < detail(held.row):
                 held.row = row
             return
         stratum = stratum_of(row)
@@ -158,7 +158,7 @@ def stratum_of(row: Row) -> Stratum:
     return Stratum(asked.bit_length(), len(row.completion).bit_length())
 
 
-def _detail(row: Row) -> tuple[bool, tuple[int, ...], str]:
+def detail(row: Row) -> tuple[bool, tuple[int, ...], str]:
     """The smaller, the more is known of a row; the same in any order."""
     return row.completion_ids is None, row.completion_ids or (), row.finish or "~"
 

@@ -4,13 +4,13 @@ Families are YAML, packaged or the user's own; a family's members
 are each other's alternatives. Knows nothing of models or tokens.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from undertow.errors import ConfigError, shown
+from undertow.packaged import packaged
 from undertow.safe_yaml import parse_yaml, read_yaml
 
 PROMPT = (
@@ -81,6 +82,11 @@ class TraitFamily:
     def names(self) -> tuple[str, ...]:
         """Names of the members, in order."""
         return tuple(trait.name for trait in self.traits)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of all of it: a file may have changed under its name."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 def answer_spellings(trait: Trait) -> tuple[str, ...]:
@@ -177,9 +183,7 @@ def _spelled(word: str) -> Iterator[tuple[str, ...]]:
 
 def packaged_families() -> tuple[str, ...]:
     """Names of the families that come with the package."""
-    folder = files("undertow.traits")
-    names = (Path(item.name) for item in folder.iterdir())
-    return tuple(sorted(path.stem for path in names if path.suffix == ".yaml"))
+    return tuple(packaged("traits"))
 
 
 def load_family(name_or_path: str | Path) -> TraitFamily:
@@ -188,12 +192,11 @@ def load_family(name_or_path: str | Path) -> TraitFamily:
     Raises:
         ConfigError: No such family or file, or faults in it, all at once.
     """
-    text = str(name_or_path)
-    if text in packaged_families():
-        source = files("undertow.traits").joinpath(f"{text}.yaml")
-        return _family(parse_yaml(source.read_text(encoding="utf-8")), text)
+    text, ours = str(name_or_path), packaged("traits")
+    if text in ours:
+        return _family(parse_yaml(ours[text].read_text(encoding="utf-8")), text)
     if not text.endswith((".yaml", ".yml")):
-        known = shown(packaged_families())
+        known = shown(tuple(ours))
         fault = f"no such family; there are {known}, or name a .yaml file of your own"
         raise ConfigError(f"family {text!r}", [fault])
     return _family(read_yaml(Path(text)), text)
