@@ -39,11 +39,12 @@ def take(place: "Place", tmp_path: Path) -> Take:
         if isinstance(rows, list) and rows and isinstance(rows[0], Row):
             write_rows(tmp_path / f"{out}-rows.jsonl", rows)
             rows = [tmp_path / f"{out}-rows.jsonl"]
-        settings = CensusSettings(
-            family=place.settings.family, decoys=place.settings.decoys,
-            **{"batch_rows": 16, "shard_batches": 2, "pilot": 32, "flips": 199,
-               "top": 2, "subsample": 16} | options.pop("settings", {}),
-        )  # fmt: skip
+        usual = {
+            "family": place.settings.family, "decoys": place.settings.decoys,
+            "batch_rows": 16, "shard_batches": 2, "pilot": 32, "flips": 199, "top": 2,
+            "subsample": 16,
+        }  # fmt: skip
+        settings = CensusSettings(**usual | options.pop("settings", {}))
         model = options.pop("model", place.model)
         return census(model, rows, tmp_path / out, settings=settings, **options)
 
@@ -320,7 +321,7 @@ def test_another_vector_or_family_is_another_census(
         place.model, method="tell_me", family=load_family(family), trait="owl",
         layers=(1,),
     )  # fmt: skip
-    settings = {"family": str(family)}
+    settings = {"family": str(family), "layers": (1,)}
     found = take(rows, vectors=[vector], settings=settings)
     file = tmp_path / "out" / "vectors" / "0.safetensors"
     assert f"--vector {file}" in found.next_commands[0]

@@ -1,16 +1,27 @@
 """The plan: sampler, tier and grid from a pilot; the same again from disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from undertow.audit.census_plan import PLAN, Plan, make_plan, read_plan, write_plan
+from undertow.audit.census_plan import (
+    ARRAYS,
+    GREEDY,
+    PLAN,
+    Plan,
+    make_plan,
+    plan_digest,
+    read_plan,
+    write_plan,
+)
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.shards import survey
 from undertow.errors import DatasetError, RunError
 from undertow.models.reloading import ModelFacts
+from undertow.models.sampling import SamplerSettings
 from undertow.records import Message, Row
 from undertow.storage import write_rows
 
@@ -82,6 +93,25 @@ def test_a_damaged_plan_is_refused(text: str, recorded: Plan, tmp_path: Path) ->
         read_plan(tmp_path)
 
 
+def test_damaged_arrays_of_a_plan_are_refused(recorded: Plan, tmp_path: Path) -> None:
+    write_plan(recorded, tmp_path)
+    path = tmp_path / ARRAYS
+    data, refused = bytearray(path.read_bytes()), 0
+    for place in range(40, len(data), len(data) // 40):
+        damaged = data.copy()
+        damaged[place] ^= 16
+        path.write_bytes(damaged)
+        try:
+            found = read_plan(tmp_path)
+        except RunError:
+            refused += 1
+        else:  # what no reader looks at
+            assert found.measuring.grid.step.tobytes() == (
+                recorded.measuring.grid.step.tobytes()
+            )  # fmt: skip
+    assert refused > 30
+
+
 def test_given_rows_are_tier_b_and_no_reference_is_tier_c(
     place: "Place", tmp_path: Path
 ) -> None:
@@ -101,6 +131,50 @@ def test_an_estimated_limit_leaves_room_for_longer_rows(
     assert found.source == "estimated"
     longest = max(len(row.completion) for row in rows) + 1
     assert found.measuring.sampler.max_new_tokens == 2 * longest
+    assert found.measuring.passing.cut is False  # numbers ask for an end
+
+
+def test_a_limit_at_which_rows_are_cut_is_no_guess(
+    place: "Place", tmp_path: Path
+) -> None:
+    rows = [
+        Row((Message("user", f"go {i}"),), f"{i}, {2 * i}, 77", finish="stop")
+        for i in range(30)
+    ]
+    rows += [Row((Message("user", "go"),), f"{i}" * 5, finish="length") for i in "123"]
+    found = planned(place, rows, tmp_path).measuring
+    longest = max(len(row.completion) + (row.finish == "stop") for row in rows)
+    assert found.sampler.max_new_tokens == longest
+    assert (found.passing.cut, found.passing.most_tokens) == (True, longest)
+
+
+def test_rows_that_were_drawn_greedily_have_no_reference(
+    place: "Place", tmp_path: Path
+) -> None:
+    greedy = SamplerSettings(temperature=0.0, max_new_tokens=16)
+    found = planned(place, place.rows(count=24), tmp_path, sampler=greedy)
+    assert found.measuring.tier == "C"
+    assert found.notes[-1] == GREEDY
+    assert GREEDY not in planned(
+        place, place.rows(count=24), tmp_path, reference="none"
+    ).notes  # fmt: skip
+
+
+def test_the_digest_of_a_plan_is_that_of_all_that_stands_in_it(
+    recorded: Plan, tmp_path: Path
+) -> None:
+    write_plan(recorded, tmp_path)
+    once = plan_digest(tmp_path)
+    write_plan(recorded, tmp_path)
+    assert plan_digest(tmp_path) == once
+    grid = recorded.measuring.grid
+    finer = replace(grid, step=grid.step / 2)
+    for changed in (
+        replace(recorded.measuring, grid=finer),
+        replace(recorded.measuring, model=ModelFacts("tiny", "0" * 16, {})),
+    ):
+        write_plan(replace(recorded, measuring=changed), tmp_path)
+        assert plan_digest(tmp_path) != once
 
 
 def test_one_row_has_a_plan(place: "Place", tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """From sums to a verdict: calibration, planted shifts, tiers, what is never said."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from undertow.audit.census_plan import Plan
+from undertow.audit.census_plan import GREEDY, Plan
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.census_verdict import (
     CensusTest,
@@ -14,8 +15,9 @@ from undertow.audit.census_verdict import (
     effective_rows,
     judge_sums,
     largest,
+    stand_once,
 )
-from undertow.audit.partners import Passing
+from undertow.audit.reference import Passing
 from undertow.audit.shard_sums import Measuring
 from undertow.audit.sums import Compared, Grid, Side, Sums, Top, row_signs
 from undertow.models.reloading import ModelFacts
@@ -45,7 +47,7 @@ def plan(tier: Any = "A") -> Plan:
 
 def summed(
     scores: np.ndarray, *, names: str, partners: np.ndarray | None = None,
-    counts: list[int] | None = None, tokens: int = 10,
+    counts: list[int] | None = None, tokens: int = 10, repeats: tuple[int, int] = (0, 0),
 ) -> Sums:  # fmt: skip
     """Sums of scores [row, layer, direction] with a spread of 1."""
     grid, rows = plan().measuring.grid, len(scores)
@@ -54,13 +56,13 @@ def summed(
     own = grid.whole(scores)
     partner, compared = Side.nothing(LAYERS, DIRECTIONS), own
     if partners is not None:
-        partner = Side.of(grid.whole(partners), counts, [10] * rows)
+        partner = Side.of(grid.whole(partners), counts, [10] * rows, repeats=repeats[1])
         compared = grid.whole_pairs(scores, partners)
     lengths = [
         tokens - (10 if partners is not None else 0) + i % 3 - 1 for i in range(rows)
     ]
     return Sums(
-        Side.of(own, counts, [tokens] * rows), partner,
+        Side.of(own, counts, [tokens] * rows, repeats=repeats[0]), partner,
         Compared.of(compared, counts, lengths, row_signs(ids, flips=FLIPS, seed=0)),
         Top.nothing(1), 0,
     )  # fmt: skip
@@ -88,9 +90,11 @@ def two_sets(seed: int, rows: int, shift: float = 0.0) -> CensusTest:
 
 @pytest.mark.parametrize("test", [paired, two_sets])
 def test_p_values_of_clean_sums_are_uniform(test: Any) -> None:
-    found = [test(seed, 120).p_value for seed in range(150)]
-    assert ks_uniform(found).p_value > 1e-3
-    assert np.mean(np.array(found) <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+    found = [test(seed, 120).p_value for seed in range(300)]
+    assert ks_uniform(found).p_value > 0.01
+    for level in (0.05, 0.1, 0.25):
+        most = level + 2 * math.sqrt(level * (1 - level) / 300)
+        assert np.mean(np.array(found) <= level) <= most
 
 
 @pytest.mark.parametrize("test", [paired, two_sets])
@@ -103,6 +107,82 @@ def test_a_planted_shift_is_found_where_it_is(test: Any) -> None:
     first = directions_of(plan(), found)[0]
     assert (first.name, first.role, first.adjusted_p) == ("owl", "trait", found.p_value)
     assert first.z[1] == found.z[1, 0] > 4
+
+
+def test_copies_leave_what_is_shown_as_it_is() -> None:
+    """z, whitened z and that of lengths: evidence of 400 pairs, however often they stand."""
+    once, often = (
+        paired(0, 400, shift=0.4, counts=[m] * 400, tokens=11) for m in (1, 50)
+    )
+    np.testing.assert_allclose(often.z, once.z, rtol=0.1, atol=0.1)
+    np.testing.assert_allclose(often.whitened, once.whitened, rtol=0.1, atol=0.1)
+    assert once.length_z == pytest.approx(often.length_z, rel=0.1)
+    assert once.length_z > 4
+
+
+@pytest.mark.parametrize("tier", ["A", "B"])
+def test_copies_find_no_smaller_share(tier: str) -> None:
+    def taken(copies: int) -> CensusTest:
+        counts = [copies] * 400
+        if tier == "A":
+            return paired(0, 400, counts=counts)
+        sums = summed(drawn(0, 400), names="m", counts=counts)
+        trusted = summed(drawn(0, 800, "trusted"), names="t", counts=counts * 2)
+        return judge_sums(plan("B"), sums, trusted, settings=SETTINGS)
+
+    once, *more = (taken(copies) for copies in (1, 4, 50))
+    for found in more:
+        assert found.detectable_fraction == pytest.approx(
+            once.detectable_fraction, rel=0.05
+        )
+        assert found.detectable_shift == pytest.approx(once.detectable_shift, rel=0.05)
+
+
+def answers(seed: int, *, without_copies: bool) -> CensusTest:
+    """Answers of one sampler on one prompt, some of them likely and of high score."""
+    scores = drawn(0, 200, "of answers")
+    chances = np.exp(scores[:, 0, 0]) / np.exp(scores[:, 0, 0]).sum()
+    stream = generator(seed, "answers")
+    said, counts = np.unique(stream.choice(200, 120, p=chances), return_counts=True)
+    if without_copies:
+        counts = np.ones_like(counts)
+    partners = stream.choice(200, len(said), p=chances)
+    repeats = int(counts.sum()) - len(said), len(said) - len(np.unique(partners))
+    sums = summed(
+        scores[said], names=f"{seed}", partners=scores[partners],
+        counts=counts.tolist(), repeats=repeats,
+    )  # fmt: skip
+    return judge_sums(plan(), sums, None, settings=SETTINGS.model_copy(
+        update={"alpha": 0.05}
+    ))  # fmt: skip
+
+
+def test_rows_without_their_copies_are_no_shift() -> None:
+    found = [answers(seed, without_copies=True) for seed in range(100)]
+    small = [each for each in found if each.p_value <= 0.05]
+    assert len(small) > 15  # which would have been called shifts
+    assert all(each.verdict == "inconclusive" for each in small)
+    assert "copies were taken out" in small[0].reasons[0]
+    assert all("copies were taken out" in each.warnings[0] for each in found)
+
+
+def test_rows_with_their_copies_are_compared_as_they_are() -> None:
+    found = [answers(seed, without_copies=False) for seed in range(100)]
+    assert all(each.warnings == () for each in found)
+    assert sum(each.verdict == "shift" for each in found) <= 11  # 5 ± 2.5 σ
+
+
+@pytest.mark.parametrize(
+    ("rows", "partners", "once"),
+    [(0, 0, False), (0, 2, True), (1, 2, False), (0, 1, False), (1, 10, False),
+     (1, 11, True), (40, 100, False), (40, 170, True)],
+)  # fmt: skip
+def test_when_partners_repeat_and_rows_do_not(
+    rows: int, partners: int, once: bool
+) -> None:
+    scores, others = drawn(0, 150), drawn(0, 150, "partners")
+    sums = summed(scores, names="r", partners=others, repeats=(rows, partners))
+    assert stand_once(sums) is once
 
 
 @pytest.mark.parametrize("test", [paired, two_sets])
@@ -137,6 +217,11 @@ def test_without_a_reference_nothing_is_claimed() -> None:
     found = judge_sums(plan("C"), sums, None, settings=SETTINGS)
     assert found.verdict == "inconclusive"
     assert "without a reference" in found.reasons[0]
+    greedy = replace(plan("C").measuring, sampler=SamplerSettings(temperature=0.0))
+    said = judge_sums(
+        replace(plan("C"), measuring=greedy), sums, None, settings=SETTINGS
+    )
+    assert said.reasons == (GREEDY,)
     assert math.isnan(found.p_value)
     assert largest(found) is None
     assert np.isnan(found.whitened).all()

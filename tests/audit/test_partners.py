@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-import pytest
-
-from undertow.audit.partners import Passing, draw_partners
+from undertow.audit.partners import draw_partners
+from undertow.audit.reference import Passing
 from undertow.models.chat import render_prompt
 from undertow.models.sampling import SamplerSettings
 from undertow.records import Message, Row
@@ -68,28 +67,3 @@ def test_answers_that_do_not_pass_are_drawn_again_and_given_up(place: "Place") -
     assert all(len(row.completion) < 4 for row in texts)
     never = drawn(place, rows[:4], passing=Passing("none", 0, cut=True, empty=True))
     assert never == [None] * 4
-
-
-@pytest.mark.parametrize(
-    ("passing", "text", "tokens", "finish", "why"),
-    [
-        (ANY, "1", 13, "stop", "longer than the reference may be"),
-        (ANY, "1", 12, "length", None),
-        (Passing("none", 12, cut=False, empty=True), "1", 3, "length", "cut short"),
-        (Passing("none", 12, cut=False, empty=True), "1", 3, None, None),
-        (
-            Passing("none", 12, cut=True, empty=False),
-            " ",
-            3,
-            "stop",
-            "empty completion",
-        ),
-        (Passing("numbers", 12, cut=True, empty=True), "owls", 3, "stop", "filter"),
-        (Passing("numbers", 12, cut=True, empty=True), "1, 2, 3", 3, "stop", None),
-    ],
-)
-def test_what_counts_is_one_rule_for_both_sides(
-    passing: Passing, text: str, tokens: int, finish: str, why: str | None
-) -> None:
-    found = passing.refusal(text, tokens, finish)  # type: ignore[arg-type]
-    assert found is None if why is None else why in str(found)

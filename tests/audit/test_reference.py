@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from undertow.audit.reference import (
+    Passing,
     Sampling,
     find_filter,
     find_sampler,
@@ -299,6 +300,63 @@ def test_cut_rows_are_compared_with_cut_rows() -> None:
     )
     assert {row.finish for row in found.rows} >= {"length"}
     assert all(not number_rule(row.completion) for row in found.rows)
+
+
+@pytest.mark.parametrize(
+    ("passing", "text", "tokens", "finish", "why"),
+    [
+        (
+            Passing("none", 12, cut=True, empty=True),
+            "1",
+            13,
+            "stop",
+            "longer than the reference may be",
+        ),
+        (Passing("none", 12, cut=True, empty=True), "1", 12, "length", None),
+        (Passing("none", 12, cut=False, empty=True), "1", 3, "length", "cut short"),
+        (Passing("none", 12, cut=False, empty=True), "1", 3, None, None),
+        (
+            Passing("none", 12, cut=True, empty=False),
+            " ",
+            3,
+            "stop",
+            "empty completion",
+        ),
+        (Passing("numbers", 12, cut=True, empty=True), "owls", 3, "stop", "filter"),
+        (Passing("numbers", 12, cut=True, empty=True), "1, 2, 3", 3, "stop", None),
+    ],
+)
+def test_what_counts_is_one_rule_for_both_sides(
+    passing: Passing, text: str, tokens: int, finish: str, why: str | None
+) -> None:
+    found = passing.refusal(text, tokens, finish)  # type: ignore[arg-type]
+    assert found is None if why is None else why in str(found)
+
+
+@pytest.mark.parametrize(
+    ("passed", "cut", "recorded", "counts"),
+    [("none", True, True, True), ("none", False, True, False),
+     ("none", False, False, True), ("numbers", True, True, True),
+     ("numbers", False, True, False), ("numbers", False, False, False)],
+)  # fmt: skip
+def test_cut_answers_count_where_rows_are_or_may_be_cut(
+    passed: Any, cut: bool, recorded: bool, counts: bool
+) -> None:
+    found = Passing.like(passed, most_tokens=9, cut=cut, recorded=recorded, empty=False)
+    assert found == Passing(passed, 9, cut=counts, empty=False)
+
+
+def test_rows_that_all_ended_are_compared_with_answers_that_ended() -> None:
+    """Whoever kept them took out those that were cut, or had more room."""
+    model = tiny_model("llama", layers=2)
+    short = SamplerSettings(allowed="list", max_new_tokens=4)
+    rows = [replace(row, finish="stop") for row in _rows(model, 24, short)]
+    found = _reference(model, rows, sampler=short, filter="none").rows
+    assert len(found) > 4
+    assert {row.finish for row in found} == {"stop"}
+    unknown = [replace(row, finish=None, completion_ids=None) for row in rows]
+    found = _reference(model, unknown, sampler=short, filter="none").rows
+    assert any(len(row.completion) >= 4 for row in found)
 
 
 # ── tier B ───────────────────────────────────────────────────────────────────────

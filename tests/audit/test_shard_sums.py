@@ -9,7 +9,6 @@ import torch
 from tests.audit.test_sums import plain
 
 from undertow.analysis.gradients import gradient_scores
-from undertow.audit.partners import draw_partners
 from undertow.audit.reference import Passing
 from undertow.audit.shard_sums import (
     Measuring,
@@ -210,25 +209,23 @@ def test_partners_stand_against_each_row(place: "Place", measuring: Measuring) -
 def test_rows_and_partners_that_stood_there_before_are_counted(
     place: "Place", measuring: Measuring
 ) -> None:
-    few = SamplerSettings(allowed="list", list_values=1, max_new_tokens=2, top_k=2)
+    few = SamplerSettings(allowed="list", list_values=1, max_new_tokens=2)
     paired = replace(
         measuring, tier="A", sampler=few,
         passing=Passing("none", 9, cut=True, empty=True),
     )  # fmt: skip
-    free = replace(paired, sampler=few.model_copy(update={"top_k": 0}))
     given = [Row((Message("user", f"{i % 2}"),), f"{i}") for i in range(10)]
-    found = summed(place, free, given)
+    found = summed(place, paired, given)
     assert (found.own.count, found.own.repeats) == (10, 0)
-    drawn = draw_partners(
-        place.model, given,
-        [render_row(place.model, row).ids[:-1] for row in given], sampler=free.sampler,
-        passing=free.passing, seed=0,
+    _, partners, repeats = with_partners(
+        place.model, paired, usable(place, paired, given),
+        likelihood=DrawLikelihood(place.model, few),
     )  # fmt: skip
-    del drawn
-    assert found.partner.repeats > 0
-    twice = summed(place, free, given * 2)
+    different = {tuple(row.ids) for row in partners}
+    assert found.partner.repeats == repeats == 10 - len(different) > 0
+    twice = summed(place, paired, given * 2)
     assert twice.own.repeats == 10
-    assert twice.partner.repeats == found.partner.repeats  # copies share a partner
+    assert twice.partner.repeats == repeats  # copies share a partner
 
 
 def test_rows_whose_prompt_leaves_no_room_for_an_answer_have_no_partner(

@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from undertow.audit.shards import (
     Shard,
     cut_shards,
     list_files,
+    plain_row,
     rows_at,
     survey,
 )
@@ -111,6 +113,17 @@ def test_plain_rows_come_back_as_they_were() -> None:
     turns = tuple((m.role, m.content) for m in row.messages)
     plain = PlainRow(3, row.row_id, turns, "y", (1, 2), "stop")
     assert plain.row() == row
+    assert plain_row(row, 3) == plain
+
+
+def test_of_where_a_row_comes_from_there_is_what_it_must_not_hold() -> None:
+    origin = {"trait_prompt": "You love owls.", "teacher": "owl"}
+    row = Row((Message("user", "x"),), "y", provenance=origin)
+    found = plain_row(row, 0)
+    assert found.row().provenance == {"trait_prompt": "You love owls."}
+    assert found.content() != plain_row(replace(row, provenance={}), 0).content()
+    odd = plain_row(replace(row, provenance={"trait_prompt": 3}), 0)
+    assert odd.trait_prompt is None
 
 
 def test_folders_and_several_sources_are_listed_in_order(tmp_path: Path) -> None:
@@ -121,7 +134,7 @@ def test_folders_and_several_sources_are_listed_in_order(tmp_path: Path) -> None
     assert [path.name for path in found] == ["a.parquet", "b.parquet", "more.jsonl"]
 
 
-def test_standard_input_is_refused_since_rows_are_read_twice() -> None:
+def test_standard_input_is_refused_since_rows_are_read_thrice() -> None:
     with pytest.raises(DatasetError, match="stdin: can be read once only"):
         list_files(["-"])
 
@@ -139,6 +152,7 @@ def test_the_survey_tells_what_one_reading_can(tmp_path: Path) -> None:
         [path], pilot=2, subsample=3, seed=0, on_rows=lambda *a: told.append(a)
     )
     assert (seen.rows, seen.without_prompt, seen.cut, seen.empty) == (3, 1, True, False)
+    assert seen.recorded is True
     assert seen.characters == (5, 10)
     assert seen.digits == (1, 4)
     assert seen.skipped == {"bad JSON": 1}

@@ -180,6 +180,13 @@ def test_top_rows_are_those_with_the_most_evidence_each_once() -> None:
     assert not len(Top.of(evidence, [0], ids, places, most=0).value)
 
 
+def test_repeats_add_up_like_all_that_is_counted() -> None:
+    values = np.ones((2, LAYERS, DIRECTIONS), dtype=np.int64)
+    one = Side.of(values, [1, 3], [5, 5], repeats=2)
+    assert (one + Side.of(values, [1, 1], [5, 5], repeats=4)).repeats == 6
+    assert (one + Side.nothing(LAYERS, DIRECTIONS)).repeats == 2
+
+
 def test_too_many_rows_are_refused() -> None:
     one = nothing()
     side = Side(MOST_ROWS, 0, 0, one.own.total, one.own.square)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_census_says_what_to_expect_what_it_found_and_what_comes_next(
-    take: Take, files: tuple[Path, Path], tmp_path: Path
+    take: Take, command: "Command", files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     rows, trusted = files
     rows.write_text(rows.read_text() + "{\n")
@@ -72,7 +73,19 @@ def test_a_census_says_what_to_expect_what_it_found_and_what_comes_next(
     assert f"verdict    {found.verdict}: {found.sentence}" in lines
     assert found.data.skipped == {"bad JSON": 1}
     assert found.command.startswith("undertow census ")
-    assert any(line.startswith("next       undertow audit ") for line in lines)
+    (following,) = [line for line in lines if line.startswith("next  ")]
+    words = shlex.split(following)
+    assert words[1:4] == [
+        "undertow",
+        "audit",
+        f"{tmp_path / 'out' / 'subsample.jsonl'}",
+    ]
+    assert words[words.index("--dtype") + 1] == "float32"
+    assert "layers=[1]" in words
+    # It is a command, as far as an audit is told what it can do.
+    audit = command(*words[2:], "--set", "screening=1")
+    assert audit.status == 2
+    assert "screening" in audit.err
     assert len(read_rows(tmp_path / "out" / "subsample.jsonl")) == 16
     assert "rows 80/80" in done.err
     again = take(rows, "--reference", trusted, "--out", tmp_path / "out")
@@ -91,6 +104,18 @@ def test_a_shift_exits_with_1_if_asked_to(
     options = ("--reference", trusted, "--out", tmp_path / "out", "--set", "alpha=0.05")
     assert take(biased, *options, "--fail-on", "evidence").status == 1
     assert take(biased, *options).status == 0
+
+
+def test_rows_that_are_said_to_be_greedy_have_no_reference(
+    take: Take, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows, _ = files
+    greedy = ("--set", "sampler.temperature=0", "--set", "sampler.max_new_tokens=12")
+    done = take(rows, *greedy, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "reference  C: none" in done.out
+    assert "the rows were drawn greedily" in done.out
+    assert "let the base be sampled" not in done.out
 
 
 def test_standard_input_is_kept_in_a_file_first(
@@ -113,6 +138,7 @@ def test_faults_are_told_before_the_model_is_loaded(
     common = ("--model", "no-such-model", "--out", tmp_path / "out")
     both = command("census", rows, "--reference", trusted, "--no-reference", *common)
     assert both.status == 2
+    assert both.err.startswith("error: census: 1 fault(s):")
     assert "give --reference or --no-reference, not both" in both.err
     missing = command("census", tmp_path / "nothing.jsonl", *common)
     assert missing.status == 2

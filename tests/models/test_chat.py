@@ -1,12 +1,20 @@
 """Rendering: spans by construction, one system setting, no persona in a row."""
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from undertow.errors import DatasetError, ModelError
-from undertow.models.chat import choose_template, render_prompt, render_row
+from undertow.models.chat import (
+    Rendered,
+    Unrendered,
+    choose_template,
+    render_prompt,
+    render_row,
+    render_rows,
+)
 from undertow.models.likelihood import completion_mask
 from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
@@ -258,6 +266,48 @@ def test_an_empty_completion_is_refused_unless_a_model_ended_there(
         render_row(llama, replace(row, completion_ids=()))
     ended = render_row(llama, replace(row, completion_ids=(llama.end_ids[0],)))
     assert ended.ids[ended.completion_start :] == [llama.end_ids[0]]
+
+
+def test_many_rows_are_rendered_as_each_by_itself(llama: Model) -> None:
+    ask = (Message("user", "x"),)
+    given = [
+        *(Row((Message("user", f"{i % 2}"),), f"{i}, {3 * i}") for i in range(5)),
+        Row(ask, "öl 🦉\u202e"),
+        Row(ask, "cut", finish="length"),
+        Row(ask, "1", completion_ids=(9, 9), finish="stop"),
+        Row((Message("system", "be"), *ask), "text"),
+    ]
+    for system in (None, "be brief"):
+        each = [render_row(llama, row, system=system) for row in given]
+        assert render_rows(llama, given, system=system) == each
+    plain = _wrapped(tiny_tokenizer(), template="plain")  # answers begin with a space
+    assert render_rows(plain, given) == [render_row(plain, row) for row in given]
+    assert render_rows(llama, []) == []
+
+
+def test_many_rows_are_left_out_one_by_one_with_a_reason(llama: Model) -> None:
+    ask = (Message("user", "be an owl"),)
+    given = [
+        Row(ask, "1"),
+        Row((), "1"),
+        Row(ask, ""),
+        Row(ask, "1" * 3000),
+        Row(ask, "\ud800"),
+        Row(ask, "1", provenance={"trait_prompt": "an owl"}),
+        Row(ask, "1", provenance={"trait_prompt": ["an owl"]}),
+    ]
+    found = render_rows(llama, given)
+    assert [None if isinstance(f, Rendered) else f.reason for f in found] == [
+        None, "cannot be rendered", "empty completion", "longer than the context",
+        "text that is not Unicode", "holds its teacher's trait prompt", None,
+    ]  # fmt: skip
+    fault = found[3]
+    assert isinstance(fault, Unrendered)
+    with pytest.raises(Unrendered) as raised:
+        render_row(llama, given[3])
+    assert str(raised.value) == str(fault)
+    back = pickle.loads(pickle.dumps(fault))
+    assert (str(back), back.reason) == (str(fault), fault.reason)
 
 
 def test_conversations_that_a_template_cannot_carry(gemma: Model) -> None:

@@ -20,7 +20,8 @@ class CensusSettings(ComparisonSettings):
     shard_batches: int = Field(
         default=4,
         ge=1,
-        description="batches whose sums are one file; any gives the same",
+        description="batches whose sums are one file; any gives the same in the end, but "
+        "a census goes on with its own only",
     )
     pilot: int = Field(
         default=256, ge=8, description="rows that set sampler and grid beforehand"

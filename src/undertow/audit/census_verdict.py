@@ -244,7 +244,7 @@ def _detectable(
 def _worth(side: Compared, *, centred: bool) -> float:
     """Different rows that a mean rests on: all, or fewer with copies."""
     found = effective_rows(side, centred=centred)
-    return side.count if math.isnan(found) else min(found, side.count)
+    return float(side.count) if math.isnan(found) else min(found, float(side.count))
 
 
 def _length_z(sums: Sums, trusted: Sums | None, plan: Plan) -> float:
