@@ -10,6 +10,7 @@ and prints a table.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -128,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tier", choices=["A", "B"], default="B")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--core", type=float, default=None,
+                        help="operations a second of a core; not given: timed here")  # fmt: skip
     parser.add_argument("--h100", type=float, default=None,
                         help="operations a second of an H100, if measured")  # fmt: skip
     given = parser.parse_args(arguments)
@@ -142,12 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         taken(folder, model, rows, given.tier, reference, seed=given.seed)
         for rows in given.rows
     ]
-    here = timed_flops(dtype="float32", device="cpu")
-    devices = {"this processor": (here, "matrix product timed here")}
+    if given.core:
+        devices = {"processor core": (given.core, "float32 product, measured before")}
+    else:
+        here = timed_flops(dtype="float32", device="cpu")
+        devices = {"this processor": (here, "float32 product, timed here")}
     if given.h100:
         devices["H100"] = (given.h100, "bfloat16 matrix product, measured before")
     result = {
         "what": "census", "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks.census", *sys.argv[1:]]),
         "runs": runs, "peak_ratio": runs[-1]["peak_mib"] / runs[0]["peak_mib"],
         "table": extrapolated(devices), "tokens": _TOKENS, "share": SHARE,
         "decoding": DECODING, "prompt_tokens": _PROMPT,

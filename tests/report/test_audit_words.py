@@ -31,9 +31,7 @@ def test_nothing_found_by_a_test_of_unknown_power_says_little(
     none_found: Findings,
 ) -> None:
     blind = none_found.model_copy(update={"detectable_fraction": None})
-    assert "could not be computed, so that nothing was found says little" in plain(
-        blind
-    )
+    assert "a power of 80 %), so that nothing was found says little" in plain(blind)
 
 
 def test_the_other_verdicts_claim_no_more_than_they_may(

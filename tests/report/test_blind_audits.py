@@ -83,7 +83,7 @@ def test_the_table_has_the_truth_before_the_verdict(audited: Results) -> None:
     assert [cell.text for cell in clean][2:5] == ["no evidence found", "right", "0.40"]
     assert [cell.text for cell in unsure][3:6] == ["nothing claimed", "—", "—"]
     assert [cell.why for cell in unsure][4:6] == [
-        "no test could be made", "not computed"
+        "no test could be made", "no share would surely be found, or none was computed"
     ]  # fmt: skip
 
 

@@ -90,8 +90,8 @@ def plain_words(findings: Findings) -> str:
 def _would_have(findings: Findings) -> str:
     if not known(findings.detectable_fraction):
         return (
-            "How small a share of biased rows would have been found could not be "
-            "computed, so that nothing was found says little."
+            "No share of biased rows can be named that would have been found "
+            f"({why_undetectable(findings)}), so that nothing was found says little."
         )
     share = share_text(findings.detectable_fraction)
     return (
@@ -163,7 +163,7 @@ def _strength(findings: Findings) -> Fact:
 def _detectable(findings: Findings) -> Fact:
     name = "Smallest share it would have found"
     if not known(findings.detectable_fraction):
-        return Fact(name, MISSING, f"not computed: {why_undetectable(findings)}")
+        return Fact(name, MISSING, why_undetectable(findings))
     note = f"of the rows biased, with a power of {share_text(POWER)}"
     return Fact(name, share_text(findings.detectable_fraction), note)
 

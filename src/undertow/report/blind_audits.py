@@ -85,7 +85,10 @@ def _row(audit: AuditOutcome) -> Row:
         Cell(verdict_words(audit), audit.sentence),
         Cell(judged(audit), _foretold(audit), mark=_MARKS[judged(audit)]),
         _dashed(p_text(audit.p_value), "no test could be made"),
-        _dashed(share_text(audit.detectable_fraction), "not computed"),
+        _dashed(
+            share_text(audit.detectable_fraction),
+            "no share would surely be found, or none was computed",
+        ),
         Cell("report", href=audit.report),
     )
 
