@@ -31,8 +31,9 @@ _LENGTHS = 4.0  # z of the lengths from which on a difference is mentioned
 # alike, and fewer move no mean that is over a hundred times as many rows.
 _REPEATS, _SHARE = 7, 0.01
 _ONCE = (
-    "the base's answers repeat and the rows do not: copies were taken out of them, or they "
-    "were chosen, so that what is left is less likely than what the base draws"
+    "the base's answers repeat and the rows do not: either their copies were taken out, so "
+    "that what is left is less likely than what the base draws, or something that repeats "
+    "itself less wrote them; sums do not tell which"
 )
 
 Table = np.ndarray[Any, np.dtype[np.float64]]
