@@ -9,7 +9,6 @@ import pytest
 
 from undertow.audit.census_plan import (
     ARRAYS,
-    GREEDY,
     PLAN,
     Plan,
     make_plan,
@@ -18,6 +17,7 @@ from undertow.audit.census_plan import (
     write_plan,
 )
 from undertow.audit.census_settings import CensusSettings
+from undertow.audit.reference import GREEDY
 from undertow.audit.shards import survey
 from undertow.errors import DatasetError, RunError
 from undertow.models.reloading import ModelFacts

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undertow.audit.census_plan import GREEDY, Plan
+from undertow.audit.census_plan import Plan
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.census_verdict import (
     CensusTest,
@@ -17,7 +17,7 @@ from undertow.audit.census_verdict import (
     largest,
     stand_once,
 )
-from undertow.audit.reference import Passing
+from undertow.audit.reference import GREEDY, Passing
 from undertow.audit.shard_sums import Measuring
 from undertow.audit.sums import Compared, Grid, Side, Sums, Top, row_signs
 from undertow.models.reloading import ModelFacts

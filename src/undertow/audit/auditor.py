@@ -24,6 +24,7 @@ from undertow.audit.meter import Meter
 from undertow.audit.others import Others
 from undertow.audit.planting import planted_power
 from undertow.audit.reference import (
+    GREEDY,
     Filter,
     Reference,
     Sampling,
@@ -42,7 +43,7 @@ from undertow.errors import DatasetError
 from undertow.findings import Findings, Forecast
 from undertow.interventions.prompting import trait_prompt
 from undertow.interventions.steering import SteeringVector, check_vector
-from undertow.models.chat import Rendered, render_row
+from undertow.models.chat import Rendered, Unrendered, render_row
 from undertow.models.loading import Model
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row
@@ -280,7 +281,9 @@ def usable_rows(
             render_row(model, different[name], system=settings.system,
                        trait_prompt=max(personas, key=len))  # fmt: skip
         except DatasetError as error:
-            reason = _reason(str(error))
+            reason = (
+                error.reason if isinstance(error, Unrendered) else "cannot be rendered"
+            )
             first = first or str(error)
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
@@ -291,16 +294,6 @@ def usable_rows(
     if not found:
         raise DatasetError(f"none of {len(rows)} rows can be audited: {first}")
     return found, skipped
-
-
-def _reason(message: str) -> str:
-    if "empty completion" in message:
-        return "empty completion"
-    if "without a single message" in message:
-        return "no prompt"
-    if "context" in message:
-        return "longer than the context"
-    return "cannot be rendered"
 
 
 def _reference(
@@ -318,7 +311,7 @@ def _reference(
         usable, _ = usable_rows(model, trusted, settings)
         return trusted_reference(rows, usable)
     if settings.reference == "none" or sampling.sampler.temperature == 0:
-        greedy = ("the rows were drawn greedily: the base would always say the same",)
+        greedy = (GREEDY,)
         return Reference(
             tier="C", notes=greedy if sampling.sampler.temperature == 0 else ()
         )

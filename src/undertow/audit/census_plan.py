@@ -17,6 +17,7 @@ from undertow.analysis.gradients import gradient_scores
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.partners import draw_partners
 from undertow.audit.reference import (
+    GREEDY,
     Filter,
     Passing,
     Sampling,
@@ -42,7 +43,6 @@ from undertow.storage import file_sha256, read_json, replacing, write_json
 from undertow.traits import load_family
 
 PLAN, ARRAYS = "plan.json", "plan.npz"
-GREEDY = "the rows were drawn greedily: the base would always say the same"
 _PERSONA_PROMPTS = 16
 _FEWEST = 2
 

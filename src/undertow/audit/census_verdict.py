@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats as distributions
 
-from undertow.audit.census_plan import GREEDY, Plan
+from undertow.audit.census_plan import Plan
 from undertow.audit.census_settings import CensusSettings
+from undertow.audit.reference import GREEDY
 from undertow.audit.sums import Compared, Side, Sums
 from undertow.findings import CensusDirection
 from undertow.stats.flip_sums import (

@@ -16,8 +16,9 @@ from undertow.audit.meter import AGAIN, Array, Meter, OnRows
 from undertow.audit.reference import (
     ATTEMPTS,
     Filter,
+    Passing,
     Reference,
-    cut_and_empty,
+    passing_beside,
     prompt_digest,
     sampled_reference,
     without_partner,
@@ -68,7 +69,7 @@ class Draw:
     rows: tuple[Row, ...]
     passed: Filter
     seed: int
-    like: tuple[bool, bool]
+    passing: Passing
 
 
 # ── parts of a reference ─────────────────────────────────────────────────────────
@@ -152,7 +153,7 @@ def draw_reference(draw: Draw) -> Reference:
     """What the base answers to a draw's prompts."""
     return sampled_reference(
         same_model(draw.model), draw.rows, sampler=draw.sampler, filter=draw.passed,
-        seed=draw.seed, system=draw.system, like=draw.like,
+        seed=draw.seed, system=draw.system, passing=draw.passing,
     )  # fmt: skip
 
 
@@ -209,10 +210,10 @@ class Others:
         """Tier A, as `audit.reference.sampled_reference` would sample it here."""
         calls = _PARTS * self.executor.slots(self.needs)
         parts = prompt_parts(rows, min(calls, max(1, len(rows) // _LEAST)))
-        like = cut_and_empty(rows)
+        passing = passing_beside(rows, passed, sampler)
         draws = (
             Draw(self.facts(model), sampler, system, tuple(rows[i] for i in places),
-                 passed, seed, like)
+                 passed, seed, passing)
             for places in parts
         )  # fmt: skip
         found = []

@@ -34,6 +34,7 @@ Source = Literal["given", "recorded", "estimated", "unknown"]
 Filter = Literal["numbers", "none"]
 
 ATTEMPTS = 6
+GREEDY = "the rows were drawn greedily: the base would always say the same"
 """Draws after which a prompt has no answer that counts."""
 _TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 # Cuts that people set; the one above what was seen is taken, so no row lies beyond.
@@ -346,7 +347,7 @@ def sampled_reference(
     system: str | None = None,
     persona: str | None = None,
     batch_size: int | None = None,
-    like: tuple[bool, bool] | None = None,
+    passing: Passing | None = None,
     on_rows: Callable[[int, int, int], None] | None = None,
 ) -> Reference:
     """Tier A: one row of the base for each audited row, on the same prompt.
@@ -366,16 +367,12 @@ def sampled_reference(
         system: System setting, as for the audited rows.
         persona: Text of a prompted teacher, for rows that are planted.
         batch_size: Rows decoded together; None: what suits the device.
-        like: Whether answers may be cut off, and be empty, as `cut_and_empty` says of
-            all rows, where these are a part of them; None asks these.
+        passing: Which answers count, as `passing_beside` says of all rows, where these
+            are a part of them; None asks these.
         on_rows: Called with (rows found, rows in all, tokens drawn since the last call).
     """
     names = _occurrences(rows)
-    cut, empty = like or cut_and_empty(rows)
-    passing = Passing.like(
-        filter, most_tokens=sampler.max_new_tokens, cut=cut, empty=empty,
-        recorded=any(row.finish is not None for row in rows),
-    )  # fmt: skip
+    passing = passing or passing_beside(rows, filter, sampler)
     prompts = [
         render_prompt(model, row.messages, system=system, trait_prompt=persona)
         for row in rows
@@ -412,12 +409,16 @@ def sampled_reference(
     )  # fmt: skip
 
 
-def cut_and_empty(rows: Sequence[Row]) -> tuple[bool, bool]:
-    """Whether one of the rows was cut off, and whether one is empty."""
-    return (
-        any(row.finish == "length" for row in rows),
-        any(not row.completion.strip() for row in rows),
-    )
+def passing_beside(
+    rows: Sequence[Row], passed: Filter, sampler: SamplerSettings
+) -> Passing:
+    """Which answers of the base count beside these rows."""
+    return Passing.like(
+        passed, most_tokens=sampler.max_new_tokens,
+        cut=any(row.finish == "length" for row in rows),
+        recorded=any(row.finish is not None for row in rows),
+        empty=any(not row.completion.strip() for row in rows),
+    )  # fmt: skip
 
 
 def without_partner(count: int, passed: Filter) -> tuple[str, ...]:
