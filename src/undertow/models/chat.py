@@ -173,9 +173,10 @@ def render_prompt(
             the template refuses the turns.
     """
     if not messages:
-        raise DatasetError(
+        raise Unrendered(
             "a conversation without a single message is no prompt; give it an empty "
-            "user turn"
+            "user turn",
+            "no prompt",
         )
     template = model.template
     turns = _with_system(template, messages, system, trait_prompt)
@@ -294,7 +295,10 @@ def _rendered_or_not(
             prompts[row.messages] = _prompt_or_not(model, row.messages, system)
         prompt = prompts[row.messages]
         if isinstance(prompt, DatasetError):
-            raise Unrendered(f"row {row.row_id}: {prompt}", "cannot be rendered")
+            told = prompt.reason if isinstance(prompt, Unrendered) else None
+            raise Unrendered(
+                f"row {row.row_id}: {prompt}", told or "cannot be rendered"
+            )
         if not prompt:
             raise Unrendered(f"row {row.row_id}: its prompt is no token", "no prompt")
         answer = completion_tokens(model, row) if ids is None else (
