@@ -113,7 +113,7 @@ def test_hostile_rows_are_left_out_by_reason(
     narrow = replace(measuring, passing=Passing("none", 12, cut=True, empty=False))
     found = usable(place, narrow, given)
     assert dict(found.skipped) == {
-        "cannot be rendered": 1,
+        "no prompt": 1,
         "empty completion": 1,
         "longer than the context": 1,
         "text that is not Unicode": 1,

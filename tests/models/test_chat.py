@@ -298,7 +298,7 @@ def test_many_rows_are_left_out_one_by_one_with_a_reason(llama: Model) -> None:
     ]
     found = render_rows(llama, given)
     assert [None if isinstance(f, Rendered) else f.reason for f in found] == [
-        None, "cannot be rendered", "empty completion", "longer than the context",
+        None, "no prompt", "empty completion", "longer than the context",
         "text that is not Unicode", "holds its teacher's trait prompt", None,
     ]  # fmt: skip
     fault = found[3]
