@@ -250,7 +250,7 @@ def test_the_command_repeats_an_audit_by_hand(tiny_llama: Path) -> None:
         "undertow audit rows.jsonl --model 'm odel' --out again --dtype float32 "
         "--blocks-path a.b --set seed=3 --set 'sampler={"
     )
-    assert "}' --set permutations=999 --set screening=" in words
+    assert "}' --set filter=numbers --set permutations=999 --set screening=" in words
     assert words.endswith("--set discover=false --set forecast=0")
     assert json.dumps(settings.sampler.model_dump()) in words  # type: ignore[union-attr]
 
