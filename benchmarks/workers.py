@@ -17,11 +17,11 @@ from undertow.execution.ray_cluster import ray_cluster
 from undertow.experiment import Recipe, run_experiment
 from undertow.runs import provenance
 
-CELLS = ("owl", "wolf", "penguin", "otter")
+CELLS = ("owl", "wolf", "penguin", "otter", "eagle")
 
 
 def recipe(model: str) -> Recipe:
-    """Four cells that do not need each other, beside their control."""
+    """Cells that do not need each other, beside their control."""
     return Recipe.model_validate(
         {
             "title": "cells", "question": "how fast?", "model": {"name": model},

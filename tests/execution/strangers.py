@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from undertow.errors import RunError
-from undertow.execution.executor import Answer, Given, Needs
+from undertow.execution.executor import Answer, Given, Later, Needs
 
 
 @dataclass
@@ -29,13 +30,26 @@ class Strangers:
     def map(
         self,
         function: Callable[[Given], Answer],
-        values: Iterable[Given],
+        values: Iterable[Given | Later],
         *,
         needs: Needs,
     ) -> Iterator[tuple[int, Answer]]:
-        """Calls a function on every value, the last one first."""
-        for place, value in reversed(list(enumerate(values))):
-            if len(self.called) == self.fails_at:
-                raise RunError("the cluster was lost")
-            self.called.append(value)
-            yield place, function(value)
+        """Calls a function on the values that there are, the last one first."""
+        rest, places = iter(values), count()
+        while batch := self._taken(rest, places):
+            for place, value in reversed(batch):
+                if len(self.called) == self.fails_at:
+                    raise RunError("the cluster was lost")
+                self.called.append(value)
+                yield place, function(value)
+
+    def _taken(
+        self, rest: Iterator[Given | Later], places: Iterator[int]
+    ) -> list[tuple[int, Given]]:
+        """Values until there are no more for now."""
+        taken: list[tuple[int, Given]] = []
+        for value in rest:
+            if isinstance(value, Later):
+                break
+            taken.append((next(places), value))
+        return taken

@@ -29,8 +29,8 @@ def _names(phases: Any) -> list[list[tuple[str, str]]]:
 def test_phases_of_a_small_grid(recipe: Make) -> None:
     small = recipe(seeds=[0], teachers=[STEER])
     assert _names(_plan(small).phases()) == [
-        [("base", "noise-0/base/readout")],
-        [("teacher", "noise-0/vectors/steer-owl")],
+        [("origin", "provenance")],
+        [("base", "noise-0/base/readout"), ("teacher", "noise-0/vectors/steer-owl")],
         [],
         [("rows", "noise-0/seed-0/control/rows"), ("rows", "noise-0/seed-0/steer-owl/rows")],
         [("channel", "noise-0/seed-0/steer-owl/channel"),
@@ -46,19 +46,20 @@ def test_phases_of_a_small_grid(recipe: Make) -> None:
 def test_what_is_done_is_no_job(recipe: Make) -> None:
     small = recipe(seeds=[0], teachers=[STEER])
     every = [name for phase in _names(_plan(small).phases()) for _, name in phase]
+    assert not any(_plan(small, *every).phases())
+    every.remove("provenance")
     left = [each for phase in _plan(small, *every).phases() for each in phase]
-    assert [job.verb for job in left] == ["base"], "the provenance is not there"
-    assert not any(_plan(small, *every, "provenance").phases())
+    assert [job.verb for job in left] == ["origin"]
 
 
 def test_a_clean_base_serves_all_seeds_and_a_noised_one_its_own(recipe: Make) -> None:
     both = recipe(seeds=[0, 1], teachers=[STEER])
-    first = next(_plan(both).phases())
-    assert [job.name for job in first] == ["noise-0/base/readout"]
-    noised = next(_plan(both, noise=0.1, seeds=[1]).phases())
-    assert [job.stages for job in noised] == [
-        ("noise-0.1/seed-1/base/readout", "provenance", "noise-0.1/seed-1/noise")
-    ]
+    start, first, *_ = _names(_plan(both).phases())
+    assert start == [("origin", "provenance")]
+    assert ("base", "noise-0/base/readout") in first
+    noised, read, *_ = _plan(both, noise=0.1, seeds=[1]).phases()
+    assert [job.stages for job in noised] == [("noise-0.1/seed-1/noise", "provenance")]
+    assert read[0].stages == ("noise-0.1/seed-1/base/readout",)
 
 
 def test_students_alike_are_trained_side_by_side(recipe: Make, way: Way) -> None:

@@ -401,7 +401,7 @@ def _report(name: str) -> Feed:
             (folder / other).unlink(missing_ok=True)
         (folder / name).write_bytes(data)
         with mock.patch.object(sys, "stdout", io.StringIO()):
-            report(folder)
+            report(str(folder))
         page = (folder / "report.html").read_text(encoding="utf-8")
         check_page(page)
         check_tables(folder)

@@ -250,8 +250,10 @@ class Meter:
         on_rows: OnRows | None,
     ) -> Array:
         memory = self._logprobs.setdefault(name, {})
-        if name == BASE:  # the pass for scores has read the base's already
-            memory.update({i: fact[0] for i, fact in self._facts.items()})
+        if name == BASE:  # the pass for scores may have read the base's already
+            for row_id, (total, _) in self._facts.items():
+                # What was used once stays: a later pass differs by rounding.
+                memory.setdefault(row_id, total)
         todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
         for part, found in self._read(todo, name, hypothesis, on_rows) if todo else ():
             self.passes += len(part)

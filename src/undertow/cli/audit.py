@@ -11,6 +11,7 @@ import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
+from undertow.cli.places import FindingsOut, opened_place
 from undertow.cli.where import Where, others
 from undertow.errors import ConfigError, RunError
 
@@ -91,7 +92,7 @@ def audit(
     *,
     loading: Loading,
     comparison: Comparison,
-    out: Annotated[Path, typer.Option(help="Folder for the findings.")],
+    out: FindingsOut,
     vector: Vectors = None,
     confirm: Annotated[
         int, typer.Option(min=0, help="Updates of canary students that measure it.")
@@ -115,14 +116,40 @@ def audit(
     Settings of --set: alpha, family, decoys, seed, max_rows, layers, system, sampler.*,
     filter, screening, fresh, race_passes, naming_passes, planted, forecast, triage.
     """
-    from undertow.audit.auditor import run_audit
     from undertow.audit.files import write_findings
-    from undertow.interventions.steering import load_vector
-    from undertow.storage import take_rows
+    from undertow.report.audit_card import write_audit_card
 
     comparison.check("audit", divide)
     settings = _settings(comparison, confirm, overrides or [])
-    sources = opened(rows, out)
+    with opened_place(out) as folder:
+        sources = opened(rows, folder)
+        findings, audited = _audit(
+            sources, folder, settings, loading, comparison, vector or [], where
+        )
+        write_findings(findings, audited, folder)
+        if divide is not None:
+            _divide(sources, folder, divide, comparison, audited)
+        _say(findings, folder)
+        if card:
+            say(f"card       {write_audit_card(findings, folder / 'card.md')}")
+    if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
+        raise typer.Exit(1)
+
+
+def _audit(
+    sources: list[str | Path],
+    out: Path,
+    settings: "AuditSettings",
+    loading: Loading,
+    comparison: Comparison,
+    vector: list[Path],
+    where: Where,
+) -> "tuple[Findings, Audited]":
+    """Reads the rows, says what is to be expected, and audits them."""
+    from undertow.audit.auditor import run_audit
+    from undertow.interventions.steering import load_vector
+    from undertow.storage import take_rows
+
     take = partial(
         take_rows, columns=comparison.columns(), limit=settings.max_rows,
         seed=settings.seed,
@@ -130,25 +157,15 @@ def audit(
     found = take(sources, split=comparison.split)
     trusted = take(comparison.reference).rows if comparison.reference else None
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
-    vectors = [load_vector(path) for path in vector or []]
+    vectors = [load_vector(path) for path in vector]
     with where.opened() as (executor, needs):
         model = loading.load()
         with progress() as tell:
-            findings, audited = run_audit(
+            return run_audit(
                 model, found.rows, reference=trusted, settings=settings,
                 vectors=vectors, origin=_origin(found), directory=out, progress=tell,
                 others=others(executor, needs, loading),
             )  # fmt: skip
-    write_findings(findings, audited, out)
-    if divide is not None:
-        _divide(sources, out, divide, comparison, audited)
-    _say(findings, out)
-    if card:
-        from undertow.report.audit_card import write_audit_card
-
-        say(f"card       {write_audit_card(findings, out / 'card.md')}")
-    if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
-        raise typer.Exit(1)
 
 
 def _settings(

@@ -4,13 +4,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import Loading, Set, expanded
+from undertow.cli.places import Out, opened_place
 from undertow.cli.where import Where, others
 from undertow.errors import ConfigError
 
@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="How well does undertow's own work 
 def audit(
     *,
     loading: Loading,
-    out: Annotated[Path, typer.Option(help="Folder; the same one continues.")],
+    out: Out,
     preset: Annotated[
         Literal["tiny", "standard"],
         typer.Option(help="Sizes to start from; --set changes them."),
@@ -69,20 +69,21 @@ def audit(
         overrides=overrides or [],
     )  # fmt: skip
     auditors = _auditors(auditor)
-    with where.opened() as (executor, needs), progress() as tell:
-        model = loading.load()
-        second = None if other is None else load_model(
-            other, device=loading.device, template=other_template
-        )  # fmt: skip
-        result = run_benchmark(
-            model, settings, auditors=auditors, other=second, directory=out,
-            command=shlex.join(["undertow", *sys.argv[1:]]), again=again,
-            others=others(executor, needs, loading), progress=tell,
-        )  # fmt: skip
-    for line in result_table(result):
-        say(line)
-    say(f"benchmark  {out / 'benchmark.json'}")
-    say(f"audits     {out / 'audits.jsonl'}")
+    with opened_place(out) as folder:
+        with where.opened() as (executor, needs), progress() as tell:
+            model = loading.load()
+            second = None if other is None else load_model(
+                other, device=loading.device, template=other_template
+            )  # fmt: skip
+            result = run_benchmark(
+                model, settings, auditors=auditors, other=second, directory=folder,
+                command=shlex.join(["undertow", *sys.argv[1:]]), again=again,
+                others=others(executor, needs, loading), progress=tell,
+            )  # fmt: skip
+        for line in result_table(result):
+            say(line)
+        say(f"benchmark  {folder / 'benchmark.json'}")
+        say(f"audits     {folder / 'audits.jsonl'}")
 
 
 def _auditors(names: list[str] | None) -> "dict[str, MakeAuditor]":

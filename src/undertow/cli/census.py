@@ -11,6 +11,7 @@ import typer
 from undertow.cli.audit import TIERS, Comparison, opened
 from undertow.cli.console import progress, say
 from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
+from undertow.cli.places import FindingsOut, opened_place
 from undertow.cli.where import Where
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def census(
     *,
     loading: Loading,
     comparison: Comparison,
-    out: Annotated[Path, typer.Option(help="Folder for sums and findings.")],
+    out: FindingsOut,
     vector: Vectors = None,
     fail_on: FailOn = "never",
     overrides: Set = None,
@@ -50,22 +51,22 @@ def census(
     settings = check_settings(
         CensusSettings, comparison.settings(), where="census", overrides=overrides or []
     )
-    sources = opened(rows, out)
     vectors = [load_vector(path) for path in vector or []]
     greedy = settings.sampler is not None and settings.sampler.temperature == 0
     tier: Tier = "B" if comparison.reference else "A"
     if comparison.no_reference or (greedy and tier == "A"):
         tier = "C"
-    with where.opened() as (executor, needs), progress() as tell:
-        found = take_census(
-            loading.load, sources, out, reference=comparison.reference or [],
-            settings=settings, vectors=vectors, columns=comparison.columns(),
-            split=comparison.split, loading=loading.options(), executor=executor,
-            needs=needs,
-            on_survey=partial(_foretell, loading, tier),
-            command=shlex.join(["undertow", *sys.argv[1:]]), progress=tell,
-        )  # fmt: skip
-    _say(found, out)
+    with opened_place(out) as folder:
+        sources = opened(rows, folder)
+        with where.opened() as (executor, needs), progress() as tell:
+            found = take_census(
+                loading.load, sources, folder, reference=comparison.reference or [],
+                settings=settings, vectors=vectors, columns=comparison.columns(),
+                split=comparison.split, loading=loading.options(), executor=executor,
+                needs=needs, on_survey=partial(_foretell, loading, tier),
+                command=shlex.join(["undertow", *sys.argv[1:]]), progress=tell,
+            )  # fmt: skip
+        _say(found, folder)
     if fail_on == "evidence" and found.verdict == "shift":
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ import typer
 from undertow.cli.completion import recipe_names
 from undertow.cli.console import JsonFlag, progress, say, say_json
 from undertow.cli.options import Set, expanded
+from undertow.cli.places import Directory, Out, opened_place
 from undertow.cli.tracking import Track, check, tracking
 from undertow.cli.where import Where
 from undertow.errors import ConfigError, RunError, shown
@@ -52,7 +53,7 @@ def run(
         typer.Argument(help="YAML file or packaged name.", autocompletion=recipe_names),
     ],
     *,
-    out: Annotated[Path, typer.Option(help="Run directory.")],
+    out: Out,
     overrides: Set = None,
     allow_cpu: Annotated[
         bool, typer.Option(help="Run a recipe that is marked as needing a GPU.")
@@ -69,15 +70,11 @@ def run(
     where: Where,
 ) -> None:
     """Runs a recipe; the same command continues an interrupted run."""
-    _run(
-        recipe_path(recipe),
-        out,
-        overrides or [],
-        allow_cpu=allow_cpu,
-        together=together,
-        track=track,
-        where=where,
-    )
+    with opened_place(out) as folder:
+        _run(
+            recipe_path(recipe), folder, overrides or [], allow_cpu=allow_cpu,
+            together=together, track=track, where=where,
+        )  # fmt: skip
 
 
 def demo(
@@ -230,7 +227,7 @@ def audit_lines(audits: "Sequence[AuditOutcome]") -> list[str]:
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    directory: Directory,
     *,
     out: Annotated[
         Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
@@ -243,14 +240,16 @@ def report(
     ] = False,
 ) -> None:
     """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it."""
-    target = out or directory / "report.html"
-    if (directory / "audit.json").exists():
-        page = _draw_audit(directory / "audit.json", target, card=card)
-    elif card:
-        raise RunError(f"{directory}: --card is for audits, and there is no audit.json")
-    else:
-        page = _draw_run(directory, target)
-    say(str(page))
+    with opened_place(directory) as folder:
+        target = out or folder / "report.html"
+        if (folder / "audit.json").exists():
+            page = _draw_audit(folder / "audit.json", target, card=card)
+        elif card:
+            fault = f"{folder}: --card is for audits, and there is no audit.json"
+            raise RunError(fault)
+        else:
+            page = _draw_run(folder, target)
+        say(str(page))
 
 
 def _draw_run(directory: Path, target: Path) -> Path:

@@ -8,10 +8,17 @@ nothing of Ray, files or models.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar, runtime_checkable
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
+
+
+class Later(Enum):
+    """Says that what comes next depends on an answer that is not there yet."""
+
+    NOT_YET = "not yet"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Executor(Protocol):
     def map(
         self,
         function: Callable[[Given], Answer],
-        values: Iterable[Given],
+        values: Iterable[Given | Later],
         *,
         needs: Needs,
     ) -> Iterator[tuple[int, Answer]]:
@@ -59,6 +66,8 @@ class Executor(Protocol):
             function: At the top of a module, so that other processes can import it. Calls
                 may be made twice, when a machine is lost: it changes nothing outside.
             values: Taken a few at a time as calls are made, so there may be any number.
+                `Later` is no value: they are asked for more after the next answer, and
+                are at an end if no call is under way.
             needs: Of one call.
 
         Raises:

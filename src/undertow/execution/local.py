@@ -6,7 +6,7 @@ The executor of everything that is not told otherwise.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from undertow.execution.executor import Answer, Given, Needs
+from undertow.execution.executor import Answer, Given, Later, Needs
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Here:
     def map(
         self,
         function: Callable[[Given], Answer],
-        values: Iterable[Given],
+        values: Iterable[Given | Later],
         *,
         needs: Needs,  # noqa: ARG002 (part of the protocol)
     ) -> Iterator[tuple[int, Answer]]:
         """Calls a function on every value, in order; gives (place, answer)."""
         for place, value in enumerate(values):
+            if isinstance(value, Later):
+                return  # no answer is under way
             yield place, function(value)

@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module, metadata
+from itertools import count, takewhile
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from undertow.errors import MissingDependencyError, RunError, UndertowError, visible
-from undertow.execution.executor import Answer, Given, Needs
+from undertow.execution.executor import Answer, Given, Later, Needs
 
 ADDRESS = "RAY_ADDRESS"
 _ALIKE = ("undertow", "torch", "transformers", "tokenizers", "numpy")
@@ -65,7 +66,7 @@ class RayCluster:
     def map(
         self,
         function: Callable[[Given], Answer],
-        values: Iterable[Given],
+        values: Iterable[Given | Later],
         *,
         needs: Needs,
     ) -> Iterator[tuple[int, Answer]]:
@@ -79,11 +80,13 @@ class RayCluster:
             options["memory"] = needs.memory_bytes
         task = ray.remote(**options)(function)
         waiting: dict[Any, int] = {}
-        rest = enumerate(values)
+        rest, places = iter(values), count()
         try:
             while True:
-                for place, value in rest:
-                    waiting[task.remote(value)] = place
+                for value in takewhile(
+                    lambda value: not isinstance(value, Later), rest
+                ):
+                    waiting[task.remote(value)] = next(places)
                     if len(waiting) >= ahead:
                         break
                 if not waiting:

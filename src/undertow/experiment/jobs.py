@@ -94,7 +94,7 @@ class Plan:
     def phases(self) -> Iterator[list[Job]]:
         """Jobs that are not done, phase by phase; each is listed when it is reached."""
         every = [
-            (self._bases,), (self._teachers,), (self._answers,), (self._rows,),
+            (self._starts,), (self._bases, self._teachers), (self._answers,), (self._rows,),
             (self._channels, self._divergences, self._teacher_readouts),
             (self._students,), (self._readouts, self._emergences),
             (self._cells, self._causes, self._gradients),
@@ -186,12 +186,15 @@ class Plan:
         plans = lesson_plans(self._grid()).values()
         return ((seed, plan) for seed in self.seeds for plan in plans)
 
-    def _bases(self) -> Iterator[Job]:
+    def _starts(self) -> Iterator[Job]:
+        """Where the bases come from, before anything is said of them."""
         for seed in self.seeds:
             noise = [f"{self._place(seed)}/noise"] if self.noise else []
-            yield self._job(
-                "base", seed, [""], f"{self._shared(seed)}/base/readout", ORIGIN, *noise
-            )
+            yield self._job("origin", seed, [""], *noise, ORIGIN)
+
+    def _bases(self) -> Iterator[Job]:
+        for seed in self.seeds:
+            yield self._job("base", seed, [""], f"{self._shared(seed)}/base/readout")
 
     def _origins(self) -> Iterator[Job]:
         yield self._job("origin", self.seeds[0], [""], WRITER)

@@ -5,17 +5,19 @@ payload is there. What there is to do is `experiment.jobs`' business, how it is 
 `experiment.work`'s, what the payloads mean together `experiment.summary`'s.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from undertow.config import dump_settings, load_settings
 from undertow.errors import ConfigError
-from undertow.execution.executor import Executor, Needs
+from undertow.execution.executor import Executor, Later, Needs
 from undertow.execution.local import Here
 from undertow.experiment.audits import is_audited
 from undertow.experiment.bases import keep_provenance, keep_writer, load, prepared
 from undertow.experiment.elsewhere import Order, work
-from undertow.experiment.jobs import Job, Plan, audit_phases
+from undertow.experiment.flow import Flow
+from undertow.experiment.jobs import Job, Plan, Verb, audit_phases
 from undertow.experiment.parcels import accept, pack
 from undertow.experiment.recipe import Recipe
 from undertow.experiment.stages import Base, Progress, place_of, with_questions
@@ -234,28 +236,32 @@ def _run_there(
     side = together or (_SIDE_BY_SIDE if needs.gpus else 1)
     text = dump_settings(recipe)
 
-    def order_all(jobs: Sequence[Job]) -> None:
+    def order_all(phases: Iterable[Sequence[Job]]) -> None:
+        flow = Flow(phases, run.is_done)
         orders = (
-            Order(text, family, job, pack(run.directory, job.places)) for job in jobs
-        )
+            job if isinstance(job, Later)
+            else Order(text, family, job, pack(run.directory, job.places))
+            for job in flow.ready()
+        )  # fmt: skip
         made = executor.map(work, orders, needs=needs)
-        for done, (place, found) in enumerate(made, start=1):
+        every, done = Counter(job.verb for job in flow.jobs), Counter[Verb]()
+        for number, found in made:
             accept(run, found)
-            job = jobs[place]
-            progress(f"{job.verb}: jobs", done, len(jobs), job.name)
+            job = flow.finish(number)
+            done[job.verb] += 1
+            progress(f"{job.verb}: jobs", done[job.verb], every[job.verb], job.name)
+        flow.check()
 
     groups = list(_groups(recipe, run))
     plans = [Plan(recipe, family, noise, seeds, run.is_done, side, slots)
              for noise, seeds in groups]  # fmt: skip
     if plans and recipe.writer is not None and not run.is_done(_WRITTEN):
-        for jobs in plans[0].writing():
-            order_all(jobs)
+        order_all(plans[0].writing())
         run.finish(_WRITTEN, {}, files=[])
-    # Bases do not need each other: all are at the same phase.
-    for phases in zip(*(plan.phases() for plan in plans), strict=True):
-        order_all([job for phase in phases for job in phase])
+    # Of several bases those jobs go first that stand first in their own orders.
+    together_in_phase = zip(*(plan.phases() for plan in plans), strict=True)
+    order_all([job for jobs in phase for job in jobs] for phase in together_in_phase)
     for noise, seeds in groups:
         for seed in seeds:
             _finish(run, _complete(noise, seed))
-    for jobs in audit_phases(recipe, run.is_done, slots=slots):
-        order_all(jobs)
+    order_all(audit_phases(recipe, run.is_done, slots=slots))
