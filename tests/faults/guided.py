@@ -4,7 +4,7 @@
 
 Begins with drawn inputs and keeps those that reach new code, in --out, so that a later
 campaign goes on from them. One process a reader, since libFuzzer ends its own; without
---reader every reader in turn. Needs `pip install atheris`, which is part of no extra.
+--reader every reader in turn. Atheris has builds for Linux on x86-64 alone.
 """
 
 import argparse
