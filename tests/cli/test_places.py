@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 
-from undertow.cli.places import opened_place
+from undertow.cli.places import check_sources, command_line, opened_place
+from undertow.errors import ConfigError
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -37,35 +39,57 @@ def test_a_run_is_kept_at_a_url_and_reported_from_there(
     pets: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / "cache"))
     recipe = tmp_path / "small.yaml"
     recipe.write_text(RECIPE.format(tiny=llama, pets=pets))
-    there = tmp_path / "there"
-    found = command("run", recipe, "--out", f"file://{there}")
-    assert found.status == 0, found.err
-    assert "all of it lies at the URL that was given" in found.out
-    assert {"recipe.yaml", "results.json", "report.html", "stages"} <= {
-        path.name for path in there.iterdir()
-    }
-    monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / "another"))
-    again = command("run", recipe, "--out", f"file://{there}")
-    assert again.status == 0
-    stages = sorted((tmp_path / "another" / "runs").rglob("stages/**/*.json"))
-    assert stages
-    assert all(
-        path.read_bytes() == (there / path.relative_to(_root(path))).read_bytes()
-        for path in stages
-    )
-    (there / "report.html").unlink()
-    assert command("report", f"file://{there}").status == 0
-    assert "<html" in (there / "report.html").read_text()
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    url, kept = "memory://bucket/small", []
+    for cache in ("one", "two"):
+        monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path / cache))
+        found = command("run", recipe, "--out", url)
+        assert found.status == 0, found.err
+        assert "all of it lies at the URL that was given" in found.out
+        (folder,) = (path.parent for path in tmp_path.glob(f"{cache}/runs/*/stages"))
+        kept.append({p.relative_to(folder): p.read_bytes() for p in _markers(folder)})
+    assert kept[0] == kept[1], "the second machine did nothing again"
+    store.rm_file("/bucket/small/report.html")
+    assert command("report", url).status == 0
+    assert b"<html" in store.cat_file("/bucket/small/report.html")
 
 
-def _root(path: Path) -> Path:
-    return next(p.parent for p in path.parents if p.name == "stages")
+def test_an_unfinished_run_is_continued_where_it_is(
+    tmp_path: Path, command: "Command", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERTOW_CACHE", str(tmp_path))
+    fsspec.filesystem("memory").store.clear()
+    found = command("report", "memory://bucket/none")
+    assert found.status == 2
+    assert "--out memory://bucket/none" in found.err
+
+
+def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
+    with opened_place(f"file://{tmp_path}/run") as folder:
+        assert folder == tmp_path / "run"
+
+
+def _markers(folder: Path) -> list[Path]:
+    return sorted((folder / "stages").rglob("*.json"))
 
 
 def test_a_url_of_no_store_is_refused(tmp_path: Path, command: "Command") -> None:
     found = command("report", "nowhere://a/b")
     assert found.status == 2
     assert "no library here opens such a place" in found.err
+
+
+def test_rows_on_standard_input_cannot_be_continued_elsewhere() -> None:
+    check_sources(["-"], "folder")
+    check_sources(["rows.jsonl"], "s3://bucket/run")
+    with pytest.raises(ConfigError, match="write them to a file"):
+        check_sources(["rows.jsonl", "-"], "s3://bucket/run")
+
+
+def test_a_command_is_kept_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/bin/undertow", "audit", "a b.jsonl", "--out", "sftp://me:word@host/x"]
+    monkeypatch.setattr("sys.argv", words)
+    assert command_line() == "undertow audit 'a b.jsonl' --out sftp://me@host/x"

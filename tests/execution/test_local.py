@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from undertow.errors import DatasetError
-from undertow.execution.executor import Executor, Needs
+from undertow.execution.executor import Executor, Later, Needs
 from undertow.execution.local import Here
 
 
@@ -32,6 +32,11 @@ def test_values_are_taken_one_by_one() -> None:
     answers = Here().map(_double, values(), needs=Needs())
     assert next(answers) == (0, 0)
     assert taken == [0]
+
+
+def test_a_value_that_never_comes_ends_the_calls() -> None:
+    answers = Here().map(_double, iter([1, Later.NOT_YET, 2]), needs=Needs())
+    assert list(answers) == [(0, 2)]
 
 
 def test_an_error_of_a_call_is_raised_where_answers_are_taken() -> None:

@@ -10,7 +10,7 @@ from tests.execution import things
 
 from undertow.errors import ConfigError, MissingDependencyError, RunError
 from undertow.execution import ray_cluster as module
-from undertow.execution.executor import Executor, Needs
+from undertow.execution.executor import Executor, Later, Needs
 from undertow.execution.ray_cluster import RayCluster, ray_cluster
 
 pytestmark = pytest.mark.ray
@@ -47,6 +47,23 @@ def test_values_are_taken_as_they_are_needed(cluster: RayCluster) -> None:
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert len(taken) == 4, "two for each of two workers"
+
+
+@pytest.mark.slow
+def test_a_value_may_wait_for_an_answer(cluster: RayCluster) -> None:
+    found: list[tuple[int, int]] = []
+
+    def values() -> Iterator[int | Later]:
+        yield 1
+        while not found:
+            yield Later.NOT_YET
+        yield 1 + found[0][1]
+
+    for answer in cluster.map(things.double, values(), needs=Needs()):
+        found.append(answer)
+    assert found == [(0, 2), (1, 6)]
+    never = cluster.map(things.double, iter([Later.NOT_YET, 1]), needs=Needs())
+    assert list(never) == [], "no answer can come that would change it"
 
 
 @pytest.mark.slow

@@ -31,15 +31,16 @@ def fuzz(name: str, *, inputs: int, seed: int, out: Path) -> None:
 
         reader = readers()[name]
         _bound_memory(reader)
-        campaign, folder = Campaign(name, reader, out), tempfile.mkdtemp()
-        corpus = out / f"{name}.corpus"
-        corpus.mkdir(parents=True, exist_ok=True)
+        campaign = Campaign(name, reader, out)
+        corpus, folder = out / f"{name}.corpus", out / f"{name}.folder"
+        for place in (corpus, folder):
+            place.mkdir(parents=True, exist_ok=True)
         draws = Draws(_below(seed, name))
         for number in range(_FIRST):
             (corpus / f"drawn-{seed}-{number}").write_bytes(reader.source(draws))
 
         def one(data: bytes) -> None:
-            campaign._one(data, Path(folder))
+            campaign._one(data, folder)
             if campaign.outcomes.total() >= inputs:
                 print(campaign.report(), flush=True)  # noqa: T201
                 os._exit(bool(campaign.failures))
@@ -68,10 +69,11 @@ def main() -> int:
 
     words = [sys.executable, "-m", "tests.faults.guided", f"--inputs={given.inputs}",
              f"--seed={given.seed}", f"--out={given.out}"]  # fmt: skip
-    return max(
+    ends = [
         subprocess.run([*words, f"--reader={name}"], check=False).returncode
         for name in readers()
-    )
+    ]
+    return int(any(ends))  # a process that was killed has a negative one
 
 
 if __name__ == "__main__":

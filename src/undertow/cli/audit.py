@@ -1,7 +1,5 @@
 """`audit`: what will these rows teach, with a stated error rate."""
 
-import shlex
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
-from undertow.cli.places import FindingsOut, opened_place
+from undertow.cli.places import FindingsOut, check_sources, command_line, opened_place
 from undertow.cli.where import Where, others
 from undertow.errors import ConfigError, RunError
 
@@ -121,6 +119,7 @@ def audit(
 
     comparison.check("audit", divide)
     settings = _settings(comparison, confirm, overrides or [])
+    check_sources(rows, out)
     with opened_place(out) as folder:
         sources = opened(rows, folder)
         findings, audited = _audit(
@@ -192,7 +191,7 @@ def _origin(found: "RowSet") -> "Origin":
     return Origin(
         sources=found.sources, layout=found.layout, read=found.read,
         unique=found.unique, counts=found.counts, skipped=found.skipped,
-        subsample=found.subsample, command=shlex.join(["undertow", *sys.argv[1:]]),
+        subsample=found.subsample, command=command_line(),
     )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """`benchmark audit`: labelled sets made from seeds, and how well auditors do on them."""
 
-import shlex
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +8,7 @@ import typer
 
 from undertow.cli.console import progress, say
 from undertow.cli.options import Loading, Set, expanded
-from undertow.cli.places import Out, opened_place
+from undertow.cli.places import Out, command_line, opened_place
 from undertow.cli.where import Where, others
 from undertow.errors import ConfigError
 
@@ -77,7 +75,7 @@ def audit(
             )  # fmt: skip
             result = run_benchmark(
                 model, settings, auditors=auditors, other=second, directory=folder,
-                command=shlex.join(["undertow", *sys.argv[1:]]), again=again,
+                command=command_line(), again=again,
                 others=others(executor, needs, loading), progress=tell,
             )  # fmt: skip
         for line in result_table(result):

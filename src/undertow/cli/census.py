@@ -1,7 +1,5 @@
 """`census`: do the rows' mean scores differ from the reference's, however many rows?"""
 
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +9,7 @@ import typer
 from undertow.cli.audit import TIERS, Comparison, opened
 from undertow.cli.console import progress, say
 from undertow.cli.options import FailOn, Loading, Set, Vectors, expanded
-from undertow.cli.places import FindingsOut, opened_place
+from undertow.cli.places import FindingsOut, check_sources, command_line, opened_place
 from undertow.cli.where import Where
 
 if TYPE_CHECKING:
@@ -56,6 +54,7 @@ def census(
     tier: Tier = "B" if comparison.reference else "A"
     if comparison.no_reference or (greedy and tier == "A"):
         tier = "C"
+    check_sources(rows, out)
     with opened_place(out) as folder:
         sources = opened(rows, folder)
         with where.opened() as (executor, needs), progress() as tell:
@@ -64,7 +63,7 @@ def census(
                 settings=settings, vectors=vectors, columns=comparison.columns(),
                 split=comparison.split, loading=loading.options(), executor=executor,
                 needs=needs, on_survey=partial(_foretell, loading, tier),
-                command=shlex.join(["undertow", *sys.argv[1:]]), progress=tell,
+                command=command_line(), progress=tell,
             )  # fmt: skip
         _say(found, folder)
     if fail_on == "evidence" and found.verdict == "shift":

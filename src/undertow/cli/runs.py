@@ -248,11 +248,12 @@ def report(
             fault = f"{folder}: --card is for audits, and there is no audit.json"
             raise RunError(fault)
         else:
-            page = _draw_run(folder, target)
+            page = _draw_run(folder, target, named=directory)
         say(str(page))
 
 
-def _draw_run(directory: Path, target: Path) -> Path:
+def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
+    from undertow.mirrors import without_secrets
     from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
     from undertow.results import Results
@@ -262,7 +263,7 @@ def _draw_run(directory: Path, target: Path) -> Path:
     if not path.exists():
         raise RunError(
             f"{path}: not there; the run is not finished. Continue it with "
-            f"undertow run {directory / 'recipe.yaml'} --out {directory}"
+            f"undertow run {directory / 'recipe.yaml'} --out {without_secrets(named)}"
         )
     with _of_this_version(path, "results"):
         results = Results.model_validate(read_json(path))

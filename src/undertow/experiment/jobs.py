@@ -92,7 +92,7 @@ class Plan:
     slots: int = 1
 
     def phases(self) -> Iterator[list[Job]]:
-        """Jobs that are not done, phase by phase; each is listed when it is reached."""
+        """Jobs that are not done, phase by phase; none needs a later one."""
         every = [
             (self._starts,), (self._bases, self._teachers), (self._answers,), (self._rows,),
             (self._channels, self._divergences, self._teacher_readouts),

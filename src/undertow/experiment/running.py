@@ -1,4 +1,4 @@
-"""Runs a recipe: phase after phase of its jobs, here or on a cluster.
+"""Runs a recipe: its jobs phase after phase here, or as they can be done on a cluster.
 
 A run that was killed goes on where it stood, since every stage is skipped when its
 payload is there. What there is to do is `experiment.jobs`' business, how it is done
