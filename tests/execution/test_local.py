@@ -35,7 +35,8 @@ def test_values_are_taken_one_by_one() -> None:
 
 
 def test_a_value_that_never_comes_ends_the_calls() -> None:
-    answers = Here().map(_double, iter([1, Later.NOT_YET, 2]), needs=Needs())
+    values: list[int | Later] = [1, Later.NOT_YET, 2]
+    answers = Here().map(_double, values, needs=Needs())
     assert list(answers) == [(0, 2)]
 
 

@@ -59,10 +59,11 @@ def test_a_value_may_wait_for_an_answer(cluster: RayCluster) -> None:
             yield Later.NOT_YET
         yield 1 + found[0][1]
 
-    for answer in cluster.map(things.double, values(), needs=Needs()):
-        found.append(answer)
+    for place, value in cluster.map(things.double, values(), needs=Needs()):
+        found.append((place, value))
     assert found == [(0, 2), (1, 6)]
-    never = cluster.map(things.double, iter([Later.NOT_YET, 1]), needs=Needs())
+    waits: list[int | Later] = [Later.NOT_YET, 1]
+    never = cluster.map(things.double, waits, needs=Needs())
     assert list(never) == [], "no answer can come that would change it"
 
 

@@ -23,7 +23,7 @@ def directory(empty: Results, tmp_path: Path) -> Path:
 def test_the_report_of_a_run_lies_in_its_directory(
     directory: Path, empty: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report(directory)
+    report(str(directory))
     page = directory / "report.html"
     assert capsys.readouterr().out == f"{page}\n"
     assert page.read_text(encoding="utf-8") == render_report(empty)
@@ -31,7 +31,7 @@ def test_the_report_of_a_run_lies_in_its_directory(
 
 
 def test_the_data_lies_beside_a_report_elsewhere(directory: Path) -> None:
-    report(directory, out=directory / "other" / "page.html")
+    report(str(directory), out=directory / "other" / "page.html")
     assert (directory / "other" / "page.html").is_file()
     assert (directory / "other" / "figures" / "noise_factors.csv").is_file()
     assert not (directory / "report.html").exists()
@@ -40,7 +40,7 @@ def test_the_data_lies_beside_a_report_elsewhere(directory: Path) -> None:
 def test_results_of_another_version_are_refused(directory: Path) -> None:
     write_json(directory / "results.json", {"title": "t"})
     with pytest.raises(RunError, match=r"results\.json: not results of this version"):
-        report(directory)
+        report(str(directory))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_results_that_do_not_fit_together_are_refused(
     path = directory / "results.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: change}))
     with pytest.raises(RunError, match="results: the numbers do not fit together"):
-        report(directory)
+        report(str(directory))
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_an_audit_s_card_lies_beside_its_report(
     none_found: Findings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(tmp_path / "audit.json", none_found.model_dump(mode="json"))
-    report(tmp_path, card=True)
+    report(str(tmp_path), card=True)
     page, card = tmp_path / "report.html", tmp_path / "card.md"
     assert capsys.readouterr().out == f"{card}\n{page}\n"
     assert page.is_file()
@@ -78,5 +78,5 @@ def test_an_audit_s_card_lies_beside_its_report(
 
 def test_a_run_has_no_card(directory: Path) -> None:
     with pytest.raises(RunError, match="--card is for audits"):
-        report(directory, card=True)
+        report(str(directory), card=True)
     assert not (directory / "report.html").exists()
