@@ -17,7 +17,7 @@ from pathlib import Path
 
 _FIRST = 60
 """Drawn inputs that a reader begins with."""
-_LONGEST = 1 << 14
+_LONGEST = 1 << 17
 
 
 def fuzz(name: str, *, inputs: int, seed: int, out: Path) -> None:

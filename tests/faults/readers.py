@@ -502,7 +502,7 @@ def _called(words: list[str], folder: Path) -> tuple[int, str, str]:
 
 
 def _command(data: bytes, folder: Path) -> str:
-    words = [w for w in data.decode("utf-8", "surrogatepass").split("\0") if data]
+    words = [w for w in data.decode("utf-8", "surrogateescape").split("\0") if data]
     words = [w for w in words if "~" not in w and ".." not in w and w[:1] != "/"]
     _workshop(folder)
     status, out, err = _called(words, folder)
