@@ -91,7 +91,8 @@ def test_what_does_not_hold_needs_the_exact_arm(
         return
     assert verdict == "inconclusive"
     assert said[1].startswith("Format differs: length")
-    assert "the score test shows nothing (p = " in said[-1]
+    assert "the score test shows nothing (p = " in said[-2]
+    assert "--reference" in said[-1], "what to do"
 
 
 def _row(place: int, text: str) -> Row:

@@ -62,7 +62,7 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
     assert {path[0] for path in ALL} == {
         "demo", "run", "generate", "filter", "train", "evaluate", "vector", "noise",
         "models", "recipes", "report", "audit", "benchmark", "channel", "analyze",
-        "census",
+        "census", "families",
         "fingerprint", "doctor", "completion",
     }  # fmt: skip
 

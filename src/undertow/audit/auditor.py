@@ -243,10 +243,10 @@ def _audit(
         judgement = with_formats(judgement, meter, usable, reference,
                                  baselines=baselines, settings=settings)  # fmt: skip
     with clock.stage("power"):
-        progress("planted rows", 0, 1, "")
         power = planted_power(meter, usable, reference, judgement, family=family,
                               passed=passed, settings=settings)  # fmt: skip
-        progress("planted rows", 1, 1, "")
+        if settings.planted:
+            progress("planted rows", 1, 1, "")
     with clock.stage("discovery"):
         discovery = discover(meter, usable, reference, judgement, family=family,
                              settings=settings)  # fmt: skip

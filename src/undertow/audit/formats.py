@@ -5,6 +5,7 @@ sets apart; if they do, the score test is repeated on rows that were rewritten a
 matched. Knows nothing of how the verdict came about.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -77,10 +78,18 @@ def with_formats(
         reason = f"the exact arm does not compare formats (p = {exact:.2g})"
         return replace(judgement, warnings=warned, reasons=(*judgement.reasons, reason))
     reason = f"on {said} the score test shows nothing (p = {p_value:.2g})"
+    if math.isnan(p_value):
+        reason = f"{said} are too few for the score test"
     return replace(
         judgement, verdict="inconclusive", trait=None, kind=None, layer=None,
-        dose=None, direction=None, warnings=warned, reasons=(differs, reason),
+        dose=None, direction=None, warnings=warned, reasons=(differs, reason, _TODO),
     )  # fmt: skip
+
+
+_TODO = (
+    "compare with rows of the same kind and length that you trust (--reference), say how "
+    "the rows were drawn (--set sampler.…), or audit more rows"
+)
 
 
 def _of_one_format(meter: Meter, rows: Sequence[Row]) -> list[Row]:

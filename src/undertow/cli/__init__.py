@@ -22,6 +22,7 @@ from undertow.cli import (
     completion,
     doctor,
     evaluation,
+    families,
     interventions,
     models,
     rows,
@@ -61,6 +62,7 @@ app.command("noise")(interventions.noise)
 app.add_typer(models.app, name="models")
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(runs.recipes_app, name="recipes")
+app.add_typer(families.app, name="families")
 app.command("completion")(completion.completion)
 
 

@@ -262,14 +262,18 @@ def _divide(
 def _say(findings: "Findings", out: Path) -> None:
     p_value = "—" if findings.p_value is None else f"{findings.p_value:.2g}"
     detectable = findings.detectable_fraction
-    share = "—" if detectable is None else f"{detectable:.0%} of the rows"
+    share = "not known" if detectable is None else (
+        f"{detectable:.0%} of the rows, at 80 % power"
+    )  # fmt: skip
     say(f"verdict    {findings.verdict}: {findings.sentence}")
     for reason in findings.reasons:
         say(f"           {reason}")
     say(f"p-value    {p_value} (error rate {findings.alpha:g})")
-    say(f"detectable {share}, at 80 % power")
-    for warning in findings.warnings:
-        say(f"note       {warning}")
+    say(f"detectable {share}")
+    said = {findings.sentence, *findings.reasons}
+    for warning in dict.fromkeys(findings.warnings):
+        if warning not in said:
+            say(f"note       {warning}")
     say(f"findings   {out / 'audit.json'}")
     say(f"scores     {out / 'scores.parquet'}")
     say(f"report     {out / 'report.html'}")

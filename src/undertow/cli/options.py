@@ -322,6 +322,17 @@ class Teaching(Steering):
         typer.Option(help="Tokens on which the vector acts."),
     ] = "all"
 
+    def check(self, family: "TraitFamily") -> None:
+        """What can be known to be wrong before a model is loaded.
+
+        Raises:
+            ConfigError: Options that do not fit together, or an unknown trait.
+        """
+        if faults := self._misfits():
+            raise ConfigError("teacher options", faults)
+        if self.trait is not None:
+            family.trait(self.trait)
+
     def make(self, model: "Model", family: "TraitFamily") -> "Teacher":
         """The teacher.
 
@@ -338,10 +349,7 @@ class Teaching(Steering):
             steered_teacher,
         )
 
-        if faults := self._misfits():
-            raise ConfigError("teacher options", faults)
-        if self.trait is not None:
-            family.trait(self.trait)
+        self.check(family)
         if self.teacher == "prompt":
             assert self.trait is not None
             return prompted_teacher(family, self.trait)

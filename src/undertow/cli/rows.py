@@ -61,15 +61,17 @@ def generate(
 
     The same command continues an interrupted generation.
     """
-    from undertow.pipeline.generation import generate_rows
     from undertow.storage import check_rows_name
     from undertow.traits import load_family
 
     check_rows_name(out)
     refuse_existing(out)
+    traits = load_family(family)
+    teaching.check(traits)
+    from undertow.pipeline.generation import generate_rows  # heavy, as what follows
+
     sampler, carrier = sampling.settings(), rule.carrier()
     _check_drawn(carrier, sampler)
-    traits = load_family(family)
     model = loading.load()
     teacher = teaching.make(model, traits)
     facts = {

@@ -89,6 +89,8 @@ def train(
         if control is not None:
             sets["control"] = _accepted(control, use)
         _check_teaching(settings, teaching, decoy or decoy_vector)
+        if settings.kind == "soft":
+            teaching.check(traits)
         model = _loaded(loading)
         teachers: dict[str, Teacher] = {}
         if settings.kind == "soft":
