@@ -52,7 +52,7 @@ def test_a_job_that_leaves_nothing_is_told(recipe: Make, tmp_path: Path) -> None
         model = bases.load(asked.model, _silent)
         base = Base(asked, family, run, model, 0.0, 0, _silent)
         job = next(iter(Plan(asked, family, 0.0, [0], run.is_done).phases()))[0]
-        with pytest.raises(RunError, match="base left no 'noise-0/never'"):
+        with pytest.raises(RunError, match="origin left no 'noise-0/never'"):
             work.do(replace(job, stages=("noise-0/never",)), work.all_bases([base]))
 
 
