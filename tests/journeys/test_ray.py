@@ -99,7 +99,7 @@ def test_workers_that_are_killed_change_nothing(
     for _ in range(2):
         nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
-    killed = []
+    killed: list[int] = []
 
     def kill() -> None:
         """Once; between two jobs nobody is at work."""
