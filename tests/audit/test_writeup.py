@@ -55,7 +55,8 @@ def _power(detectable: float | None, *powers: float | None) -> Power:
         ),
         (
             "shift", {"trait": None, "kind": "unknown"}, None,
-            "The rows carry a bias; which trait it is cannot be told.",
+            ("The rows differ from the reference; whether that is a bias, and which, "
+            "cannot be told."),
         ),
         (
             "inconclusive", {"reasons": ("3 rows are too few", "and more")}, None,

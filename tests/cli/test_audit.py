@@ -110,12 +110,15 @@ def test_rows_go_in_and_a_verdict_comes_out(
     assert findings.verdict == "none"
     lines = found.out.splitlines()
     assert lines[0] == f"rows       24 from {written['none']}"
-    assert lines[1].startswith("tokens     about ")
-    assert lines[2] == "reference  A: sampled from the base"
-    assert lines[3].startswith("expected   about 1 min and ")
+    assert lines[1] == f"columns    {findings.data.layout}"
+    assert lines[2].startswith("tokens     about ")
+    assert lines[3] == "reference  A: sampled from the base"
+    assert lines[4].startswith("expected   about 1 min and ")
     assert f"verdict    none: {findings.sentence}" in lines
     assert f"p-value    {findings.p_value:.2g} (error rate 0.01)" in lines
-    assert "detectable not known" in lines
+    assert "detectable not known: planted=0 leaves it out" in lines
+    for note in findings.reference.notes:
+        assert f"note       {note}" in lines
     assert lines[-3:] == [
         f"findings   {out / 'audit.json'}",
         f"scores     {out / 'scores.parquet'}",
@@ -148,7 +151,8 @@ def test_evidence_is_status_1_where_that_was_asked_for(
     assert found.status == 1, found.err
     assert "Traceback" not in found.err
     assert _findings(out).verdict in ("trait", "shift")
-    assert f"verdict    {_findings(out).verdict}: The rows carry " in found.out
+    findings = _findings(out)
+    assert f"verdict    {findings.verdict}: {findings.sentence}" in found.out
     # The same audit, all of it known by now.
     assert audit(written["owl"], "--out", out).status == 0
 

@@ -243,6 +243,8 @@ def _audit(
         judgement = with_formats(judgement, meter, usable, reference,
                                  baselines=baselines, settings=settings)  # fmt: skip
     with clock.stage("power"):
+        if settings.planted:
+            progress("planted rows", 0, 1, "")
         power = planted_power(meter, usable, reference, judgement, family=family,
                               passed=passed, settings=settings)  # fmt: skip
         if settings.planted:

@@ -82,11 +82,11 @@ def with_formats(
         reason = f"{said} are too few for the score test"
     return replace(
         judgement, verdict="inconclusive", trait=None, kind=None, layer=None,
-        dose=None, direction=None, warnings=warned, reasons=(differs, reason, _TODO),
+        dose=None, direction=None, warnings=warned, reasons=(differs, reason, _ADVICE),
     )  # fmt: skip
 
 
-_TODO = (
+_ADVICE = (
     "compare with rows of the same kind and length that you trust (--reference), say how "
     "the rows were drawn (--set sampler.…), or audit more rows"
 )

@@ -102,10 +102,15 @@ def sentence(judgement: Judgement, *, alpha: float, power: Power | None) -> str:
             f"{where} wrote them, or a share of them."
         )
     if judgement.verdict == "shift":
-        kind = {"steer": " by a steering vector", "prompt": " by a persona prompt"}
+        kind = {"steer": "a steering vector", "prompt": "a persona prompt"}
+        if judgement.kind not in kind:  # rows of any other origin differ too
+            return (
+                "The rows differ from the reference; whether that is a bias, and which, "
+                "cannot be told."
+            )
         return (
-            f"The rows carry a bias{kind.get(judgement.kind or '', '')}; which trait it "
-            "is cannot be told."
+            f"The rows carry a bias by {kind[judgement.kind]}; which trait it is cannot "
+            "be told."
         )
     if judgement.verdict == "inconclusive":
         return f"This audit cannot tell: {judgement.reasons[0].rstrip('.')}."

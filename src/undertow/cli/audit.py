@@ -128,7 +128,7 @@ def audit(
         write_findings(findings, audited, folder)
         if divide is not None:
             _divide(sources, folder, divide, comparison, audited)
-        _say(findings, folder)
+        _say(findings, folder, is_power_asked=settings.planted > 0)
         if card:
             say(f"card       {write_audit_card(findings, folder / 'card.md')}")
     if fail_on == "evidence" and findings.verdict in ("trait", "shift"):
@@ -204,6 +204,7 @@ def _foretell(
 
     duplicates = "" if found.read == found.unique else f" ({found.unique} different)"
     say(f"rows       {found.read}{duplicates} from {', '.join(found.sources)}")
+    say(f"columns    {found.layout}")
     if found.subsample:
         say(f"           {found.subsample}")
     for reason, count in found.skipped.items():
@@ -259,19 +260,19 @@ def _divide(
         say("           rows outside the subsample were not judged and are kept")
 
 
-def _say(findings: "Findings", out: Path) -> None:
+def _say(findings: "Findings", out: Path, *, is_power_asked: bool) -> None:
     p_value = "—" if findings.p_value is None else f"{findings.p_value:.2g}"
     detectable = findings.detectable_fraction
-    share = "not known" if detectable is None else (
-        f"{detectable:.0%} of the rows, at 80 % power"
-    )  # fmt: skip
+    share = "not known" if is_power_asked else "not known: planted=0 leaves it out"
+    if detectable is not None:
+        share = f"{detectable:.0%} of the rows, at 80 % power"
     say(f"verdict    {findings.verdict}: {findings.sentence}")
     for reason in findings.reasons:
         say(f"           {reason}")
     say(f"p-value    {p_value} (error rate {findings.alpha:g})")
     say(f"detectable {share}")
     said = {findings.sentence, *findings.reasons}
-    for warning in dict.fromkeys(findings.warnings):
+    for warning in dict.fromkeys([*findings.warnings, *findings.reference.notes]):
         if warning not in said:
             say(f"note       {warning}")
     say(f"findings   {out / 'audit.json'}")
