@@ -64,7 +64,12 @@ def test_an_unfinished_run_is_continued_where_it_is(
     fsspec.filesystem("memory").store.clear()
     found = command("report", "memory://bucket/none")
     assert found.status == 2
-    assert "--out memory://bucket/none" in found.err
+    assert "memory://bucket/none: holds neither a run nor an audit" in found.err
+    with opened_place("memory://bucket/begun") as folder:
+        (folder / "recipe.yaml").write_text("title: one\n")
+    found = command("report", "memory://bucket/begun")
+    assert found.status == 2
+    assert f"{folder / 'recipe.yaml'} --out memory://bucket/begun" in found.err
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path) -> None:

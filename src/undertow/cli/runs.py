@@ -259,11 +259,14 @@ def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
     from undertow.results import Results
     from undertow.storage import read_json
 
-    path = directory / "results.json"
+    path, recipe = directory / "results.json", directory / "recipe.yaml"
     if not path.exists():
+        if not recipe.is_file():
+            fault = "holds neither a run nor an audit; check the name"
+            raise RunError(f"{without_secrets(named)}: {fault}")
         raise RunError(
             f"{path}: not there; the run is not finished. Continue it with "
-            f"undertow run {directory / 'recipe.yaml'} --out {without_secrets(named)}"
+            f"undertow run {recipe} --out {without_secrets(named)}"
         )
     with _of_this_version(path, "results"):
         results = Results.model_validate(read_json(path))
