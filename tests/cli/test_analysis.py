@@ -66,7 +66,7 @@ def test_the_words_trait_s_vector_is_the_file_s(
     write_rows(tmp_path / "a.jsonl", ROWS)
     found = command(
         "analyze", "gradients", tmp_path / "a.jsonl", "--model", llama,
-        "--vector", vector, "--traits", "owl",
+        "--vector", vector, "--traits", "owl", "--dtype", "float32",
     )  # fmt: skip
     own, owl = (line.split()[2:] for line in found.out.splitlines()[1:])
     assert own == owl
