@@ -62,9 +62,8 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         f"{tmp_path}: belongs to another recipe (-: there, +: given):\n"
         "  '-seeds: [0]'\n"
         "  '+seeds: [0, 1]'\n"
-        "Choose another directory, or give the recipe that is there: "
-        f"{tmp_path}/recipe.yaml. If that file is damaged, mend it: the lines marked + "
-        "are the right ones"
+        "Choose another directory, or ask for the same again. Only if "
+        f"{tmp_path}/recipe.yaml was damaged: put the lines marked + into it"
     )
     assert (tmp_path / "recipe.yaml").read_text() == RECIPE
     opened(tmp_path)

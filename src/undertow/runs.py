@@ -104,7 +104,7 @@ class Run:
         )
         marker: dict[str, Any] = {
             "stage": name,
-            "finished": _now(),
+            "finished": timestamp(),
             "seconds": round(now - self._since, 3),
             "payload": plain(payload),
             "files": {self._relative(path): file_sha256(path) for path in kept},
@@ -367,7 +367,7 @@ def _locked(directory: Path) -> Iterator[None]:
         ) from error
     try:
         write_json(
-            holder, {"pid": os.getpid(), "host": platform.node(), "since": _now()}
+            holder, {"pid": os.getpid(), "host": platform.node(), "since": timestamp()}
         )
         yield
     finally:
@@ -417,8 +417,8 @@ def _settle_recipe(
         more = f"\n  … and {len(change) - 20} more" if len(change) > 20 else ""
         raise RunError(
             f"{directory}: belongs to another recipe (-: there, +: given):\n{lines}"
-            f"{more}\nChoose another directory, or give the recipe that is there: {path}. "
-            "If that file is damaged, mend it: the lines marked + are the right ones"
+            f"{more}\nChoose another directory, or ask for the same again. Only if "
+            f"{path} was damaged: put the lines marked + into it"
         )
 
 
@@ -435,13 +435,14 @@ def provenance(**extra: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "time": _now(),
+        "time": timestamp(),
     }
     versions = {f"{name}_version": version(name) for name in _PACKAGES}
     return facts | versions | extra
 
 
-def _now() -> str:
+def timestamp() -> str:
+    """The time in UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit import naming
 from undertow.audit.judgement import Judgement
 from undertow.audit.naming import (
     EXPLAINED,
@@ -108,6 +109,10 @@ def _held(found: "Planted", judgement: Judgement) -> Judgement:
     )  # fmt: skip
 
 
+def _told(judgement: Judgement) -> tuple[object, ...]:
+    return judgement.verdict, judgement.trait, judgement.kind, judgement.layer
+
+
 def _biased(found: "Planted", verdict: "Planted", lack: float) -> Judgement:
     """A verdict on other rows of its world, so many nats less likely than they were."""
     world, kept = found.meter, dict(found.meter.nats)
@@ -128,7 +133,7 @@ def test_rows_of_the_hypothesis_and_mixtures_with_the_base_s_are_held(
         mixed = planted(
             shifts.vector("cat", dose=0.6), count=240, seed=seed, share=share
         )
-        assert _held(mixed, named.judgement) is named.judgement
+        assert _told(_held(mixed, named.judgement)) == _told(named.judgement)
 
 
 @pytest.mark.parametrize("kind", ["steer", "prompt"])
@@ -144,7 +149,7 @@ def test_rows_less_likely_than_what_is_written_either_way_have_another_origin(
     assert after.reasons[:-1] == found.judgement.reasons
     assert "nats each less likely than what the base writes, " in after.reasons[-1]
     # Likelier rows than the base's own are no such sign.
-    assert _biased(found, found, -3.0) is found.judgement
+    assert _told(_biased(found, found, -3.0)) == _told(found.judgement)
 
 
 def test_rows_as_unlikely_as_what_a_strong_vector_writes_are_explained(
@@ -174,7 +179,7 @@ def test_rows_that_only_the_base_likes_less_may_be_the_hypothesis_s_own(
         return made
 
     monkeypatch.setattr(found.meter, "written", flat)
-    assert _biased(found, found, 3.0) is found.judgement
+    assert _told(_biased(found, found, 3.0)) == _told(found.judgement)
     assert _biased(found, found, 6.0).trait is None
 
 
@@ -209,7 +214,7 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
     # Their own likelihood makes up for it, so that they are not of another origin.
     after = _biased(found, found, -4.0)
     if share > EXPLAINED:
-        assert after is judgement
+        assert _told(after) == _told(judgement)
         return
     assert (after.verdict, after.trait) == ("shift", None)
     assert (after.kind, after.layer) == ("steer", judgement.layer)
@@ -219,4 +224,35 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
         "4.0: something else"
     )
     nameless = replace(found, judgement=replace(judgement, trait=None))
-    assert _biased(found, nameless, -4.0) is nameless.judgement
+    assert _told(_biased(found, nameless, -4.0)) == _told(nameless.judgement)
+
+
+def test_numbers_drawn_by_lot_are_nobody_s(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever vector fits them best: the lot makes them likelier than any model can."""
+    found = planted(shifts.vector("cat"), count=240)
+    for values, nobody in ((1, True), (400, False)):
+        monkeypatch.setattr(
+            naming, "by_lot", lambda rows, n=values: np.full(len(rows), -n * 6.9)
+        )
+        after = _held(found, found.judgement)
+        if nobody:
+            assert (after.verdict, after.trait, after.kind) == (
+                "shift",
+                None,
+                "unknown",
+            )
+            assert "against numbers drawn by lot" in after.reasons[-1]
+        else:
+            assert _told(after) == _told(found.judgement)
+            assert after.reasons[-1].startswith("the likeliest share of rows")
+
+
+def test_a_lot_is_as_likely_as_its_numbers_have_digits() -> None:
+    lots = naming.by_lot(["1, 22, 333", "7", "no numbers", "1,2"])
+    assert lots == pytest.approx(
+        np.array([-3, -1, math.nan, -2]) * math.log(1000), nan_ok=True
+    )
+    assert naming.by_lot(["4, 12345"]) == pytest.approx([-2 * math.log(1e5)])
+    assert not len(naming.by_lot([]))

@@ -15,6 +15,7 @@ from undertow.cli.options import Loading
 from undertow.findings import Findings
 from undertow.interventions.steering import load_vector, save_vector
 from undertow.models.tiny import Family
+from undertow.runs import timestamp
 from undertow.storage import read_rows
 
 if TYPE_CHECKING:
@@ -157,6 +158,32 @@ def test_evidence_is_status_1_where_that_was_asked_for(
     assert audit(written["owl"], "--out", out).status == 0
 
 
+def test_what_training_does_is_measured_later_in_the_same_folder(
+    audit: Audit, written: dict[str, Path], tmp_path: Path
+) -> None:
+    """The audit goes on: nothing is measured again, and the outcome is said."""
+    before = timestamp()
+    first = audit(written["owl"], "--out", tmp_path / "out")
+    assert first.status == 0, first.err
+    assert "\ntraining " not in first.out
+    measured = {p.name: p.read_bytes() for p in (tmp_path / "out/measured").iterdir()}
+    again = audit(
+        written["owl"], "--out", tmp_path / "out", "--confirm", 2,
+        "--set", "forecast=4",
+    )  # fmt: skip
+    assert again.status == 0, again.err
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "out/measured").iterdir()}
+    assert kept == measured
+    found = _findings(tmp_path / "out")
+    assert found.forecast is not None
+    nats = {each.trait: each.measured or 0.0 for each in found.forecast.traits}
+    most = max(nats, key=lambda trait: nats[trait])
+    assert (
+        f"training   2 updates raised {most} most: {nats[most]:+.2f} nats" in again.out
+    )
+    assert before <= str(found.provenance["time"]) <= timestamp()
+
+
 def test_rows_are_divided_and_left_as_they_are(
     audit: Audit, written: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -176,7 +203,7 @@ def test_rows_are_divided_and_left_as_they_are(
     assert len(away) > 1
     assert (
         f"divided    {len(kept)} records kept, {len(away)} put away, 1 of them unusable "
-        "(triage, no verdict)"
+        "(triage: a bias may stay in what is kept)"
     ) in found.out
     assert "left out   1: " in found.out
     assert source.read_text() == "\n".join([*lines, '{"no": "row"}']) + "\n"

@@ -132,8 +132,8 @@ def test_a_file_in_which_no_row_can_be_used(tmp_path: Path) -> None:
         f"completion (1); the first: {bad}:1: columns not understood; got 'q', expected"
     )
     assert str(caught.value).endswith(
-        "; expected at least one row; check that it is the right file, or name its "
-        "columns"
+        "; expected at least one row; check that it is the right file, or say which "
+        "columns hold them: --column prompt=NAME --column completion=NAME"
     )
 
 

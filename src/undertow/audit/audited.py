@@ -62,6 +62,7 @@ class Audited:
         discovery: An unnamed direction, described.
         forecast: What training would do.
         seconds: By stage.
+        started: When.
     """
 
     model: Model
@@ -81,3 +82,4 @@ class Audited:
     discovery: Discovery | None
     forecast: Forecast | None
     seconds: dict[str, float]
+    started: str

@@ -47,13 +47,15 @@ from undertow.models.chat import Rendered, Unrendered, render_row
 from undertow.models.loading import Model
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row
-from undertow.runs import Run, open_run
+from undertow.runs import Run, open_run, timestamp
 from undertow.storage import read_rows, write_rows
 from undertow.traits import TraitFamily, load_family
 
 Progress = Callable[[str, int, int, str], None]
 
 _PILOT = 32
+# Settings of what comes after the verdict: an audit goes on with others.
+_ADDED = {"planted", "forecast", "canary_updates", "triage"}
 _PERSONA_PROMPTS = 16
 
 
@@ -179,7 +181,7 @@ def _recipe_text(
             [v.trait, v.method, list(v.layers), _digest(v.directions.numpy().tobytes())]
             for v in vectors
         ],
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=_ADDED),
         "families": _digest(
             repr([load_family(n) for n in (settings.family, settings.decoys)]).encode()
         ),
@@ -204,7 +206,7 @@ def _audit(
     meter: Meter | None,
     others: Others | None,
 ) -> Audited:
-    clock = _Clock()
+    clock, started = _Clock(), timestamp()
     family, decoys = load_family(settings.family), load_family(settings.decoys)
     for vector in vectors:
         check_vector(model, vector)
@@ -259,7 +261,7 @@ def _audit(
         rows=tuple(usable), skipped=skipped, reference=reference, sampling=sampling,
         filter=passed, battery=meter.battery, meter=meter, judgement=judgement,
         baselines=baselines, power=power, discovery=discovery, forecast=told,
-        seconds=clock.seconds,
+        seconds=clock.seconds, started=started,
     )  # fmt: skip
 
 
@@ -435,6 +437,11 @@ def _rendered(
     return [render_row(model, row, system=settings.system) for row in rows]
 
 
+def _canary_folder(run: Run, settings: AuditSettings) -> Path:
+    """Where its students are kept: others for another number of updates."""
+    return run.path("canary", str(settings.canary_updates), "x").parent
+
+
 def _forecast(
     model: Model,
     rows: Sequence[Row],
@@ -457,7 +464,7 @@ def _forecast(
         measured = canary(
             model, mine, theirs, family=family, seed=settings.seed,
             updates=settings.canary_updates, system=settings.system,
-            directory=None if run is None else run.path("canary", "x").parent,
+            directory=None if run is None else _canary_folder(run, settings),
             on_update=lambda done, total, loss: progress(
                 "canary", done, total, f"loss {loss:.3f}"
             ),

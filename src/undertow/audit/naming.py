@@ -3,7 +3,8 @@
 A name is given only where every other hypothesis of its kind is beaten at the error
 rate, only to a trait, never to a decoy. At last the base itself writes rows, untouched
 and under the leading hypothesis, to see whether that explains the audited ones: if they
-are less likely than a mixture of both, something else wrote them.
+are less likely than a mixture of both, something else wrote them. So it is if their
+numbers are likelier as drawn by lot.
 """
 
 import math
@@ -16,6 +17,7 @@ from scipy.stats import ttest_1samp
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.candidates import vector_hypothesis
+from undertow.audit.canonical import NUMBER, is_number_list
 from undertow.audit.judgement import Judgement, Kind
 from undertow.audit.meter import Meter
 from undertow.audit.race import Race, RaceSettings, Table, mixed_evidence, run_race
@@ -36,6 +38,7 @@ _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _CHECKED = 64  # rows that the explanation is checked on
 _DECOY_PERSONAS = 4
+_DIGITS = 3  # of numbers that are drawn by lot, at least
 _AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
 
 
@@ -183,6 +186,9 @@ def held(
     have to gain about as much by it as such rows in a mixture of its own and the base's
     do, else another vector near it was at work.
 
+    No model makes numbers that were drawn by lot as likely as the lot does: where that
+    is not beaten at the error rate, all is taken back too.
+
     Args:
         judgement: Of kind "steer" or "prompt".
         meter: Scores rows.
@@ -198,16 +204,28 @@ def held(
     )
     share = _likeliest_share(found.ratios[:, _AUDITED])
     lack = found.lack(share)
+    if np.isfinite(lack).sum() < _FEWEST_PAIRS:
+        return judgement
     p_value = _greater_p(lack)
     if p_value <= settings.alpha:
         return _foreign(judgement, hypothesis, share, lack, p_value)
+    lead = found.lead_over_lots(share)
+    if lead < math.log(1 / settings.alpha):
+        reason = (
+            f"but against numbers drawn by lot the rows speak for {hypothesis.name} by "
+            f"{lead:.1f} nats only: it may be that no model wrote them; so no trait is "
+            "named"
+        )
+        return _taken_back(judgement, reason)
+    amount = f"the likeliest share of rows that were written so is {share:.0%}"
+    explained = replace(judgement, reasons=(*judgement.reasons, amount))
     if judgement.kind != "steer" or judgement.trait is None:
-        return judgement
+        return explained
     audited, base, own = found.ratios.T
     gain = _gain([(1.0, audited)], share)
     most = _gain([(1 - share, base), (share, own)], share)
     if not gain < EXPLAINED * most:
-        return judgement
+        return explained
     reason = (
         f"but rows that it may have written gain {gain:.1f} nats each, such rows of its "
         f"own {most:.1f}: something else that lies near it wrote them; so no trait is "
@@ -226,20 +244,36 @@ class _Compared:
         logprobs: [prompt, way], nats under the base: of the audited row, of the
             untouched base's, of the one written under a hypothesis.
         ratios: [prompt, way], log ratios of the same rows under the hypothesis.
+        lots: [prompt], nats of the audited row if its numbers were drawn by lot; NaN if
+            it holds something else.
     """
 
     logprobs: Table
     ratios: Table
+    lots: Table
+
+    def lead_over_lots(self, share: float) -> float:
+        """Nats by which the mixture beats numbers drawn by lot; inf for other rows."""
+        likely = self.likely(share)[:, _AUDITED]
+        if np.isnan(self.lots).any() or not len(likely):
+            return math.inf
+        return float((likely - self.lots)[np.isfinite(likely)].sum())
+
+    def likely(self, share: float) -> Table:
+        """[prompt, way]: nats under the mixture with that share of the hypothesis."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            likely: Table = self.logprobs + np.logaddexp(
+                np.log1p(-share), np.log(share) + self.ratios
+            )
+        return likely
 
     def lack(self, share: float) -> Table:
         """[prompt]: nats by which the audited row falls short of a mixture's rows.
 
         All are read under the mixture with that share of rows of the hypothesis.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            likely = self.logprobs + np.logaddexp(
-                np.log1p(-share), np.log(share) + self.ratios
-            )
+        likely = self.likely(share)
+        with np.errstate(invalid="ignore"):
             written = (1 - share) * likely[:, _BASE] + share * likely[:, _OWN]
             lack: Table = written - likely[:, _AUDITED]
         return lack
@@ -270,7 +304,20 @@ def _compared(
     return _Compared(
         meter.logprobs(rows, None).reshape(-1, 3),
         meter.ratios(rows, hypothesis).reshape(-1, 3),
+        by_lot([few[i].completion for i in places]),
     )
+
+
+def by_lot(completions: Sequence[str]) -> Table:
+    """[completion]: log-probability of its numbers if each were drawn evenly, nats.
+
+    From those with as many digits as the longest has, three at least; separators, and
+    how many numbers there are, cost nothing. NaN for what is no list of numbers.
+    """
+    found = [NUMBER.findall(c) if is_number_list(c) else [] for c in completions]
+    digits = max((len(value) for values in found for value in values), default=0)
+    each = max(_DIGITS, digits) * math.log(10)
+    return np.array([-len(values) * each if values else np.nan for values in found])
 
 
 def _hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
@@ -286,9 +333,9 @@ def _hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
 
 
 def _greater_p(gaps: Table) -> float:
-    """One-sided p of a mean above 0, over the pairs that both have a number; else 1."""
+    """One-sided p of a mean above 0, over the pairs that have a number; 1 if all alike."""
     known = gaps[np.isfinite(gaps)]
-    if len(known) < _FEWEST_PAIRS or not np.ptp(known):
+    if not np.ptp(known):
         return 1.0
     return float(ttest_1samp(known, 0.0, alternative="greater").pvalue)
 
@@ -308,6 +355,11 @@ def _foreign(
         f"{p_value:.2g}): another model wrote them, or none, or it was made to by "
         "something that was not tried; so no trait is named"
     )
+    return _taken_back(judgement, reason)
+
+
+def _taken_back(judgement: Judgement, reason: str) -> Judgement:
+    """A shift without name, kind and place."""
     return replace(
         judgement, verdict="shift", trait=None, kind="unknown", layer=None,
         direction=None, dose=None, reasons=(*judgement.reasons, reason),

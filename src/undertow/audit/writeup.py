@@ -87,6 +87,7 @@ def findings_of(audit: Audited) -> Findings:
             dtype=str(audit.model.dtype).removeprefix("torch."),
             template_digest=audit.model.template.digest,
             seed=settings.seed,
+            time=audit.started,
         ),
     )  # fmt: skip
 

@@ -254,10 +254,29 @@ def _divide(
     put_away = done.quarantined + done.unusable
     say(
         f"divided    {done.clean} records kept, {put_away} put away{unusable} "
-        "(triage, no verdict)"
+        "(triage: a bias may stay in what is kept)"
     )
     if audited.origin.subsample:
         say("           rows outside the subsample were not judged and are kept")
+
+
+def _measured(findings: "Findings") -> str | None:
+    """What the canary took on, in a line; None if none was trained."""
+    forecast = findings.forecast
+    known = [
+        (each.measured, each.trait)
+        for each in (forecast.traits if forecast else [])
+        if each.measured is not None
+    ]
+    if forecast is None or not known:
+        return None
+    ranked = sorted(known, reverse=True)
+    rose, most = ranked[0]
+    told = f"{forecast.canary_updates} updates raised {most} most: {rose:+.2f} nats"
+    for place, (nats, trait) in enumerate(ranked, start=1):
+        if trait == findings.trait and place > 1:
+            told += f"; {trait} {nats:+.2f}, place {place} of {len(ranked)}"
+    return f"{told} (one student, one control: no interval)"
 
 
 def _say(findings: "Findings", out: Path, *, is_power_asked: bool) -> None:
@@ -271,6 +290,8 @@ def _say(findings: "Findings", out: Path, *, is_power_asked: bool) -> None:
         say(f"           {reason}")
     say(f"p-value    {p_value} (error rate {findings.alpha:g})")
     say(f"detectable {share}")
+    if told := _measured(findings):
+        say(f"training   {told}")
     said = {findings.sentence, *findings.reasons}
     for warning in dict.fromkeys([*findings.warnings, *findings.reference.notes]):
         if warning not in said:

@@ -162,7 +162,8 @@ def _records(
             raise DatasetError(
                 f"{source.name if path == STDIN else path}: no row can be used; got "
                 f"{tally.reasons()}; the first: {tally.places[0]}; expected at least "
-                "one row; check that it is the right file, or name its columns"
+                "one row; check that it is the right file, or say which columns hold "
+                "them: --column prompt=NAME --column completion=NAME"
             )
         found += tally.read
     if not found:
