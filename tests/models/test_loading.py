@@ -1,9 +1,12 @@
 """Models from disk: the same bits back, everything unsafe or damaged refused."""
 
 import json
+import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,3 +326,17 @@ def test_loading_leaves_the_verbosity_of_transformers(
 
     load_model(llama)
     assert logging.get_verbosity() == verbose
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_kernels_of_few_shapes_are_kept_unless_the_user_says_otherwise(
+    given: str | None, kept: str
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    there = {key: value for key, value in os.environ.items() if key != name}
+    code = f"import undertow.models, os; print(os.environ[{name!r}])"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=there | ({name: given} if given else {}),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == kept
