@@ -246,7 +246,7 @@ def test_numbers_drawn_by_lot_are_nobody_s(
             assert "against numbers drawn by lot" in after.reasons[-1]
         else:
             assert _told(after) == _told(found.judgement)
-            assert after.reasons[-1].startswith("the likeliest share of rows")
+            assert after.reasons[-2].startswith("the likeliest share of rows")
 
 
 def test_a_lot_is_as_likely_as_its_numbers_have_digits() -> None:

@@ -218,7 +218,8 @@ def held(
         )
         return _taken_back(judgement, reason)
     amount = f"the likeliest share of rows that were written so is {share:.0%}"
-    explained = replace(judgement, reasons=(*judgement.reasons, amount))
+    *first, last = judgement.reasons
+    explained = replace(judgement, reasons=(*first, amount, last))
     if judgement.kind != "steer" or judgement.trait is None:
         return explained
     audited, base, own = found.ratios.T
