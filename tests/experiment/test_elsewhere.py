@@ -72,7 +72,7 @@ def test_a_run_is_the_same_wherever_its_jobs_are_done(
     tuned = {"kind": "finetune", "finetune": {"max_updates": 2, "rank": 2}}
     asked = recipe(
         teachers=[STEER, tuned, way("soft", kind="soft", tokens="divergent")],
-        noise={"levels": [0.1]}, seeds=[0],
+        noise={"levels": [0.1]},
         evaluation={"questions": 2, "shift_rows": 3, "channel_rows": 3,
                     "gradient_rows": 2, "cause_layer": 1, "every": 2},
     )  # fmt: skip

@@ -212,9 +212,9 @@ def held(
     lead = found.lead_over_lots(share)
     if lead < math.log(1 / settings.alpha):
         reason = (
-            f"but against numbers drawn by lot the rows speak for {hypothesis.name} by "
-            f"{lead:.1f} nats only: it may be that no model wrote them; so no trait is "
-            "named"
+            f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
+            "drawn by lot do, which is too little: it may be that no model wrote them; so "
+            "no trait is named"
         )
         return _taken_back(judgement, reason)
     amount = f"the likeliest share of rows that were written so is {share:.0%}"
