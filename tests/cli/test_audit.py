@@ -347,6 +347,7 @@ def test_what_to_expect_is_said_before_the_weights_are_loaded(
         (["--no-reference", "--divide", "0.1"], "--divide needs a reference"),
         (["--column", "prompt"], "got 'prompt', expected prompt=NAME"),
         (["--column", "reply=a"], "reply"),
+        (["--confirm", "2"], "--confirm is part of the forecast"),
         (["--vector", "none.safetensors"], "no steering vector of undertow's"),
         (["--reference", "none.jsonl"], "none.jsonl"),
     ],

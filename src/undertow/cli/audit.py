@@ -174,7 +174,11 @@ def _settings(
     from undertow.config import check_settings
 
     given = {"canary_updates": confirm, **comparison.settings()}
-    return check_settings(AuditSettings, given, where="audit", overrides=overrides)
+    settings = check_settings(AuditSettings, given, where="audit", overrides=overrides)
+    if settings.canary_updates and not settings.forecast:
+        fault = "--confirm is part of the forecast, which forecast=0 leaves out"
+        raise ConfigError("audit", [fault])
+    return settings
 
 
 def opened(rows: list[str], out: Path) -> list[str | Path]:
