@@ -49,11 +49,10 @@ def test_blocks_are_compared_at_the_dose_that_was_screened(
     vector = next(h for h in leaders if h.kind == "steer" and h.trait == "cat")
     screened = vector.strength / 10
     assert screened in (0.15, 0.3)
-    asked = found.meter.asked
-    blocks = asked[: len(asked) - len(FINER_DOSES)]
     assert judgement.layer is not None
     near = range(max(0, judgement.layer - 2), min(4, judgement.layer + 3))
-    assert blocks == [f"cat vector, block {at}, dose {screened:g}" for at in near]
+    blocks = [f"cat vector, block {at}, dose {screened:g}" for at in near]
+    assert found.meter.asked[: len(blocks)] == blocks
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -63,7 +62,27 @@ def test_the_block_is_where_the_vector_was_put(
     found = planted(shifts.vector("dog", layer=layer, dose=0.45), count=240)
     assert found.judgement.direction == "dog"
     assert found.judgement.layer == layer
-    assert found.judgement.dose in FINER_DOSES
+    assert found.judgement.dose == pytest.approx(0.45, rel=0.1)
+
+
+@pytest.mark.parametrize("dose", [0.25, 0.52, 0.7])
+def test_many_rows_tell_the_dose_between_those_of_the_grid(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch, dose: float
+) -> None:
+    found = planted(shifts.vector("cat", dose=dose), count=4000)
+    monkeypatch.setattr(naming, "_REFINED", 2000)
+    after = refined(found.judgement, found.meter, found.audited, _silent)
+    nearest = min(abs(each - dose) for each in FINER_DOSES)
+    assert abs((after.dose or 0) - dose) < nearest / 2
+
+
+def test_few_weak_rows_leave_the_dose_on_the_grid(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    for seed in range(5):
+        found = planted(shifts.vector("cat", dose=0.5), count=240, seed=seed)
+        assert found.judgement.direction == "cat"
+        assert found.judgement.dose in FINER_DOSES
 
 
 def test_progress_is_told_of_every_step(planted: Plant, shifts: "Shifts") -> None:
@@ -73,7 +92,7 @@ def test_progress_is_told_of_every_step(planted: Plant, shifts: "Shifts") -> Non
         found.judgement, found.meter, found.audited,
         lambda stage, done, total: told.append((stage, done, total)),
     )  # fmt: skip
-    assert told == [("block and dose", i, 10) for i in range(1, 11)]
+    assert told == [("block and dose", i, 21) for i in range(1, 22)]
 
 
 def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(

@@ -72,6 +72,7 @@ class Record(_Value):
     p_value: Number
     verdict: str | None
     details: dict[str, Number]
+    reasons: list[str] = Field(default=[], description="why it says so, in sentences")
     seconds: float
 
 

@@ -411,5 +411,6 @@ class _Bench:
             score=answer.score if math.isfinite(answer.score) else None,
             named=answer.trait, kind=answer.kind, named_layer=answer.layer,
             p_value=answer.p_value, verdict=answer.verdict,
-            details=dict(answer.details), seconds=round(found.seconds, 3),
+            details=dict(answer.details), reasons=list(answer.reasons),
+            seconds=round(found.seconds, 3),
         )  # fmt: skip

@@ -37,6 +37,7 @@ class Answer:
         p_value: Of the null "nothing was done", for auditors that test.
         verdict: In a word, where it has one.
         details: Further numbers to be kept with the answer, p-values of arms above all.
+        reasons: Why it says so, in sentences.
     """
 
     score: float
@@ -46,6 +47,7 @@ class Answer:
     p_value: float | None = None
     verdict: str | None = None
     details: Values = field(default_factory=lambda: MappingProxyType({}))
+    reasons: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -165,6 +167,7 @@ def _answer(found: Judgement) -> Answer:
         p_value=found.p_value if known else None,
         verdict=found.verdict,
         details={f"p {arm.name}": arm.p_value for arm in found.arms},
+        reasons=found.reasons,
     )
 
 

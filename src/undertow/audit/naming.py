@@ -34,6 +34,9 @@ EXPLAINED = 0.7
 """Share of its own rows' gain that a named vector has to bring to the audited ones."""
 _FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
 _SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
+_WEAKEST, _STRONGEST = 0.05, 0.9  # no dose lies beyond
+_HALVINGS = 3  # of the distance between doses, which leaves about 3 %
+_CLEARLY = math.log(100)  # nats of all rows by which a dose is the better one
 _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _CHECKED = 64  # rows that the explanation is checked on
@@ -135,7 +138,9 @@ def refined(
 ) -> Judgement:
     """Block and dose of the leading vector, by likelihood around where it was screened.
 
-    First the blocks at the screened dose, then doses at the best block.
+    First the blocks at the screened dose, then doses at the best block, then doses ever
+    closer to it: rows of a strong vector do not look like those of one that is a tenth
+    weaker.
     """
     battery = meter.battery
     direction = battery.names.index(judgement.direction or "")
@@ -144,19 +149,19 @@ def refined(
     layers = range(
         max(0, centre - _AROUND), min(len(battery.layers), centre + _AROUND + 1)
     )
-    steps = len(layers) + len(FINER_DOSES)
+    steps, done = len(layers) + len(FINER_DOSES) + 3 * _HALVINGS + 2, 0
 
-    def best(options: list[tuple[int, float]], done: int) -> tuple[int, float]:
-        won = {}
-        for step, (layer, dose) in enumerate(options, start=1):
-            h = vector_hypothesis(meter.model, battery, direction, layer, dose)
-            won[layer, dose] = mixed_evidence(meter.ratios(raced, h))
-            tell("block and dose", done + step, steps)
-        return max(won, key=lambda option: won[option])
+    def won(layer: int, dose: float) -> float:
+        nonlocal done
+        h = vector_hypothesis(meter.model, battery, direction, layer, dose)
+        found = mixed_evidence(meter.ratios(raced, h))
+        done += 1
+        tell("block and dose", done, steps)
+        return found
 
-    dose = _dose(judgement, battery, centre)
-    layer, _ = best([(layer, dose) for layer in layers], 0)
-    layer, dose = best([(layer, d) for d in FINER_DOSES], len(layers))
+    screened = _dose(judgement, battery, centre)
+    layer = max(layers, key=lambda layer: won(layer, screened))
+    dose = _best_dose(lambda dose: won(layer, dose))
     where = (
         f"among blocks and doses around it, block {battery.layers[layer]} at dose "
         f"{dose:g} makes the rows likeliest"
@@ -165,6 +170,22 @@ def refined(
     return replace(
         judgement, layer=battery.layers[layer], dose=dose, reasons=(*first, where, last)
     )
+
+
+def _best_dose(won: Callable[[float], float]) -> float:
+    """The best of `FINER_DOSES`, or of those beside it where that is clearly better.
+
+    Weak rows do not tell doses apart; what is found among them would be noise.
+    """
+    coarse = dose = max(FINER_DOSES, key=won)
+    place = FINER_DOSES.index(dose)
+    low, _, high = (_WEAKEST, *FINER_DOSES, _STRONGEST)[place : place + 3]
+    for _ in range(_HALVINGS):
+        below, above = (round(math.sqrt(end * dose), 3) for end in (low, high))
+        near = (low, below, dose, above, high)
+        place = max((1, 2, 3), key=lambda i: won(near[i]))
+        low, dose, high = near[place - 1 : place + 2]
+    return dose if won(dose) - won(coarse) > _CLEARLY else coarse
 
 
 def held(
