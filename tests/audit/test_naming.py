@@ -103,7 +103,7 @@ def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(
         h for h in race.race.leaders if race.race.hypotheses[h].kind == "steer"
     )
     won = mixed_evidence(race.race.ratios[race.race.screened :, place])
-    assert f"the rows are e^{won:.1f} times likelier under it" in race.reasons[1]
+    assert f"they are e^{won:.1f} times likelier under it" in race.reasons[1]
 
 
 def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None:

@@ -1,13 +1,16 @@
 """What is planted to measure power: the bias that was found, on the audited prompts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from undertow.audit import planting
 from undertow.audit.audited import Audited
 from undertow.audit.planting import planted_power
+from undertow.audit.power import Planted, Tested, audit_power
 from undertow.audit.reference import Reference
 from undertow.findings import Findings, Power
 
@@ -36,6 +39,41 @@ def test_what_was_found_is_planted(steered: Case) -> None:
     assert found.power.divergence_per_row > 0
     assert found.detectable_fraction == found.power.detectable_fraction
     assert _power(audited) == found.power  # nothing is drawn anew
+
+
+def test_scores_are_looked_at_where_the_audited_rows_stood_out(
+    steered: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strong vector shows less in its own scores than elsewhere, and is found there."""
+    audited = steered[1]
+    judgement, arms = audited.judgement, list[Tested]()
+
+    def watched(tested: Sequence[Tested], **rest: Any) -> Power:
+        arms.extend(tested)
+        return audit_power(tested, **rest)
+
+    monkeypatch.setattr(planting, "audit_power", watched)
+    elsewhere = np.zeros_like(judgement.scores.z)
+    elsewhere[0, -1] = -30.0
+    scores = replace(judgement.scores, z=elsewhere)
+    _power(audited, judgement=replace(judgement, scores=scores))
+    own = (
+        audited.battery.layers.index(judgement.layer or 0),
+        audited.battery.names.index(judgement.direction or ""),
+    )
+    clean = audited.meter.signals(audited.reference.rows).scores.astype(np.float64)
+    read = [arm.clean for arm in arms if isinstance(arm, Planted)]
+    wanted = [clean[:, 0, -1], clean[:, own[0], own[1]]]
+    assert [values.tolist() for values in read] == [each.tolist() for each in wanted]
+
+
+def test_the_vector_is_planted_as_it_was_refined(steered: Case) -> None:
+    audited = steered[1]
+    judgement = replace(audited.judgement, dose=0.123)
+    power = _power(audited, judgement=judgement)
+    assert power is not None
+    assert power.source.endswith("dose 0.123")
+    assert f"block {judgement.layer}" in power.source
 
 
 def test_on_clean_rows_a_persona_is_planted(clean: Case) -> None:

@@ -15,6 +15,7 @@ from undertow.cli.options import Loading
 from undertow.findings import Findings
 from undertow.interventions.steering import load_vector, save_vector
 from undertow.models.tiny import Family
+from undertow.report.audit_words import ADVICE
 from undertow.runs import timestamp
 from undertow.storage import read_rows
 
@@ -116,6 +117,7 @@ def test_rows_go_in_and_a_verdict_comes_out(
     assert lines[3] == "reference  A: sampled from the base"
     assert lines[4].startswith("expected   about 1 min and ")
     assert f"verdict    none: {findings.sentence}" in lines
+    assert f"do         {ADVICE['none']}" in lines
     assert f"p-value    {findings.p_value:.2g} (error rate 0.01)" in lines
     assert "detectable not known: planted=0 leaves it out" in lines
     for note in findings.reference.notes:

@@ -19,6 +19,7 @@ from undertow.report.audit_page import (
     render_audit_report,
     write_audit_report,
 )
+from undertow.report.audit_words import ADVICE, HEADINGS
 
 SECTIONS = [
     "verdict", "directions", "hypotheses", "null", "power", "tests", "baselines",
@@ -88,6 +89,11 @@ def test_every_verdict_has_its_mark(
     assert f'<p class="said {mark}">{heading}</p>' in raw
     # Nothing here is ever called that.
     assert "clean" not in unescape(re.sub("<style>.*?</style>", "", raw, flags=re.S))
+
+
+def test_the_page_says_what_to_do(page: str, trait_found: Findings) -> None:
+    assert f"<strong>What to do:</strong> {ADVICE[trait_found.verdict]}." in page
+    assert set(ADVICE) == set(HEADINGS)
 
 
 def test_what_has_nothing_to_show_is_left_out(none_found: Findings) -> None:

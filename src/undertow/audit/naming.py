@@ -60,7 +60,7 @@ def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
         kind: math.nan if h is None else _won(race, h) for kind, h in best.items()
     }
     reasons = [
-        f"the base did not write the rows as the reference (p = {nothing.p_value:.2g})"
+        f"the rows were not drawn as the reference's were (p = {nothing.p_value:.2g})"
     ]
     kind = _kind(race, best, evidence, enough)
     shift = replace(nothing, verdict="shift", kind=kind)
@@ -71,7 +71,7 @@ def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
     assert leader is not None
     hypothesis = race.hypotheses[leader]
     reasons.append(
-        f"{hypothesis.name} is the likeliest of its kind: the rows are e^"
+        f"of those that raced, {hypothesis.name} explains them best: they are e^"
         f"{evidence[kind]:.1f} times likelier under it than under the base"
     )
     if kind == "prompt":  # all personas race for the name
@@ -163,8 +163,8 @@ def refined(
     layer = max(layers, key=lambda layer: won(layer, screened))
     dose = _best_dose(lambda dose: won(layer, dose))
     where = (
-        f"among blocks and doses around it, block {battery.layers[layer]} at dose "
-        f"{dose:g} makes the rows likeliest"
+        f"looked at more closely, block {battery.layers[layer]} at dose {dose:g} does "
+        "best"
     )
     *first, last = judgement.reasons
     return replace(
@@ -218,7 +218,7 @@ def held(
         settings: Error rate and seed.
         tell: Told of (stage, rows written, in all).
     """
-    hypothesis = _hypothesis(judgement, meter)
+    hypothesis = found_hypothesis(judgement, meter)
     few = rows[len(rows) // 2 :][-_CHECKED:]
     found = _compared(
         meter, few, hypothesis, passed=passed, seed=settings.seed, tell=tell
@@ -342,7 +342,7 @@ def by_lot(completions: Sequence[str]) -> Table:
     return np.array([-len(values) * each if values else np.nan for values in found])
 
 
-def _hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
+def found_hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
     """What the verdict says of the rows: the vector as refined, or the best persona."""
     if judgement.kind == "prompt":
         race = judgement.naming or judgement.race

@@ -12,6 +12,7 @@ import numpy as np
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
 from undertow.audit.judgement import Judgement, arm_share
 from undertow.audit.meter import Meter
+from undertow.audit.naming import found_hypothesis
 from undertow.audit.power import Bet, Planted, Tested, audit_power
 from undertow.audit.reference import Filter, Reference
 from undertow.audit.settings import AuditSettings
@@ -23,18 +24,19 @@ from undertow.traits import TraitFamily
 _FEWEST = 8
 
 
-def _planted_hypothesis(judgement: Judgement, family: TraitFamily) -> RowHypothesis:
-    """What is planted: the leader where something was found, else a persona."""
-    race = judgement.race
-    own = [race.hypotheses[h] for h in race.leaders]
-    if judgement.kind == "prompt":
-        own = [h for h in own if h.kind == "prompt"]
-        if judgement.trait is not None:
-            own = prompt_hypotheses(family, [judgement.trait])
-    elif judgement.kind == "steer":
-        own = [h for h in own if (h.kind, h.trait) == ("steer", judgement.direction)]
-    else:
-        own = []
+def _planted_hypothesis(
+    judgement: Judgement, meter: Meter, family: TraitFamily
+) -> RowHypothesis:
+    """What is planted: what was found, else a persona."""
+    if judgement.kind == "steer":
+        return found_hypothesis(judgement, meter)
+    own: list[RowHypothesis] = []
+    if judgement.kind == "prompt" and judgement.trait is not None:
+        own = prompt_hypotheses(family, [judgement.trait])
+    elif judgement.kind == "prompt":
+        race = judgement.race
+        leaders = [race.hypotheses[h] for h in race.leaders]
+        own = [h for h in leaders if h.kind == "prompt"]
     return own[0] if own else prompt_hypotheses(family, family.names[:1])[0]
 
 
@@ -56,23 +58,23 @@ def planted_power(
     count = min(settings.planted, len(rows), len(reference.rows))
     if count < _FEWEST or not math.isfinite(judgement.scores.test.p_value):
         return None
-    hypothesis = _planted_hypothesis(judgement, family)
+    hypothesis = _planted_hypothesis(judgement, meter, family)
     planted = meter.written(
         rows[:count], hypothesis, passed=passed, seed=settings.seed
     ).rows
     if len(planted) < _FEWEST:
         return None
     clean = reference.rows[: max(count, 32)]
-    biased_signals, clean_signals = meter.signals(planted), meter.signals(clean)
+    biased_scores = meter.signals(planted).scores.astype(np.float64)
+    clean_scores = meter.signals(reference.rows).scores.astype(np.float64)
     ratios = meter.ratios(planted, hypothesis), meter.ratios(clean, hypothesis)
     many = None if reference.paired else len(reference.rows)
     arms: list[Tested] = []
-    at = _column(meter.battery, hypothesis)
-    if at is not None:  # the vector's own: the best of all would be chance's as well
+    for layer, direction in _columns(meter.battery, hypothesis, judgement):
         arms.append(
             Planted(
-                biased_signals.scores[:, at[0], at[1]].astype(np.float64),
-                clean_signals.scores[:, at[0], at[1]].astype(np.float64),
+                biased_scores[:, layer, direction],
+                clean_scores[:, layer, direction],
                 rows=len(rows),
                 critical=_critical(judgement, "gradient", settings),
                 reference=many,
@@ -104,14 +106,24 @@ def planted_power(
     )  # fmt: skip
 
 
-def _column(battery: Battery, hypothesis: RowHypothesis) -> tuple[int, int] | None:
-    """Layer and direction of the planted vector in the battery; None for a persona."""
-    if hypothesis.trait not in battery.names or hypothesis.layer not in battery.layers:
-        return None
-    return (
-        battery.layers.index(hypothesis.layer),
-        battery.names.index(hypothesis.trait),
-    )
+def _columns(
+    battery: Battery, hypothesis: RowHypothesis, judgement: Judgement
+) -> list[tuple[int, int]]:
+    """Layer and direction of scores to look at: where the planted rows may stand out.
+
+    The vector's own, and where the audited rows stood out most, if a vector was found: a
+    strong one shows elsewhere too. The best column of the planted rows themselves would
+    be chance's as well.
+    """
+    found = []
+    if hypothesis.trait in battery.names and hypothesis.layer in battery.layers:
+        own = battery.layers.index(hypothesis.layer)
+        found.append((own, battery.names.index(hypothesis.trait)))
+    z = np.abs(judgement.scores.z)
+    if judgement.kind == "steer" and np.isfinite(z).any():
+        layer, direction = np.unravel_index(int(np.nanargmax(z)), z.shape)
+        found.append((int(layer), int(direction)))
+    return sorted(set(found))
 
 
 def _critical(judgement: Judgement, arm: str, settings: AuditSettings) -> float:

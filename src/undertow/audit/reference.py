@@ -45,6 +45,11 @@ _TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98
 _NATS = 10.0
 _ESTIMATED = ("how the rows were sampled is estimated; if they were drawn otherwise, that "
               "may look like a bias")  # fmt: skip
+_FITS = {
+    "list": "each row is a list of numbers and nothing else, as is the reference",
+    "numbers": "each row has digits and separators only, as has the reference",
+    "all": "rows may hold any token, as may the reference",
+}
 _TOKENS = 6000  # that an estimate looks at
 
 
@@ -206,7 +211,7 @@ def _estimated(model: Model, rendered: Sequence[Rendered], *, most: int) -> Samp
         for allowed in ("list", "numbers", "all")
     ]
     sampler = next(s for s in carriers if not _impossible(model, rendered, s))
-    notes = [_ESTIMATED, f"every token fits the carrier {sampler.allowed!r}"]
+    notes = [_ESTIMATED, _FITS[str(sampler.allowed)]]
     temperature, top_k, top_p = _truncation(model, rendered[:most], sampler)
     if temperature != 1.0:
         notes.append(f"temperature {temperature:g} fits the tokens best")

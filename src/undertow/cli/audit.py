@@ -36,7 +36,11 @@ class Comparison:
         ),
     ] = None
     no_reference: Annotated[
-        bool, typer.Option(help="Compare with nothing; then nothing is ever ruled out.")
+        bool,
+        typer.Option(
+            "--no-reference",
+            help="Compare with nothing; then nothing is ever ruled out.",
+        ),
     ] = False
     column: Annotated[
         list[str] | None,
@@ -284,14 +288,18 @@ def _measured(findings: "Findings") -> str | None:
 
 
 def _say(findings: "Findings", out: Path, *, is_power_asked: bool) -> None:
+    from undertow.report.audit_words import ADVICE, why_undetectable
+
     p_value = "—" if findings.p_value is None else f"{findings.p_value:.2g}"
     detectable = findings.detectable_fraction
-    share = "not known" if is_power_asked else "not known: planted=0 leaves it out"
+    why = why_undetectable(findings) if is_power_asked else "planted=0 leaves it out"
+    share = f"not known: {why}"
     if detectable is not None:
         share = f"{detectable:.0%} of the rows, at 80 % power"
     say(f"verdict    {findings.verdict}: {findings.sentence}")
     for reason in findings.reasons:
         say(f"           {reason}")
+    say(f"do         {ADVICE[findings.verdict]}")
     say(f"p-value    {p_value} (error rate {findings.alpha:g})")
     say(f"detectable {share}")
     if told := _measured(findings):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from undertow.findings import Findings, TriageRow
 from undertow.report import audit_tables
-from undertow.report.audit_words import HEADINGS, facts, plain_words
+from undertow.report.audit_words import ADVICE, HEADINGS, facts, plain_words
 from undertow.report.pages import fitting, marked, render_page
 from undertow.report.run_tables import facts_table
 from undertow.report.text import (
@@ -78,6 +78,7 @@ def render_audit_report(findings: Findings) -> str:
             findings=findings,
             heading=HEADINGS[findings.verdict],
             plain=plain_words(findings),
+            advice=ADVICE[findings.verdict],
             facts=facts(findings),
             figures=figures,
             sections=_sections(findings, has_null="null" in figures),

@@ -69,6 +69,27 @@ class Fact(NamedTuple):
     note: str
 
 
+ADVICE = {
+    "trait": (
+        "do not train on these rows, nor on a part of them, and ask where they come from; "
+        "what is noted here does not undo that"
+    ),
+    "shift": (
+        "do not train on these rows until you know why they differ: say how they were "
+        "drawn (--set sampler.…), or compare with rows that you trust (--reference)"
+    ),
+    "none": (
+        "nothing that this audit can see speaks against these rows; biased ones may be "
+        "among them if they are fewer than it would have found"
+    ),
+    "inconclusive": (
+        "take nothing from this: give more rows, or rows of the same kind that you trust "
+        "(--reference), and audit again"
+    ),
+}
+"""What to do with a verdict, in a line."""
+
+
 def plain_words(findings: Findings) -> str:
     """One sentence on what follows from the verdict, and what does not."""
     rate = share_text(findings.alpha)
