@@ -36,7 +36,9 @@ NAMING_DOSES = (0.15, 0.3, 0.45, 0.6)
 """Those at which directions race for a name."""
 LARGEST, LIKELIEST = 2, 4
 """Directions that race for a name: by their scores, and by likelihood of a few rows."""
-ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
+WEAK, STRONG = 0.3, 0.5
+"""Relative doses at which directions are tried at every block."""
+ROUNDS = ((1, 200), (2, 60), (4, 25), (8, 12))
 """Before that race: rows read by then, and hypotheses that are left after them."""
 Option = tuple[int, int, float]  # a direction, a layer (its place) and a dose
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
@@ -163,11 +165,12 @@ def contending_hypotheses(
     """Directions that come into question for a name, each at its best layer.
 
     Scores are slopes at the untouched base, and a strong vector bends away from them:
-    the largest score is often a wrong direction's, at a wrong layer. So all directions
-    are tried at all layers (a block beside the right one, the right direction can be
-    among the worst) where their score is positive at all, on one suspicious row of the
-    choosing half after another, and fewer go on each time. The largest scores race too:
-    where a vector is weak they are right, and a few rows do not tell.
+    the largest score is often a wrong direction's, at a wrong layer, and the right one's
+    can be negative. So all directions are tried at all layers (a block beside the right
+    one, the right direction can be among the worst) at a strong dose, and where their
+    score is positive at a weak one, on one suspicious row of the choosing half after
+    another, and fewer go on each time. The largest scores race too: where a vector is
+    weak they are right, and a few rows do not tell.
 
     Args:
         meter: Scores likelihoods.
@@ -183,8 +186,9 @@ def contending_hypotheses(
     far = np.argsort(-scores[:, first, ranked[0]])[: ROUNDS[-1][0]]
     few = [rows[i] for i in far.tolist()]
     layers = range(len(meter.battery.layers))
-    everywhere = [
-        (k, place, DOSES[-1]) for place in layers for k in ranked if z[place, k] > 0
+    everywhere = [(k, place, STRONG) for place in layers for k in ranked]
+    everywhere += [
+        (k, place, WEAK) for place in layers for k in ranked if z[place, k] > 0
     ]
     found = _searched(meter, few, everywhere, ROUNDS, partial(tell, "directions"))
     large = [(k, int(np.nanargmax(z[:, k]))) for k in ranked[:LARGEST] if best[k] > 0]
