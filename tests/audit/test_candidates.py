@@ -222,20 +222,32 @@ def test_likelihoods_propose_whom_scores_pass_over(
     assert {"ant", "bee"} <= {name for name, _ in own}
     assert len({name for name, _ in own}) == len(own) <= LARGEST + LIKELIEST
     assert [h.strength for h in found[:4]] == [dose * 10 for dose in NAMING_DOSES]
-    # All where their score is positive, on the rows farthest along the leading one.
+    # All at all layers, and where their score is positive at a weak dose too, on the
+    # rows farthest along the leading one.
     far = np.argsort(-scores[:, 1, 0])[: ROUNDS[-1][0]]
     names = [name for name, _ in world.scanned]
     assert names == 2 * [rows[i].row_id for i in far]
-    assert [count for _, count in world.scanned[:8]] == [6] * 8
+    assert [count for _, count in world.scanned[:8]] == [30] * 4 + [25] * 4
     # Then those that race, at all doses; the largest scores beside their layers too.
     (near,) = {count for _, count in world.scanned[8:]}
     assert 0 < near <= (4 + 2 * 3) * len(NAMING_DOSES)
-    assert told[7] == (48, 48)
+    assert told[7] == (220, 220)
     assert told[-1] == (8 * near, 8 * near)
     least = contending_hypotheses(
         world, rows, np.full_like(z, np.nan), scores, tell=lambda *_: None
     )
     assert least == []
+
+
+def test_a_strong_vector_is_found_where_its_score_is_negative(
+    four_layers: Model, battery: Battery
+) -> None:
+    world = World(four_layers, battery)
+    rows = world.write(range(30), "steered", vector_shift("cat", dose=0.6), seed=0)
+    scores = world.signals(rows).scores.astype(np.float64)
+    z = _z(battery, ant=(0, 9.0, 5.0, 0), bee=(0, 0, 8.0, 0), cat=(-6.0,) * 4)
+    found = contending_hypotheses(world, rows, z, scores, tell=lambda *_: None)
+    assert (found[0].trait, found[0].layer) == ("cat", 1)
 
 
 def test_fewer_go_on_after_each_row(
@@ -254,9 +266,9 @@ def test_fewer_go_on_after_each_row(
         world, rows, z, scores,
         tell=lambda _, done, total: told.append((done, total)),
     )  # fmt: skip
-    # Six named directions at four layers.
-    assert [count for _, count in world.scanned[:4]] == [24, 12, 12, 6]
-    assert told[:4] == [(24, 54), (36, 54), (48, 54), (54, 54)]
+    # Six named directions at four layers, at two doses.
+    assert [count for _, count in world.scanned[:4]] == [48, 12, 12, 6]
+    assert told[:4] == [(48, 78), (60, 78), (72, 78), (78, 78)]
 
 
 def test_unknown_scores_are_passed_over(four_layers: Model, battery: Battery) -> None:
