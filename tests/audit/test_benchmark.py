@@ -233,6 +233,27 @@ def test_sizes_may_change_in_the_same_folder(
     assert 0 < half.divergence < whole.divergence
 
 
+def test_audited_anew_what_was_answered_before_is_kept(
+    model: Model, folder: Path, settings: Make, result: BenchmarkResult
+) -> None:
+    log, before = folder / "audits.jsonl", folder / "audits-before.jsonl"
+    assert result.cells
+    run_benchmark(model, settings(), auditors={"zero": Zero}, directory=folder)
+    kept = log.read_bytes()
+    run_benchmark(
+        model, settings(), auditors={"zero": Zero}, directory=folder, again=True
+    )
+    assert before.read_bytes() == kept
+    answers = [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "undertow_crc32")}
+        for path in (log, before) for line in path.read_text().splitlines()
+    ]  # fmt: skip
+    anew = [each for each in answers if each["auditor"] == "zero"]
+    assert anew
+    half = len(log.read_text().splitlines())
+    assert all(each["auditor"] == "zero" for each in answers[:half])
+
+
 def test_another_seed_is_refused(
     model: Model, folder: Path, settings: Make, result: BenchmarkResult
 ) -> None:

@@ -60,6 +60,7 @@ from undertow.storage import append_jsonl, read_jsonl, write_json
 from undertow.traits import load_family
 
 _PILOT = 32
+_LOG, _BEFORE = "audits.jsonl", "audits-before.jsonl"
 _PERSONA_PROMPTS = 16
 
 
@@ -101,7 +102,8 @@ def run_benchmark(
         other: Another base, whose rows serve as a negative control.
         directory: Where everything is kept.
         command: What started this, for the result.
-        again: Audit anew although audits are kept; pools and measurements stay.
+        again: Audit anew although audits are kept; pools and measurements stay, and
+            what was answered before is found in `audits-before.jsonl`.
         others: Processes that measure and audit; None does both here.
         progress: Told of every step.
 
@@ -112,9 +114,9 @@ def run_benchmark(
     """
     auditors = auditors or {name: AUDITORS[name] for name in USUAL}
     with open_run(directory, recipe_text=_recipe_text(model, settings)) as run:
-        log = run.path("audits.jsonl")
-        if again:
-            log.unlink(missing_ok=True)
+        log = run.path(_LOG)
+        if again and log.exists():
+            log.replace(log.with_name(_BEFORE))
         bench = _Bench(model, settings, other, run, progress, others)
         for carrier in settings.carriers:
             bench.audit_carrier(carrier, auditors, log)

@@ -46,7 +46,11 @@ def audit(
         typer.Option(help="Its named chat template, if its tokenizer has none."),
     ] = None,
     again: Annotated[
-        bool, typer.Option(help="Audit anew; rows and measurements are kept.")
+        bool,
+        typer.Option(
+            help="Audit anew; rows and measurements are kept, and what was answered in "
+            "audits-before.jsonl."
+        ),
     ] = False,
     overrides: Set = None,
     where: Where,
