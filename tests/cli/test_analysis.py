@@ -10,6 +10,7 @@ from undertow.interventions.extraction import extract_vector
 from undertow.interventions.steering import save_vector
 from undertow.models.loading import load_model
 from undertow.records import Message, Row
+from undertow.stats.classification import learnt_classifier
 from undertow.storage import write_rows
 from undertow.traits import load_family
 
@@ -148,6 +149,21 @@ def test_a_run_s_students_name_another(
         numbers["probabilities"], key=lambda kind: numbers["probabilities"][kind]
     )
     assert lines[7].removeprefix("held out ") in found.out
+    other = ["analyze", "students", tmp_path / "run", "--model", llama,
+             "--known", known, "--out", tmp_path / "other.json"]  # fmt: skip
+    unlike = command(*other, "--count", 3)
+    assert unlike.status == 2
+    assert "was read with --count 2 --seed 77, got 3 and 77" in unlike.err
+    beside = command(*other, "--count", 2)
+    assert beside.status == 0, beside.err
+    said = next(s for s in beside.out.splitlines() if s.startswith("by known "))
+    learnt_from = [
+        (each["kind"], list(each["traces"].values()))
+        for each in json.loads(known.read_text())["students"]
+    ]
+    named = learnt_classifier([t for _, t in learnt_from], [k for k, _ in learnt_from])
+    right = sum(named.named(t) == k for k, t in learnt_from)
+    assert said.startswith(f"by known {right} of 6 students named right by the 6 of ")
     again = command("analyze", "students", tmp_path / "run", "--model", llama,
                     "--out", known)  # fmt: skip
     assert again.status == 2

@@ -179,6 +179,13 @@ def students(
     *,
     loading: Loading,
     out: Annotated[Path, typer.Option(help="File for `undertow fingerprint --known`.")],
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            help="Known students of another run, read with the same --count and --seed: "
+            "how many of these they name right."
+        ),
+    ] = None,
     count: Count = 12,
     seed: Seed = 77,
 ) -> None:
@@ -192,6 +199,8 @@ def students(
         accuracy,
         held_out,
         make_yardstick,
+        named_right,
+        read_known,
         run_recipe,
         run_students,
         write_known,
@@ -200,28 +209,39 @@ def students(
 
     refuse_existing(out)
     recipe = run_recipe(directory)
+    others, facts = read_known(known) if known else ([], {})
+    if facts and (facts["count"], facts["seed"]) != (count, seed):
+        fault = (
+            f"--known {known} was read with --count {facts['count']} --seed "
+            f"{facts['seed']}, got {count} and {seed}; traces are compared only if alike"
+        )
+        raise ConfigError("analyze students", [fault])
     model, members = _precise(loading).load(), load_family(recipe.family)
+    if facts:
+        _check_base(model, facts, known)
     system = recipe.model.system
     with progress() as report:
         tell = partial(_tell, report)
         yardstick = make_yardstick(
             model, members, count=count, seed=seed, system=system, tell=tell
         )
-        known = run_students(model, directory, yardstick, tell=tell)
+        found = run_students(model, directory, yardstick, tell=tell)
     write_known(
-        model, known, out, count=count, seed=seed, family=recipe.family,
+        model, found, out, count=count, seed=seed, family=recipe.family,
         system=system, run=directory.name,
     )  # fmt: skip
     say(f"{'teacher':<16}{'trait':<12}{'seed':>5}{'kind':>10}{'named':>10}"
         f"{'persona':>9}{'vector':>8}{'growth':>8}")  # fmt: skip
-    for each, name in zip(known, held_out(known), strict=True):
+    for each, name in zip(found, held_out(found), strict=True):
         say(
             f"{each.teacher:<16}{each.trait:<12}{each.seed:>5}{each.kind:>10}"
             f"{name or '—':>10}{each.traces.persona:>+9.2f}{each.traces.vector:>8.1f}"
             f"{each.traces.growth:>+8.2f}"
         )
-    found = accuracy(known)
-    say(f"held out {_share(found)}")
+    say(f"held out {_share(accuracy(found))}")
+    if others:
+        right = named_right(found, others)
+        say(f"by known {_right(right, 'students', f'the {len(others)} of {known}')}")
     say(f"known    {out}")
 
 
@@ -431,9 +451,13 @@ def _tell(
 def _share(found: "Interval") -> str:
     if not found.n:
         return "not measured: it takes students of two kinds and two traits or more"
+    return _right(found, "known students", "those of other traits")
+
+
+def _right(found: "Interval", whose: str, by: str) -> str:
     right = round(found.mean * found.n)
     return (
-        f"{right} of {found.n} known students named right by those of other traits: "
+        f"{right} of {found.n} {whose} named right by {by}: "
         f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]"
     )
 

@@ -32,7 +32,11 @@ from undertow.pipeline.teachers import Teacher
 from undertow.pipeline.training import Student
 from undertow.runs import RECIPE
 from undertow.stats import Interval, binomial_interval
-from undertow.stats.classification import held_out_names, learnt_classifier
+from undertow.stats.classification import (
+    Classifier,
+    held_out_names,
+    learnt_classifier,
+)
 from undertow.storage import read_json, write_json
 from undertow.traits import TraitFamily
 
@@ -285,6 +289,30 @@ def accuracy(known: Sequence[KnownStudent]) -> Interval:
     return binomial_interval(sum(right), len(right))
 
 
+def named_right(
+    students: Sequence[KnownStudent], known: Sequence[KnownStudent]
+) -> Interval:
+    """Share of a run's students that known ones of other runs name right.
+
+    Raises:
+        RunError: The known students are of one kind, or too few.
+    """
+    learnt = _learnt(known)
+    right = [learnt.named(each.traces.values()) == each.kind for each in students]
+    return binomial_interval(sum(right), len(right))
+
+
+def _learnt(known: Sequence[KnownStudent]) -> Classifier:
+    try:
+        return learnt_classifier(
+            [each.traces.values() for each in known], [each.kind for each in known]
+        )
+    except ValueError as error:
+        raise RunError(
+            f"known students: {error}; use a run with several kinds of teacher"
+        ) from error
+
+
 def fingerprint_student(
     model: Model,
     student: Student,
@@ -303,15 +331,7 @@ def fingerprint_student(
         RunError: The known students are of one kind, or too few.
     """
     own, traits = student_traces(model, student, yardstick)
-    try:
-        learnt = learnt_classifier(
-            [each.traces.values() for each in known], [each.kind for each in known]
-        )
-    except ValueError as error:
-        raise RunError(
-            f"known students: {error}; use a run with several kinds of teacher"
-        ) from error
-    shares = learnt.probabilities(own.values())
+    shares = _learnt(known).probabilities(own.values())
     return Fingerprint(
         kind=max(shares, key=lambda kind: shares[kind]),
         probabilities=shares,
