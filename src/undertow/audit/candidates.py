@@ -38,8 +38,8 @@ LARGEST, LIKELIEST = 2, 4
 """Directions that race for a name: by their scores, and by likelihood of a few rows."""
 WEAK, STRONG = 0.3, 0.5
 """Relative doses at which directions are tried at every block."""
-ROUNDS = ((1, 200), (2, 60), (4, 25), (8, 12))
-"""Before that race: rows read by then, and hypotheses that are left after them."""
+ROUNDS = ((1, 150), (2, 60), (4, 25), (8, 12))
+"""Before that race: rows read by then, and places that are left after them."""
 Option = tuple[int, int, float]  # a direction, a layer (its place) and a dose
 _NEAR = 0.7  # of a direction's largest z: layers that come into question
 
@@ -215,11 +215,15 @@ def _searched(
     rounds: Sequence[tuple[int, int]],
     tell: Callable[[int, int], None],
 ) -> list[Option]:
-    """The best option of each direction that is left after all rounds, best first."""
+    """The best option of each direction that is left after all rounds, best first.
+
+    What goes on is a direction at a layer, with all its doses.
+    """
     alive = {o: vector_hypothesis(meter.model, meter.battery, *o) for o in options}
-    counts = [len(alive), *(min(left, len(alive)) for _, left in rounds)]
+    doses = len({dose for *_, dose in options})
+    counts = [len(alive), *(min(left * doses, len(alive)) for _, left in rounds)]
     steps = np.diff([0, *(rows for rows, _ in rounds)]).tolist()
-    total = sum(s * c for s, c in zip(steps, counts, strict=False))
+    total = sum(s * c for s, c in zip(steps, counts, strict=False))  # or fewer
     done = read = 0
     for count, left in rounds:
         each = len(alive)
@@ -234,7 +238,11 @@ def _searched(
         won = {
             o: mixed_evidence(meter.ratios(few[:count], h)) for o, h in alive.items()
         }
-        alive = {o: alive[o] for o in sorted(alive, key=lambda o: -won[o])[:left]}
+        ranked = sorted(alive, key=lambda o: -won[o])
+        kept = list(dict.fromkeys(o[:2] for o in ranked))[:left]
+        alive = {o: alive[o] for o in ranked if o[:2] in kept}
+    if done < total:
+        tell(total, total)
     found: dict[int, Option] = {}
     for option in alive:
         found.setdefault(option[0], option)

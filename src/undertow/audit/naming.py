@@ -37,6 +37,7 @@ _SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
 _WEAKEST, _STRONGEST = 0.05, 0.9  # no dose lies beyond
 _HALVINGS = 3  # of the distance between doses, which leaves about 3 %
 _CLEARLY = math.log(100)  # nats of all rows by which a dose is the better one
+_CHOSEN = 72  # blocks, doses and shares, that a mixture may be the best of
 _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _CHECKED = 64  # rows that the explanation is checked on
@@ -231,7 +232,7 @@ def held(
     if p_value <= settings.alpha:
         return _foreign(judgement, hypothesis, share, lack, p_value)
     lead = found.lead_over_lots(share)
-    if lead < math.log(1 / settings.alpha):
+    if lead < math.log(_CHOSEN / settings.alpha):
         reason = (
             f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
             "drawn by lot do, which is too little: it may be that no model wrote them; so "
