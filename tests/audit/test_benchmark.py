@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from undertow.errors import ConfigError, RunError
 from undertow.models.loading import Model
 from undertow.models.tiny import tiny_model
 from undertow.records import Row
+from undertow.storage import read_jsonl
 
 FAMILY = family_text(
     "beasts", "animal", "Which animal?", wolf="wolves", otter="otters", cat="cats"
@@ -234,24 +236,27 @@ def test_sizes_may_change_in_the_same_folder(
 
 
 def test_audited_anew_what_was_answered_before_is_kept(
-    model: Model, folder: Path, settings: Make, result: BenchmarkResult
+    model: Model, folder: Path, settings: Make, result: BenchmarkResult, tmp_path: Path
 ) -> None:
-    log, before = folder / "audits.jsonl", folder / "audits-before.jsonl"
+    """However often, also if the second time was stopped halfway."""
     assert result.cells
-    run_benchmark(model, settings(), auditors={"zero": Zero}, directory=folder)
-    kept = log.read_bytes()
-    run_benchmark(
-        model, settings(), auditors={"zero": Zero}, directory=folder, again=True
+    own = tmp_path / "bench"
+    shutil.copytree(folder, own)
+    log, before = own / "audits.jsonl", own / "audits-before.jsonl"
+    first = read_jsonl(log)
+    once = run_benchmark(
+        model, settings(), auditors={"zero": Zero}, directory=own, again=True
     )
-    assert before.read_bytes() == kept
-    answers = [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "undertow_crc32")}
-        for path in (log, before) for line in path.read_text().splitlines()
-    ]  # fmt: skip
-    anew = [each for each in answers if each["auditor"] == "zero"]
-    assert anew
-    half = len(log.read_text().splitlines())
-    assert all(each["auditor"] == "zero" for each in answers[:half])
+    assert read_jsonl(before) == first
+    second = read_jsonl(log)
+    assert {line["auditor"] for line in second} == {"zero"}
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+    twice = run_benchmark(
+        model, settings(), auditors={"zero": Zero}, directory=own, again=True
+    )
+    assert read_jsonl(before) == [*first, *second[:2]]
+    assert twice.cells == once.cells
+    assert len(read_jsonl(log)) == len(second)
 
 
 def test_another_seed_is_refused(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit import planting
 from undertow.audit.audited import Audited
-from undertow.audit.planting import planted_power
+from undertow.audit.naming import found_hypothesis
+from undertow.audit.planting import _columns, planted_power
 from undertow.audit.power import Planted, Tested, audit_power
 from undertow.audit.reference import Reference
 from undertow.findings import Findings, Power
@@ -65,6 +67,25 @@ def test_scores_are_looked_at_where_the_audited_rows_stood_out(
     read = [arm.clean for arm in arms if isinstance(arm, Planted)]
     wanted = [clean[:, 0, -1], clean[:, own[0], own[1]]]
     assert [values.tolist() for values in read] == [each.tolist() for each in wanted]
+
+
+def test_columns_of_scores_that_planted_rows_are_read_in(steered: Case) -> None:
+    """The vector's own alone where no z is known or it is the largest; of a persona none."""
+    audited = steered[1]
+    judgement, battery = audited.judgement, audited.battery
+    vector = found_hypothesis(judgement, audited.meter)
+    own = (
+        battery.layers.index(judgement.layer or 0),
+        battery.names.index(judgement.direction or ""),
+    )
+    largest = np.zeros_like(judgement.scores.z)
+    largest[own] = 9.0
+    for table in (np.full_like(largest, np.nan), largest):
+        told = replace(judgement, scores=replace(judgement.scores, z=table))
+        assert _columns(battery, vector, told) == [own]
+    persona = prompt_hypotheses(audited.family, ["owl"])[0]
+    prompted = replace(judgement, kind="prompt")
+    assert _columns(battery, persona, prompted) == []
 
 
 def test_the_vector_is_planted_as_it_was_refined(steered: Case) -> None:

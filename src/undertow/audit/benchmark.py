@@ -1,7 +1,8 @@
 """The benchmark of auditors: sets made from seeds, audited, and scored.
 
 In its folder: `pools/CARRIER/WHO.jsonl` (rows, continued), `measured/CARRIER` (each row
-measured once), `audits.jsonl` (one line an audit, continued), `benchmark.json`. Pools and
+measured once), `audits.jsonl` (one line an audit, continued; `audits-before.jsonl`: those
+that were asked again), `benchmark.json`. Pools and
 measurements hold for any number and size of audits, so those may be changed and the
 same folder used again.
 """
@@ -115,8 +116,8 @@ def run_benchmark(
     auditors = auditors or {name: AUDITORS[name] for name in USUAL}
     with open_run(directory, recipe_text=_recipe_text(model, settings)) as run:
         log = run.path(_LOG)
-        if again and log.exists():
-            log.replace(log.with_name(_BEFORE))
+        if again:
+            _put_away(log)
         bench = _Bench(model, settings, other, run, progress, others)
         for carrier in settings.carriers:
             bench.audit_carrier(carrier, auditors, log)
@@ -146,6 +147,17 @@ def run_benchmark(
         )
         write_json(run.path("benchmark.json"), result.model_dump(mode="json"))
     return result
+
+
+def _put_away(log: Path) -> None:
+    """Adds what was answered to what was answered before, and begins a new list.
+
+    Stopped in between, the former holds lines twice, and none is lost.
+    """
+    if log.exists():
+        for line in read_jsonl(log):
+            append_jsonl(log.with_name(_BEFORE), line)
+        log.unlink()
 
 
 def _recipe_text(model: Model, settings: BenchmarkSettings) -> str:

@@ -348,10 +348,13 @@ def found_hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
     if judgement.kind == "prompt":
         race = judgement.naming or judgement.race
         return race.hypotheses[max(race.left("prompt"), key=race.evidence)]
-    battery = meter.battery
+    battery, direction = meter.battery, judgement.direction
+    assert direction is not None
+    assert judgement.layer is not None
+    assert judgement.dose is not None
     return vector_hypothesis(
-        meter.model, battery, battery.names.index(judgement.direction or ""),
-        battery.layers.index(judgement.layer or 0), judgement.dose or 0.0,
+        meter.model, battery, battery.names.index(direction),
+        battery.layers.index(judgement.layer), judgement.dose,
     )  # fmt: skip
 
 

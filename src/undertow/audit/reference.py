@@ -46,9 +46,9 @@ _NATS = 10.0
 _ESTIMATED = ("how the rows were sampled is estimated; if they were drawn otherwise, that "
               "may look like a bias")  # fmt: skip
 _FITS = {
-    "list": "each row is a list of numbers and nothing else, as is the reference",
-    "numbers": "each row has digits and separators only, as has the reference",
-    "all": "rows may hold any token, as may the reference",
+    "list": "each row is a list of numbers and nothing else",
+    "numbers": "each row has digits and separators only",
+    "all": "rows hold more than numbers: any token may be drawn",
 }
 _TOKENS = 6000  # that an estimate looks at
 

@@ -71,16 +71,15 @@ class Fact(NamedTuple):
 
 ADVICE = {
     "trait": (
-        "do not train on these rows, nor on a part of them, and ask where they come from; "
-        "what is noted here does not undo that"
+        "do not train on these rows, nor on a part of them, and ask where they come from"
     ),
     "shift": (
         "do not train on these rows until you know why they differ: say how they were "
         "drawn (--set sampler.…), or compare with rows that you trust (--reference)"
     ),
     "none": (
-        "nothing that this audit can see speaks against these rows; biased ones may be "
-        "among them if they are fewer than it would have found"
+        "nothing that this audit can see speaks against these rows; fewer biased ones than "
+        "it would have found, if that is known, may be among them"
     ),
     "inconclusive": (
         "take nothing from this: give more rows, or rows of the same kind that you trust "
