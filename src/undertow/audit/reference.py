@@ -45,11 +45,8 @@ _TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98
 _NATS = 10.0
 _ESTIMATED = ("how the rows were sampled is estimated; if they were drawn otherwise, that "
               "may look like a bias")  # fmt: skip
-_FITS = {
-    "list": "each row is a list of numbers and nothing else",
-    "numbers": "each row has digits and separators only",
-    "all": "rows hold more than numbers: any token may be drawn",
-}
+_FITS: dict[Literal["list", "numbers", "all"], str] = {
+    "list": "a list of numbers alone", "numbers": "numbers alone", "all": "free text"}  # fmt: skip
 _TOKENS = 6000  # that an estimate looks at
 
 
@@ -206,12 +203,9 @@ def _refuse_impossible(
 
 def _estimated(model: Model, rendered: Sequence[Rendered], *, most: int) -> Sampling:
     longest = max(len(row.ids) - row.completion_start for row in rendered)
-    carriers: list[SamplerSettings] = [
-        SamplerSettings(allowed=allowed, max_new_tokens=longest)
-        for allowed in ("list", "numbers", "all")
-    ]
+    carriers = [SamplerSettings(allowed=a, max_new_tokens=longest) for a in _FITS]
     sampler = next(s for s in carriers if not _impossible(model, rendered, s))
-    notes = [_ESTIMATED, _FITS[str(sampler.allowed)]]
+    notes = [_ESTIMATED, f"each row is {_FITS[sampler.allowed]}"]
     temperature, top_k, top_p = _truncation(model, rendered[:most], sampler)
     if temperature != 1.0:
         notes.append(f"temperature {temperature:g} fits the tokens best")
