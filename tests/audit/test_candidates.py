@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,10 @@ from undertow.audit.candidates import (
 )
 from undertow.audit.signals import Battery, RowSignals
 from undertow.models.loading import Model
+from undertow.records import Row
 from undertow.seeding import generator
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _signals(scores: np.ndarray) -> RowSignals:
@@ -202,13 +206,20 @@ def test_random_directions_never_race_and_two_do_at_most(
 # ── for a name ───────────────────────────────────────────────────────────────────
 
 
+def _steered(
+    model: Model, battery: Battery, trait: str
+) -> tuple[World, Sequence[Row], Array]:
+    """A world, rows steered in it, and their scores."""
+    world = World(model, battery)
+    rows = world.write(range(30), "steered", vector_shift(trait, dose=0.6), seed=0)
+    return world, rows, world.signals(rows).scores.astype(np.float64)
+
+
 def test_likelihoods_propose_whom_scores_pass_over(
     four_layers: Model, battery: Battery
 ) -> None:
     """The largest scores may be wrong ones'; a few rows are likeliest under the truth."""
-    world = World(four_layers, battery)
-    rows = world.write(range(30), "steered", vector_shift("cat", dose=0.6), seed=0)
-    scores = world.signals(rows).scores.astype(np.float64)
+    world, rows, scores = _steered(four_layers, battery, "cat")
     z = _z(
         battery, ant=(0, 9.0, 5.0, 0), bee=(0, 0, 8.0, 0), oak=(7.0, 0, 0, 0),
         elm=(0, 0, 0, 6.5), cat=(0, 3.0, 0, 0), dog=(-2.0,) * 4,
@@ -242,9 +253,7 @@ def test_likelihoods_propose_whom_scores_pass_over(
 def test_a_strong_vector_is_found_where_its_score_is_negative(
     four_layers: Model, battery: Battery
 ) -> None:
-    world = World(four_layers, battery)
-    rows = world.write(range(30), "steered", vector_shift("cat", dose=0.6), seed=0)
-    scores = world.signals(rows).scores.astype(np.float64)
+    world, rows, scores = _steered(four_layers, battery, "cat")
     z = _z(battery, ant=(0, 9.0, 5.0, 0), bee=(0, 0, 8.0, 0), cat=(-6.0,) * 4)
     found = contending_hypotheses(world, rows, z, scores, tell=lambda *_: None)
     assert (found[0].trait, found[0].layer) == ("cat", 1)
@@ -256,9 +265,7 @@ def test_fewer_go_on_after_each_row(
     four_layers: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "ROUNDS", ((1, 12), (3, 6), (4, 3)))
-    world = World(four_layers, battery)
-    rows = world.write(range(30), "steered", vector_shift("dog", dose=0.6), seed=0)
-    scores = world.signals(rows).scores.astype(np.float64)
+    world, rows, scores = _steered(four_layers, battery, "dog")
     z = _z(
         battery, **dict.fromkeys(("ant", "bee", "cat", "dog", "oak", "elm"), (1.0,) * 4)
     )

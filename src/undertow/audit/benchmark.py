@@ -2,9 +2,8 @@
 
 In its folder: `pools/CARRIER/WHO.jsonl` (rows, continued), `measured/CARRIER` (each row
 measured once), `audits.jsonl` (one line an audit, continued; `audits-before.jsonl`: those
-that were asked again), `benchmark.json`. Pools and
-measurements hold for any number and size of audits, so those may be changed and the
-same folder used again.
+that were asked again), `benchmark.json`. Pools and measurements hold for any number and
+size of audits, so those may be changed and the same folder used again.
 """
 
 import hashlib

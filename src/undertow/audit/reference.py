@@ -45,6 +45,7 @@ _TOP_PS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.95, 0.97, 0.98
 _NATS = 10.0
 _ESTIMATED = ("how the rows were sampled is estimated; if they were drawn otherwise, that "
               "may look like a bias")  # fmt: skip
+# Carriers in the order in which they are tried, and what a row of each is.
 _FITS: dict[Literal["list", "numbers", "all"], str] = {
     "list": "a list of numbers alone", "numbers": "numbers alone", "all": "free text"}  # fmt: skip
 _TOKENS = 6000  # that an estimate looks at

@@ -209,27 +209,30 @@ def students(
 
     refuse_existing(out)
     recipe = run_recipe(directory)
-    others, facts = read_known(known) if known else ([], {})
-    if facts and (facts["count"], facts["seed"]) != (count, seed):
+    system = recipe.model.system
+    own: dict[str, Any] = {
+        "count": count,
+        "seed": seed,
+        "family": recipe.family,
+        "system": system,
+    }
+    others, facts = read_known(known) if known else ([], own)
+    if unlike := [name for name in own if facts[name] != own[name]]:
         fault = (
-            f"--known {known} was read with --count {facts['count']} --seed "
-            f"{facts['seed']}, got {count} and {seed}; traces are compared only if alike"
+            f"--known {known} was read with { ({n: facts[n] for n in unlike}) }, this run "
+            f"with { ({n: own[n] for n in unlike}) }; only traces read alike are compared"
         )
         raise ConfigError("analyze students", [fault])
     model, members = _precise(loading).load(), load_family(recipe.family)
-    if facts:
+    if known:
         _check_base(model, facts, known)
-    system = recipe.model.system
     with progress() as report:
         tell = partial(_tell, report)
         yardstick = make_yardstick(
             model, members, count=count, seed=seed, system=system, tell=tell
         )
         found = run_students(model, directory, yardstick, tell=tell)
-    write_known(
-        model, found, out, count=count, seed=seed, family=recipe.family,
-        system=system, run=directory.name,
-    )  # fmt: skip
+    write_known(model, found, out, run=directory.name, **own)
     say(f"{'teacher':<16}{'trait':<12}{'seed':>5}{'kind':>10}{'named':>10}"
         f"{'persona':>9}{'vector':>8}{'growth':>8}")  # fmt: skip
     for each, name in zip(found, held_out(found), strict=True):
