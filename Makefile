@@ -58,7 +58,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install -q -c constraints.txt -e '.[dev,notebooks,ray,trl]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,inspect,notebooks,ray,track,trl]'
 	touch $(VENV)/installed $@
 
 $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -38,6 +38,7 @@ class RayCluster:
 
     def __init__(self, ray: ModuleType) -> None:
         self._ray = ray
+        self._under_way: set[Any] = set()
 
     @property
     def gpus(self) -> float:
@@ -86,16 +87,30 @@ class RayCluster:
                 for value in takewhile(
                     lambda value: not isinstance(value, Later), rest
                 ):
-                    waiting[task.remote(value)] = next(places)
+                    call = task.remote(value)
+                    self._under_way.add(call)
+                    waiting[call] = next(places)
                     if len(waiting) >= ahead:
                         break
                 if not waiting:
                     return
                 ready, _ = ray.wait(list(waiting), num_returns=1)
+                self._under_way.discard(ready[0])
                 yield waiting.pop(ready[0]), self._answer(ready[0])
         finally:
-            for left in waiting:
-                ray.cancel(left, force=False)
+            self.cancel(waiting)
+
+    def cancel(self, calls: Iterable[Any] | None = None) -> None:
+        """Cancels those of the calls that are under way; None for all.
+
+        An iterator that nobody ends is ended when its memory is reclaimed, which may be
+        after Ray was let go: then nothing is under way, and Ray is not asked, since it
+        would start a cluster to be asked.
+        """
+        left = self._under_way & set(self._under_way if calls is None else calls)
+        self._under_way -= left
+        for call in left:
+            self._ray.cancel(call, force=False)
 
     def _answer(self, ready: Any) -> Any:
         """What a call answered; what it raised, as it raised it."""
@@ -135,10 +150,12 @@ def ray_cluster(
     is_ours = not ray.is_initialized()
     if is_ours:
         _connect(ray, address, cpus)
+    cluster = RayCluster(ray)
     try:
         _check_versions(ray)
-        yield RayCluster(ray)
+        yield cluster
     finally:
+        cluster.cancel()
         if is_ours:
             ray.shutdown()
 

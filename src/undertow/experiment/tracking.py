@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,8 @@ class Tracking:
 
 
 def _close(name: str, tracker: Any) -> None:
-    if name != "trackio":
-        tracker.finish()
-        return
-    import trackio
-
-    trackio.finish()  # forgets the run as well, which is else closed again at exit
+    # trackio's own finish forgets the run as well, which is else closed again at exit.
+    (import_module(name) if name == "trackio" else tracker).finish()
 
 
 def _words(error: Exception) -> str:
