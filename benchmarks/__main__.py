@@ -1,9 +1,10 @@
 """`python -m benchmarks`: generation, training and audit beside peers, in one run.
 
-Generation against `model.generate`, LoRA training against TRL's `SFTTrainer`, one
+Generation against `model.generate` and, on a processor, llama.cpp's server with the GGUF
+file that the weights are from, LoRA training against TRL's `SFTTrainer`, one
 student and several side by side, the audit's gradient pass (50 directions, all layers)
 against bergson's gradients of every row (16 × 16 of each linear map): the same model,
-prompts and rows, bfloat16 on both sides, on the GPU if there is one. Each side is a
+prompts and rows, bfloat16 on both sides (llama.cpp: the file's own bits), on the GPU if there is one. Each side is a
 process of its own, which loads the model before anything is measured. First each tries
 its batch sizes once; then the best of both are measured in alternation, and ratios are
 taken pair by pair. With `--whole N` an audit of N rows against N reference rows is
@@ -38,6 +39,8 @@ Variants = tuple[tuple[str, ...], ...]
 ON_CPU: dict[tuple[str, str], Variants] = {
     ("generation", "ours"): (("128",), ("256",)),
     ("generation", "peer"): (("32",), ("64",), ("128",)),
+    ("server", "ours"): (("128",), ("256",)),
+    ("server", "peer"): (("8",), ("16",), ("32",), ("64",)),
     ("training", "ours"): (("8",), ("16",), ("32",)),
     ("training", "peer"): (("8",), ("8", "autocast"), ("16", "autocast"),
                            ("32", "autocast")),
@@ -57,13 +60,18 @@ ON_CUDA: dict[tuple[str, str], Variants] = {
 }  # fmt: skip
 NAMES = {
     "generation": "model.generate",
+    "server": "llama.cpp server",
     "training": "TRL SFTTrainer",
     "students": "TRL SFTTrainer",
     "audit": "bergson build",
 }
-UNITS = {
-    "generation": "tokens", "training": "tokens", "students": "tokens", "audit": "rows",
-}  # fmt: skip
+UNITS = dict.fromkeys(NAMES, "tokens") | {"audit": "rows"}
+OURS = {"server": "generation"}
+THEIRS = {"students": "training"}
+SCRIPTS = {"audit": "peer_gradients.py", "server": "peer_server.py"}
+# llama.cpp is built for this very processor, without what is not measured.
+BUILD = {"CMAKE_ARGS": "-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF "
+                       "-DLLAMA_BUILD_EXAMPLES=OFF"}  # fmt: skip
 
 
 def peers_python() -> Path:
@@ -75,7 +83,9 @@ def peers_python() -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
         lists = ["-c", HERE.parent / "constraints.txt", "-r", HERE / "requirements.txt"]
-        subprocess.run([*pip, "install", *map(str, lists)], check=True)
+        subprocess.run(
+            [*pip, "install", *map(str, lists)], check=True, env=os.environ | BUILD
+        )
         # bergson asks for these, and transformers imports them if they are there; neither
         # fits a torch built for processors. What is measured uses neither.
         subprocess.run(
@@ -90,9 +100,9 @@ class Side:
 
     def __init__(self, side: str, what: str, task: Path, python: Path) -> None:
         self.side, self.what = side, what
-        peer = "peer_gradients.py" if what == "audit" else "peers.py"
-        script = HERE / ("ours.py" if side == "ours" else peer)
-        kind = "training" if side == "peer" and what == "students" else what
+        is_ours = side == "ours"
+        script = HERE / ("ours.py" if is_ours else SCRIPTS.get(what, "peers.py"))
+        kind = (OURS if is_ours else THEIRS).get(what, what)
         self.errors = (task.parent / f"{what}-{side}.log").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [str(python), str(script), kind, str(task)],

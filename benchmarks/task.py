@@ -10,7 +10,7 @@ from typing import Any
 
 from undertow.models.chat import render_prompt, render_row
 from undertow.models.loading import Model, load_model
-from undertow.models.registry import model_directory
+from undertow.models.registry import fetch_gguf, model_directory
 from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.generation import generate_rows
 from undertow.pipeline.prompts import number_prompts
@@ -39,6 +39,7 @@ def write_task(
     task = {
         "model": model_name,
         "folder": str(model_directory(model_name)),
+        "gguf": str(_gguf(path.parent, model_name)),
         "template": template,
         "template_text": model.template.text,
         "end_ids": list(model.end_ids),
@@ -56,6 +57,12 @@ def write_task(
     }
     path.write_text(json.dumps(task), encoding="utf-8")
     return task
+
+
+def _gguf(folder: Path, model_name: str) -> Path:
+    """The file that the model was converted from, kept beside the task."""
+    path = folder / f"{model_name}.gguf"
+    return path if path.exists() else fetch_gguf(model_name, folder)
 
 
 def write_audit(folder: Path, *, model_name: str, rows: int) -> None:
