@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from undertow.packaged import packaged
 from undertow.traits import load_family
@@ -36,6 +37,21 @@ def test_a_family_that_is_shown_is_one_that_can_be_read(
     assert found.status == 0, found.err
     assert found.out.startswith("family     mine: newt, owl, ")
     assert command("families", "show", own).out == own.read_text()
+
+
+@pytest.mark.parametrize("name", ["animals", "pets"])
+def test_json_is_the_family(
+    name: str, command: "Command", pets: Path, tmp_path: Path
+) -> None:
+    named = pets if name == "pets" else name
+    shown = json.loads(command("families", "show", named, "--json").out)
+    assert shown == yaml.safe_load(command("families", "show", named).out)
+    checked = json.loads(command("families", "check", named, "--json").out)
+    # As it is read: with what the file leaves out, and a family of its own again.
+    assert checked["prompt"] == load_family(named).prompt
+    again = tmp_path / "again.yaml"
+    again.write_text(json.dumps(checked))
+    assert load_family(again) == load_family(named)
 
 
 def test_few_questions_are_told(command: "Command", pets: Path) -> None:

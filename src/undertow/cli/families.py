@@ -33,22 +33,32 @@ def families_list(*, json_flag: JsonFlag = False) -> None:
 
 
 @app.command("show")
-def families_show(name: Name) -> None:
+def families_show(name: Name, *, json_flag: JsonFlag = False) -> None:
     """Prints a family, to copy and edit."""
     ours = packaged("traits")
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else ours.get(name)
     if path is None:
         fault = f"no such file or packaged family; there are {shown(list(ours))}"
         raise ConfigError(f"family {name!r}", [fault])
+    if json_flag:
+        from undertow.safe_yaml import read_yaml
+
+        say_json(read_yaml(path))
+        return
     say(path.read_text(encoding="utf-8").rstrip())
 
 
 @app.command("check")
-def families_check(name: Name) -> None:
+def families_check(name: Name, *, json_flag: JsonFlag = False) -> None:
     """Reads a family as every command reads it, and says what it holds."""
+    from dataclasses import asdict
+
     from undertow.traits import load_family
 
     family = load_family(name)
+    if json_flag:
+        say_json(asdict(family))
+        return
     say(f"family     {family.name}: {', '.join(family.names)}")
     say(f"questions  {len(family.questions)}")
     if len(family.questions) < _FEW:
