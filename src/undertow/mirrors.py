@@ -5,8 +5,7 @@ folder, and what is new in it is sent while the work goes on. A list there, writ
 names every file with its sha256: what is not on it is not there, and what differs from
 it is not taken. Files are compared with the list as it was last seen, so whichever side
 changed since is the newer one; where both did, the URL stands. That one machine at a time
-works at a URL is its users' care. The one module that imports fsspec; of runs it knows
-the recipe and that stage markers come last.
+works at a URL is its users' care. Of runs it knows the recipe and that stage markers come last.
 """
 
 import hashlib
@@ -21,10 +20,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from undertow.errors import ConfigError, DatasetError, RunError, UndertowError, shown
+from undertow.errors import DatasetError, RunError, UndertowError, shown
 from undertow.runs import RECIPE
 from undertow.storage import DRAFT_PREFIX, file_sha256, read_json, write_json
 from undertow.storage.files import ASIDE
+from undertow.storage.remote import find_store, without_secrets
 
 LIST = "mirror.json"
 """The list of what is at the URL."""
@@ -38,27 +38,12 @@ Digests = dict[str, str]
 """sha256 by the path in the run directory."""
 
 
-def is_url(place: str) -> bool:
-    """Whether a place is a URL and not a folder: s3://…, sftp://…, memory://…."""
-    return "://" in place and not place.startswith(_LOCAL)
-
-
 def as_folder(place: str) -> Path:
     """The folder that a path, or a file:// URL, names."""
     return Path(place.removeprefix(_LOCAL))
 
 
 _LOCAL = "file://"
-
-
-def without_secrets(url: str) -> str:
-    """A URL as it may be shown: no password, and no query, which may be a signature."""
-    scheme, sign, rest = url.partition("://")
-    if not sign:
-        return url
-    rest, query, _ = rest.partition("?")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}{at}{place}{'?…' if query else ''}"
 
 
 @contextmanager
@@ -108,17 +93,12 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 def _opened(url: str) -> tuple[Any, str]:
     """The store of a URL, and the place in it."""
-    import fsspec
-
-    name = without_secrets(url)
     try:
-        store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError, TypeError) as error:
-        fault = f"no library here opens such a place: {error}"
-        raise ConfigError(name, [fault]) from error
+        return find_store(url)
+    except UndertowError:
+        raise
     except Exception as error:  # some connect at once, and each has errors of its own
-        raise _failed(name, "reached", error) from error
-    return store, root.rstrip("/")
+        raise _failed(without_secrets(url), "reached", error) from error
 
 
 class _Mirror:

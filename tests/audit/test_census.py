@@ -62,6 +62,24 @@ def figures(found: Census) -> dict[str, Any]:
     return plain
 
 
+def test_rows_at_a_url_are_summed_where_they_lie(
+    place: "Place", take: Take, tmp_path: Path
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    rows = place.rows("owl", 96)
+    here = take(rows)
+    (file,) = tmp_path.glob("*-rows.jsonl")
+    MemoryFileSystem().pipe_file("/census/a.jsonl?key=secret", file.read_bytes())
+    try:
+        there = take(["memory://census/a.jsonl?key=secret"], out="there")
+    finally:
+        MemoryFileSystem().rm("/census", recursive=True)
+    assert figures(there) == figures(here)
+    assert there.data.sources == ["memory://census/a.jsonl?…"]
+    assert "secret" not in (tmp_path / "there" / "recipe.yaml").read_text("utf-8")
+
+
 def test_steered_rows_are_found_where_they_were_steered(
     place: "Place", take: Take, tmp_path: Path
 ) -> None:

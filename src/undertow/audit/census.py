@@ -44,6 +44,8 @@ from undertow.models.reloading import ModelFacts, remember_model
 from undertow.records import Row
 from undertow.runs import Run, open_run
 from undertow.storage import read_rows, write_json, write_rows
+from undertow.storage.remote import without_secrets
+from undertow.storage.sources import File, file_size
 from undertow.traits import load_family
 
 Progress = Callable[[str, int, int, str], None]
@@ -61,7 +63,7 @@ class _Side:
     """One of the two sets that are summed: its files, what they hold, its sums."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     seen: Survey
 
 
@@ -131,7 +133,7 @@ def census(
         _hand_on(plan, test, sums[0].top, sides[0], columns, run)
         findings = findings_of(
             model, plan, test, sums, sides[0].seen, settings=settings,
-            sources=sources, files=len(files), command=command,
+            sources=[without_secrets(str(name)) for name in sources], files=len(files), command=command,
             next_command=_next(plan, sides, settings, vectors, run),
             seconds=round(time.monotonic() - began, 3),
         )  # fmt: skip
@@ -155,8 +157,8 @@ def _recipe(
     """What has to be the same for a census to be continued."""
     free = {"alpha", "dose"}  # of what is said of the sums; all else decides them
     facts = {
-        "sources": sorted(map(str, sources)),
-        "reference": sorted(map(str, reference)),
+        "sources": sorted(without_secrets(str(name)) for name in sources),
+        "reference": sorted(without_secrets(str(name)) for name in reference),
         "columns": None if columns is None else dict(columns),
         "split": split,
         "vectors": [
@@ -183,8 +185,8 @@ def _digest(content: bytes) -> str:
 
 
 def _surveyed(
-    files: tuple[Path, ...],
-    trusted: tuple[Path, ...],
+    files: tuple[File, ...],
+    trusted: tuple[File, ...],
     settings: CensusSettings,
     columns: Mapping[str, str] | None,
     run: Run,
@@ -223,9 +225,9 @@ def _keep(run: Run, name: str, seen: Survey) -> None:
     run.finish(f"survey-{name}", payload)
 
 
-def _recalled(run: Run, name: str, files: Sequence[Path]) -> Survey:
+def _recalled(run: Run, name: str, files: Sequence[File]) -> Survey:
     kept = run.payload(f"survey-{name}")
-    sizes = tuple(path.stat().st_size for path in files)
+    sizes = tuple(map(file_size, files))
     if sizes != tuple(kept["sizes"]):
         raise RunError(
             f"{run.directory}: the files of this census have other sizes now; got "

@@ -94,7 +94,7 @@ def findings_of(
     seen: Survey,
     *,
     settings: CensusSettings,
-    sources: Sequence[Path | str],
+    sources: Sequence[str],
     files: int,
     command: str,
     next_command: str,
@@ -119,7 +119,7 @@ def findings_of(
         next_commands=[next_command], model=model.name,
         family=settings.family,
         data=CensusData(
-            sources=list(map(str, sources)), files=files,
+            sources=list(sources), files=files,
             rows=seen.rows, used=own.own.count, repeats=own.own.repeats,
             effective=known(test.effective), tokens=own.own.tokens,
             without_prompt=seen.without_prompt, skipped=dict(own.skipped),

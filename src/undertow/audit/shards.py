@@ -22,7 +22,13 @@ from undertow.seeding import stream_seed
 from undertow.storage.columns import check_columns
 from undertow.storage.datasets import SourcedRow, rows_in
 from undertow.storage.samples import Stratum, detail, stratum_of
-from undertow.storage.sources import STDIN, find_source, read_records
+from undertow.storage.sources import (
+    STDIN,
+    File,
+    file_size,
+    find_source,
+    read_records,
+)
 
 _POOL = 4
 _TOLD = 10_000  # rows between two reports of progress
@@ -88,7 +94,7 @@ class Shard:
 
 def list_files(
     sources: Sequence[Path | str], *, split: str | None = None
-) -> tuple[Path, ...]:
+) -> tuple[File, ...]:
     """The files behind names, as `open_rows` takes them, in the order of reading.
 
     Raises:
@@ -107,7 +113,7 @@ def list_files(
 
 
 def rows_of(
-    path: Path, *, columns: Mapping[str, str] | None = None
+    path: File, *, columns: Mapping[str, str] | None = None
 ) -> Iterator[SourcedRow]:
     """Everything that stands in one file, in order; what is no row has a reason.
 
@@ -129,7 +135,7 @@ def plain_row(row: Row, number: int) -> PlainRow:
 
 
 def cut_shards(
-    files: Sequence[Path],
+    files: Sequence[File],
     *,
     batch_rows: int,
     shard_batches: int,
@@ -251,7 +257,7 @@ class Survey:
 
 
 def survey(
-    files: Sequence[Path],
+    files: Sequence[File],
     *,
     pilot: int,
     subsample: int,
@@ -309,13 +315,13 @@ def survey(
         digits=(told["digits 0"], told["digits 1"]), cut=told["cut"] > 0,
         recorded=told["recorded"] > 0, empty=told["empty"] > 0, skipped=dict(skipped.most_common()),
         first_fault=first, digest=digest % (1 << 64),
-        sizes=tuple(path.stat().st_size for path in files),
+        sizes=tuple(map(file_size, files)),
         pilot=tuple(held.first(pilot)), subsample=tuple(held.stratified()[:subsample]),
     )  # fmt: skip
 
 
 def rows_at(
-    files: Sequence[Path],
+    files: Sequence[File],
     places: Sequence[tuple[int, int]],
     *,
     columns: Mapping[str, str] | None = None,

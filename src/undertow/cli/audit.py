@@ -88,7 +88,7 @@ def audit(
     rows: Annotated[
         list[str],
         typer.Argument(
-            help="JSONL, JSON, CSV, Parquet, a folder, '-', or hub:owner/name."
+            help="JSONL, JSON, CSV, Parquet, a folder, '-', hub:owner/name, or a URL."
         ),
     ],
     *,

@@ -22,8 +22,8 @@ def census(
     rows: Annotated[
         list[str],
         typer.Argument(
-            help="JSONL, JSON, CSV, Parquet, a folder of such files, '-', or "
-            "hub:owner/name; repeatable."
+            help="JSONL, JSON, CSV, Parquet, a folder of such files, '-', "
+            "hub:owner/name, or a URL, read where it lies; repeatable."
         ),
     ],
     *,

@@ -26,8 +26,9 @@ def opened_place(place: str) -> Iterator[Path]:
         ConfigError: No library here knows such a URL.
         RunError: Another process works at it, or it cannot be read or written.
     """
-    from undertow.mirrors import as_folder, is_url, mirrored
+    from undertow.mirrors import as_folder, mirrored
     from undertow.models.registry import cache_directory
+    from undertow.storage.remote import is_url
 
     if not is_url(place):
         yield as_folder(place)
@@ -43,7 +44,7 @@ def check_sources(rows: Sequence[str], place: str) -> None:
     Raises:
         ConfigError: They come on standard input, and the directory is at a URL.
     """
-    from undertow.mirrors import is_url
+    from undertow.storage.remote import is_url
 
     if "-" in rows and is_url(place):
         fault = (
@@ -54,6 +55,6 @@ def check_sources(rows: Sequence[str], place: str) -> None:
 
 def command_line() -> str:
     """The command as it was given, to be kept with what it found; without secrets."""
-    from undertow.mirrors import without_secrets
+    from undertow.storage.remote import without_secrets
 
     return shlex.join(["undertow", *map(without_secrets, sys.argv[1:])])

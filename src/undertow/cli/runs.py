@@ -253,11 +253,11 @@ def report(
 
 
 def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
-    from undertow.mirrors import without_secrets
     from undertow.report.figure_data import write_figure_data
     from undertow.report.html import write_report
     from undertow.results import Results
     from undertow.storage import read_json
+    from undertow.storage.remote import without_secrets
 
     path, recipe = directory / "results.json", directory / "recipe.yaml"
     if not path.exists():

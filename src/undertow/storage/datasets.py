@@ -111,7 +111,9 @@ def open_rows(
     A source is a file (.jsonl, .ndjson, .json, .csv, .tsv, each also in .gz; .parquet,
     .arrow), a folder with such files anywhere in it (names that begin with "." or "_"
     are passed over), a folder that `datasets` saved, "-" for JSON lines from standard
-    input, or "hub:owner/name", also without "hub:" if nothing here has that name.
+    input, or "hub:owner/name", also without "hub:" if nothing here has that name. Files of
+    the hub are fetched whole; those at a URL (s3://…, https://…, and also
+    hf://datasets/owner/name/…) by parts as they are read, a folder there too.
 
     A row is found by the names of its columns: prompt, question, instruction (with
     input or context), query or input beside completion, response, answer or output;
@@ -410,7 +412,7 @@ def _worded(value: object) -> Any:
 
 
 def _check_places(found: list[Source], clean: Path, quarantine: Path) -> None:
-    read = {os.path.realpath(path) for source in found for path in source.files}
+    read = {os.path.realpath(str(path)) for source in found for path in source.files}
     if any(path == STDIN for source in found for path in source.files):
         raise DatasetError(
             "stdin: can be read once only, and rows are judged before they are divided; "

@@ -1,4 +1,4 @@
-"""Where records come from: files, folders of shards, standard input and the hub.
+"""Where records come from: files, folders of shards, URLs, standard input and the hub.
 
 JSON lines, CSV, Parquet and Arrow are read as they come: what is held is one line, or a
 thousand rows of Parquet or Arrow (one batch of a file that somebody wrote in larger
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from undertow.errors import DatasetError, shown
+from undertow.errors import DatasetError, UndertowError, shown
 from undertow.storage.columns import is_conversation
 from undertow.storage.files import (
     Fault,
@@ -32,7 +32,16 @@ from undertow.storage.files import (
     unreadable,
 )
 from undertow.storage.hub import hub_files
+from undertow.storage.remote import (
+    RemoteFile,
+    is_url,
+    remote_files,
+    unreachable,
+    without_secrets,
+)
 
+File = Path | RemoteFile
+"""A file here, or at a URL."""
 STDIN = Path("-")
 """Stands for standard input, as JSON lines."""
 
@@ -74,7 +83,12 @@ class Source:
     """The files behind a name that a user gave, in the order in which they are read."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
+
+
+def file_size(file: File) -> int:
+    """Bytes of a file."""
+    return file.size if isinstance(file, RemoteFile) else file.stat().st_size
 
 
 def find_source(source: Path | str, split: str | None = None) -> Source:
@@ -88,6 +102,8 @@ def find_source(source: Path | str, split: str | None = None) -> Source:
     path = Path(name)
     if name.startswith("hub:"):
         return _hub(name.removeprefix("hub:"), split)
+    if is_url(name):
+        return _remote(name, split)
     try:
         if path.is_dir():
             return _folder(path, split)
@@ -117,7 +133,13 @@ def _hub(name: str, split: str | None) -> Source:
     return Source(f"hub:{name}", hub_files(name, kinds, choose))
 
 
-def _kind(path: Path) -> str | None:
+def _remote(url: str, split: str | None) -> Source:
+    files = {str(file): file for file in remote_files(url, _KINDS)}
+    name = without_secrets(url)
+    return Source(name, tuple(files[n] for n in _of_split(name, list(files), split)))
+
+
+def _kind(path: File) -> str | None:
     """The kind of a file by its name, without .gz; None if it is unknown."""
     name = path.name.lower()
     kind = Path(name.removesuffix(".gz")).suffix
@@ -209,16 +231,28 @@ def _of_split(
 # ---- the records of a file
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: File) -> Iterator[Record]:
     """The values of one file, in order, with their places.
 
-    A line that cannot be read comes with its fault; the others go on.
+    A line that cannot be read comes with its fault; the others go on. A file at a URL is
+    fetched by parts, as it is read.
 
     Raises:
         DatasetError: The file is missing, damaged or of another kind, or it cannot be
             read on: quotes of CSV that do not close, a line longer than 256 MiB, a JSON
-            file of more than 1 GiB.
+            file of more than 1 GiB, a URL that answers no more.
     """
+    try:
+        yield from _records(path)
+    except UndertowError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        if isinstance(path, Path):
+            raise
+        raise unreachable(str(path), error) from error
+
+
+def _records(path: File) -> Iterator[Record]:
     kind = _kind(path)
     if kind == ".parquet":
         yield from _parquet_records(path)
@@ -236,7 +270,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+def _opened(path: File) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked if its name says so."""
     if path == STDIN:
         yield cast("io.BufferedIOBase", sys.stdin.buffer)
@@ -244,13 +278,13 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     try:
         file: Any = path.open("rb")
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(str(path), error) from error
     with file:
         try:
             packed = path.name.lower().endswith(".gz")
             yield cast("Any", gzip.GzipFile(fileobj=file) if packed else file)
         except (OSError, EOFError, zlib.error) as error:
-            raise unreadable(path, error) from error
+            raise unreadable(str(path), error) from error
 
 
 def _whole(file: io.BufferedIOBase, name: str) -> bytes:
@@ -379,7 +413,7 @@ def _not_utf8(text: str) -> bool:
     return not text.isascii() and re.search("[\udc80-\udcff]", text) is not None
 
 
-def _parquet_records(path: Path) -> Iterator[Record]:
+def _parquet_records(path: File) -> Iterator[Record]:
     from pyarrow import parquet
 
     with (
@@ -391,11 +425,18 @@ def _parquet_records(path: Path) -> Iterator[Record]:
         yield from _numbered(file.iter_batches(_BATCH), path)
 
 
-def _arrow_records(path: Path) -> Iterator[Record]:
+def _arrow_records(path: File) -> Iterator[Record]:
+
+    with _arrow_faults(path), _mapped(path) as source:
+        yield from _numbered(_arrow_batches(source), path)
+
+
+def _mapped(path: File) -> Any:
     import pyarrow as pa
 
-    with _arrow_faults(path), pa.memory_map(str(path)) as source:
-        yield from _numbered(_arrow_batches(source), path)
+    if isinstance(path, Path):
+        return pa.memory_map(str(path))
+    return pa.PythonFile(path.open(), mode="r")
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:
@@ -415,7 +456,7 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
             yield batch.slice(start, _BATCH)
 
 
-def _numbered(batches: Iterator[Any], path: Path) -> Iterator[Record]:
+def _numbered(batches: Iterator[Any], path: File) -> Iterator[Record]:
     number = 0
     for batch in batches:
         for value in batch.to_pylist():
@@ -424,7 +465,7 @@ def _numbered(batches: Iterator[Any], path: Path) -> Iterator[Record]:
 
 
 @contextmanager
-def _arrow_faults(path: Path) -> Iterator[None]:
+def _arrow_faults(path: File) -> Iterator[None]:
     import pyarrow as pa
 
     try:
@@ -432,4 +473,4 @@ def _arrow_faults(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: text that is not UTF-8: {error}") from error
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(str(path), error) from error
