@@ -11,7 +11,7 @@ import pytest
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.audit import meter as meter_module
 from undertow.audit.candidates import vector_hypothesis
-from undertow.audit.meter import Meter
+from undertow.audit.meter import Meter, whole_arrays
 from undertow.audit.signals import Battery, make_battery, measure
 from undertow.models.chat import render_row
 from undertow.models.hooks import current_completion_positions
@@ -283,6 +283,35 @@ def test_a_damaged_measurement_is_set_aside_and_made_again(
     assert np.array_equal(found.scores, wanted.scores)
     assert path.with_name(f"{path.name}.set-aside").exists()
     assert path.exists()
+
+
+def test_a_packed_measurement_is_set_aside_unread(tmp_path: Path) -> None:
+    path = tmp_path / "signals-0000000.npz"
+    zeros = np.zeros(1 << 20)
+    np.savez_compressed(path, ids=zeros, scores=zeros)
+    assert path.stat().st_size < zeros.nbytes / 400
+    with pytest.warns(
+        RuntimeWarning, match=r"damaged: ValueError: 'ids\.npy', 'scores"
+    ):
+        assert whole_arrays(path, ("ids", "scores")) is None
+    assert path.with_name(f"{path.name}.set-aside").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"ids": np.zeros(3)}, "KeyError: 'scores'"),
+        ({"ids": np.zeros(3), "scores": np.zeros(4)}, "not of one length"),
+        ({"ids": np.array(3.0), "scores": np.zeros(4)}, "TypeError"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_set_aside(
+    arrays: dict[str, np.ndarray[Any, Any]], why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, allow_pickle=False, **arrays)
+    with pytest.warns(RuntimeWarning, match=f"damaged: .*{why}"):
+        assert whole_arrays(path, ("ids", "scores")) is None
 
 
 def test_a_damaged_likelihood_is_read_again(

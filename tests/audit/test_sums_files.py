@@ -1,5 +1,11 @@
 """Sums on disk: whole, without pickles, counted once, and redone if damaged."""
 
+import copy
+import io
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,7 +14,7 @@ import pytest
 from tests.audit.test_sums import nothing, plain, sums_of
 
 from undertow.audit.sums import Sums
-from undertow.audit.sums_files import SumsFolder, read_sums, write_sums
+from undertow.audit.sums_files import SumsFolder, read_sums, sound_arrays, write_sums
 from undertow.errors import DatasetError, RunError
 from undertow.seeding import generator
 
@@ -146,3 +152,60 @@ def test_sums_of_another_shape_are_not_taken(tmp_path: Path) -> None:
     other = Sums.nothing(2, 3, flips=5, most=2)
     with pytest.raises(RunError, match="another shape; move the file away"):
         read_sums(tmp_path / "a.npz", other)
+
+
+def _array(said: str) -> bytes:
+    """An array of sixteen zeros whose header says what it likes."""
+    text = said.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * 64
+
+
+def _archive(parts: Mapping[str, bytes], packed: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packed) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+SAYS = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (_archive({"a.npy": bytes(1 << 24)}, zipfile.ZIP_DEFLATED), r"'a\.npy' packed"),
+        (_archive({"a.npy": bytes(1 << 24)}, zipfile.ZIP_BZIP2), r"'a\.npy' packed"),
+        (_archive({"a.npy": _array(SAYS.format("'<f4'", "(1099511627776,)"))}),
+         r"float32 of shape \(1099511627776,\) in 64 bytes"),
+        (_archive({"a.npy": _array(SAYS.format("'<f4'", "(3,)"))}), "in 64 bytes"),
+        (_archive({"a.npy": _array(SAYS.format("'<U0'", "(1099511627776,)"))}), "<U0"),
+        (_archive({"a": b"text"}), "ValueError"),
+        (_archive({"a.npy": b"\x93NUMPY\x09\x00"}), "another kind of header"),
+    ],
+)  # fmt: skip
+def test_arrays_that_would_unfold_are_damaged(
+    data: bytes, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(RunError, match=why):
+        sound_arrays(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_parts_that_share_their_bytes_are_damaged(tmp_path: Path) -> None:
+    """Many names of the same bytes: nothing is packed, and yet it unfolds."""
+    path, file = tmp_path / "a.npz", io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", bytes(1 << 16))
+        for number in range(99):
+            other = copy.copy(archive.infolist()[0])
+            other.filename = f"{number}.npy"
+            archive.filelist.append(other)
+    path.write_bytes(file.getvalue())
+    with pytest.raises(RunError, match=r"parts of 6,553,600 bytes in a file of 7\d,"):
+        sound_arrays(path)

@@ -14,7 +14,7 @@ import typer
 
 from undertow import __version__
 from undertow.cli import app, runs
-from undertow.errors import DatasetError
+from undertow.errors import DatasetError, visible
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -112,6 +112,24 @@ def test_wrong_usage_exits_with_2(
     assert found.status == 2
     assert message in found.err
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["\x1b[31mred"], ["recipes", "list", "\x1b]8;;http://evil.example\x1b\\"],
+        ["recipes", "list", "\x1b[1m\u202e"], ["recipes", "list", "--\x9b1m=\u2028"],
+        ["doctor", "--dtype", "\u2066\x00"], ["noise", "-\x1b"],
+    ],
+)  # fmt: skip
+def test_words_of_a_wrong_usage_are_repeated_harmlessly(
+    arguments: list[str], command: "Command"
+) -> None:
+    found = command(*arguments)
+    assert (found.status, found.out) == (2, "")
+    assert found.err.startswith("Usage: undertow ")
+    assert "\\u" in found.err or "\\x" in found.err
+    assert visible(found.err) == found.err
 
 
 def failing(error: BaseException) -> Any:

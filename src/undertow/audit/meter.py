@@ -5,12 +5,10 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +18,8 @@ from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.analysis.many_vectors import row_logprobs
 from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
+from undertow.audit.sums_files import sound_arrays
+from undertow.errors import RunError
 from undertow.models.chat import render_row
 from undertow.models.completions import Prompts
 from undertow.models.loading import Model
@@ -330,19 +330,19 @@ class Meter:
 def whole_arrays(path: Path, names: Sequence[str]) -> list[Any] | None:
     """Arrays of one length out of an .npz; a damaged file is set aside.
 
-    Every array carries a CRC-32, which is checked as it is read.
-
     Raises:
         RunError: The file cannot be renamed.
+        DatasetError: It cannot be read now, which says nothing of what is in it.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            found = [kept[name] for name in names]
+        kept = sound_arrays(path)
+        found = [kept[name] for name in names]
         if len({len(array) for array in found}) == 1:
             return found
         why = "its arrays are not of one length"
-    except (OSError, ValueError, LookupError, EOFError, NotImplementedError,
-            TypeError, RuntimeError, BadZipFile, zlib.error) as error:  # fmt: skip
+    except RunError as error:
+        why = f"{type(error.__cause__).__name__}: {error.__cause__}"
+    except (LookupError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
     set_aside(path, why)
     return None

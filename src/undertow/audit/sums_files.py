@@ -8,6 +8,7 @@ again. No pickles. Knows nothing of what the sums mean.
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from undertow.audit.sums import Compared, Side, Sums, Top
-from undertow.errors import RunError
+from undertow.errors import RunError, shown
 from undertow.storage import replacing
 from undertow.storage.files import read_bytes, set_aside
 
@@ -27,9 +28,14 @@ _TOGETHER = 32
 _VERSION = 2
 _DAMAGE = (
     ValueError, LookupError, EOFError, NotImplementedError, TypeError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
+    OverflowError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading the bytes of a damaged archive may raise."""
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+"""How the header of an array is read, by its version."""
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -179,12 +185,46 @@ def sound_arrays(path: Path) -> Arrays:
     try:
         # The sums of all parts first: parsing what is damaged may raise anything.
         with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            _check_sizes(parts, len(data))
             if (name := parts.testzip()) is not None:
                 raise ValueError(f"the checksum of {name!r} does not fit")
+            for info in parts.infolist():
+                _check_array(parts, info)
         with np.load(io.BytesIO(data), allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
     except _DAMAGE as error:
         raise _damaged(path, error) from error
+
+
+def _check_sizes(parts: zipfile.ZipFile, size: int) -> None:
+    """Refuses what would unfold: `np.savez` packs nothing, so parts are in the file.
+
+    Raises:
+        ValueError: A part is packed, or all together are larger than the file.
+    """
+    packed = [p.filename for p in parts.infolist() if p.compress_type]
+    if packed:
+        raise ValueError(f"{shown(packed)} packed; expected arrays as they are")
+    if (total := sum(p.file_size for p in parts.infolist())) > size:
+        raise ValueError(f"parts of {total:,} bytes in a file of {size:,}")
+
+
+def _check_array(parts: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    """Refuses an array that says that it is larger than it is, before it has a place.
+
+    Raises:
+        ValueError: It is, or the part holds no array.
+    """
+    with parts.open(part) as file:
+        read = _HEADERS.get(np.lib.format.read_magic(file))
+        if read is None:
+            raise ValueError(f"{part.filename!r} has another kind of header")
+        shape, _, dtype = read(file)
+        said, there = math.prod(shape) * dtype.itemsize, part.file_size - file.tell()
+    if said != there or not dtype.itemsize:
+        raise ValueError(
+            f"{part.filename!r}: {dtype} of shape {shape} in {there:,} bytes"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

