@@ -130,9 +130,29 @@ def test_every_kept_study_is_drawn_again(folder: Path, tmp_path: Path) -> None:
     assert load_settings(Recipe, folder / "recipe.yaml", []).title == results.title
     page = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
     assert results.headline.split(". ")[0] in page
+    _check_captions(page, sorted({c.seed for c in results.conditions}))
     written = {path.stem for path in write_figure_data(results, tmp_path)}
     assert "transfer" in written
     assert f"studies/{folder.name}" in (ROOT / "docs" / "replication.md").read_text()
+
+
+def _check_captions(page: str, seeds: list[int]) -> None:
+    """Every figure says its n, the seeds, and what an interval covers."""
+    figures = re.findall(r'<figure id="figure-(\w+)"(.*?)</figure>', page, re.S)
+    assert "transfer" in dict(figures)
+    listed = ", ".join(map(str, seeds)) + " alone" * (len(seeds) == 1)
+    for name, figure in figures:
+        caption = figure.split('<span class="basis">')[1].replace(
+            "\N{NO-BREAK SPACE}", " "
+        )
+        assert re.match(r"n: [1-9]\d* [a-z]+", caption), name
+        assert f". Seeds: {listed}. Interval: " in caption, name
+        covers = caption.partition(" Interval: ")[2]
+        if name in ("transfer", "readouts", "dose", "emergence"):
+            assert re.match(r"95 %, over (seeds and )?questions", covers), name
+        assert re.match(
+            r"95 %, over \w|none \w|two standard errors each way, over", covers
+        )
 
 
 def test_the_package_s_known_students_are_named_as_the_documents_say() -> None:

@@ -1,8 +1,7 @@
 """Writes a run's results as one HTML file that needs no network and runs no script.
 
-What the page says stands in `report.tables`, `report.verdicts` and
-`report.blind_audits`, what it draws in
-`report.figures`; how text is escaped and requests are forbidden, in `report.pages`.
+What the page says stands in `report.tables`, `report.captions`, `report.verdicts` and
+`report.blind_audits`, what it draws in `report.figures`; how text is escaped and requests are forbidden, in `report.pages`.
 """
 
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from undertow.report import blind_audits, inner_tables, run_tables, tables
+from undertow.report.captions import captions
 from undertow.report.pages import fitting, render_page
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
@@ -45,11 +45,13 @@ def render_report(results: Results) -> str:
     from undertow.report.figures import draw_figures
 
     with fitting("results"):
+        figures = draw_figures(results)
         return render_page(
             "report.html.j2",
             styles=("report.css.j2",),
             results=results,
-            figures=draw_figures(results),
+            figures=figures,
+            captions=captions(results, figures),
             tables=_tables(results),
             answers=_sentences(results.headline),
             plain=plain_words(results),
