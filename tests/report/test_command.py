@@ -11,7 +11,7 @@ from undertow.findings import Findings
 from undertow.report.audit_card import render_audit_card
 from undertow.report.html import render_report
 from undertow.results import Results
-from undertow.storage import write_json
+from undertow.storage import write_json, write_text
 
 
 @pytest.fixture
@@ -80,3 +80,51 @@ def test_a_run_has_no_card(directory: Path) -> None:
     with pytest.raises(RunError, match="--card is for audits"):
         report(str(directory), card=True)
     assert not (directory / "report.html").exists()
+
+
+@pytest.fixture
+def several(empty: Results, none_found: Findings, tmp_path: Path) -> Path:
+    """Two runs, one with an audit of its own; an audit; a run that is not finished."""
+    studies = tmp_path / "studies"
+    for name in ("b", "old/a"):
+        write_json(studies / name / "results.json", empty.model_dump(mode="json"))
+    findings = none_found.model_dump(mode="json")
+    for name in ("b/audits/biased", "c"):
+        write_json(studies / name / "audit.json", findings)
+    write_text(studies / "begun" / "recipe.yaml", "title: t\n")
+    write_text(studies / "notes" / "read.me", "nothing")
+    return studies
+
+
+def test_every_finished_one_below_a_folder_is_drawn(
+    several: Path, empty: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = several.parent / "out"
+    report(str(several), out=out)
+    drawn = [out / name / "report.html" for name in ("b", "c", "old/a")]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{several / 'begun'}: not finished, left out", *map(str, drawn)]
+    assert sorted(out.rglob("*.html")) == drawn
+    assert drawn[2].read_text(encoding="utf-8") == render_report(empty)
+    assert (out / "b" / "figures" / "transfer.csv").is_file()
+    assert not list(several.rglob("*.html"))
+
+
+def test_without_a_place_each_is_drawn_in_its_own(several: Path) -> None:
+    report(str(several))
+    found = sorted(
+        p.parent.relative_to(several).as_posix() for p in several.rglob("*.html")
+    )
+    assert found == ["b", "c", "old/a"]
+
+
+def test_several_do_not_fit_into_one_file(several: Path) -> None:
+    with pytest.raises(RunError, match=r"holds 3; --out has to be a folder"):
+        report(str(several), out=several / "page.html")
+    assert not list(several.rglob("*.html"))
+
+
+def test_a_folder_with_nothing_below_is_refused(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes" / "read.me", "nothing")
+    with pytest.raises(RunError, match="holds neither a run nor an audit"):
+        report(str(tmp_path))

@@ -1,6 +1,7 @@
 """`demo`, `run`, `report` and `recipes`: whole experiments from YAML."""
 
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -230,7 +231,10 @@ def report(
     directory: Directory,
     *,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file; DIR/report.html if not given.")
+        Path | None,
+        typer.Option(
+            help="HTML file, or a folder if DIR holds several; DIR/report.html if not given."
+        ),
     ] = None,
     card: Annotated[
         bool,
@@ -239,17 +243,53 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it."""
+    """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it.
+
+    Of a folder that is neither, every finished one below is drawn, each in a folder of
+    its own name under --out.
+    """
     with opened_place(directory) as folder:
-        target = out or folder / "report.html"
-        if (folder / "audit.json").exists():
-            page = _draw_audit(folder / "audit.json", target, card=card)
-        elif card:
-            fault = f"{folder}: --card is for audits, and there is no audit.json"
+        places = [] if _is_begun(folder) else list(_finished_below(folder))
+        if places and out is not None and out.suffix == ".html":
+            fault = f"{folder} holds {len(places)}; --out has to be a folder, not {out}"
             raise RunError(fault)
-        else:
-            page = _draw_run(folder, target, named=directory)
-        say(str(page))
+        for place in places:
+            target = (out or folder) / place.relative_to(folder) / "report.html"
+            _draw(place, target, card=card, named=str(place))
+        if not places:
+            _draw(folder, out or folder / "report.html", card=card, named=directory)
+
+
+_FINISHED = frozenset({"results.json", "audit.json"})
+
+
+def _is_begun(folder: Path) -> bool:
+    from undertow.runs import RECIPE
+
+    return any((folder / name).exists() for name in (*_FINISHED, RECIPE))
+
+
+def _finished_below(folder: Path) -> "Iterator[Path]":
+    """Runs and audits in name's order, without those that lie in another's folder."""
+    for where, inner, names in os.walk(folder):
+        inner.sort()
+        if _is_begun(Path(where)):
+            inner.clear()
+            if _FINISHED.isdisjoint(names):
+                say(f"{where}: not finished, left out")
+            else:
+                yield Path(where)
+
+
+def _draw(folder: Path, target: Path, *, card: bool, named: str) -> None:
+    if (folder / "audit.json").exists():
+        page = _draw_audit(folder / "audit.json", target, card=card)
+    elif card:
+        fault = f"{folder}: --card is for audits, and there is no audit.json"
+        raise RunError(fault)
+    else:
+        page = _draw_run(folder, target, named=named)
+    say(str(page))
 
 
 def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
