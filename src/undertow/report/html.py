@@ -10,6 +10,7 @@ from typing import Any
 
 from undertow.report import blind_audits, inner_tables, run_tables, tables
 from undertow.report.captions import captions
+from undertow.report.dose_table import dose_table
 from undertow.report.pages import fitting, render_page
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
@@ -76,6 +77,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "causes": inner_tables.cause_table(results),
         "channel": inner_tables.channel_table(results),
         "predictions": inner_tables.prediction_table(results),
+        "doses": dose_table(results),
         "gradients": inner_tables.gradient_table(results),
         "sweeps": [tables.sweep_table(sweep) for sweep in results.sweeps],
         "rows": run_tables.row_table(results),

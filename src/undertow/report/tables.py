@@ -229,12 +229,13 @@ def mean_of_seeds(
         odds = np.array(answers, dtype=np.float64)
         values = odds if measure == "preference" else 1 / (1 + np.exp(-odds))
         both = two_way_interval(values, confidence=confidence)
-        return _as_estimate(both, "seed and question")
+        return as_estimate(both, "seed and question")
     means = np.array([e.mean for e in found], dtype=np.float64)
-    return _as_estimate(mean_interval(means, confidence=confidence), "seed")
+    return as_estimate(mean_interval(means, confidence=confidence), "seed")
 
 
-def _as_estimate(interval: Interval, clusters: str) -> Estimate:
+def as_estimate(interval: Interval, clusters: str) -> Estimate:
+    """An interval as results hold it: what is not finite is missing."""
     mean, low, high = (
         v if math.isfinite(v) else None
         for v in (interval.mean, interval.low, interval.high)
