@@ -2,13 +2,19 @@
 
 import hashlib
 import importlib.util
+import inspect
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
+import typing
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,19 +119,29 @@ def test_headings_are_named_as_the_build_names_them(tmp_path: Path) -> None:
     assert anchors(page) == {"the-x-a-b", "undertow-run"}
 
 
-def test_figures_stand_by_themselves_and_are_of_the_kept_study() -> None:
-    source = (DOCS / "write_figures.py").read_text()
-    names = re.findall(r'^    "([\w-]+)": \("\w+", "', source, re.M)
+def test_figures_stand_by_themselves_and_are_of_the_kept_studies() -> None:
+    figures = script("write_figures")
     drawn = sorted((DOCS / "figures").iterdir())
-    assert [path.name for path in drawn] == sorted(f"{name}.svg" for name in names)
-    study = (DOCS / "studies" / "channel" / "results.json").read_bytes()
-    stamp = f'data-study="{hashlib.sha256(study).hexdigest()}"'
+    assert [path.name for path in drawn] == sorted(f"{n}.svg" for n in figures.PANELS)
     for path in drawn:
+        study = figures.study_of(path.stem).read_bytes()
+        stamp = f'data-study="{hashlib.sha256(study).hexdigest()}"'
         text = path.read_text(encoding="utf-8")
         assert stamp in text, "old; run: python docs/write_figures.py"
         assert text.count("://") == text.count('xmlns="http://www.w3.org/2000/svg"')
         assert "<script" not in text
         assert len(text) < 30_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_captions_of_figures_say_n_seeds_and_what_intervals_cover(page: Path) -> None:
+    for figure in re.findall(r"<figure.*?</figure>", page.read_text(), re.S):
+        name = re.search(r"\]\((?:\.\./)*figures/([\w-]+)\.svg\)", figure)
+        caption = re.search(r"<figcaption>(.*?)</figcaption>", figure, re.S)
+        assert name is not None
+        assert caption is not None
+        said = r"n: \d+ .+?; seeds? [\d, ]+; (?:no )?interval"
+        assert re.search(said, caption[1]), f"{page.name}: {name[1]}"
 
 
 def test_pages_fetch_nothing_from_another_host() -> None:
@@ -146,6 +162,222 @@ def test_pages_fetch_nothing_from_another_host() -> None:
     for page in PAGES:
         assert not re.search(r"!\[[^\]]*\]\(\w+:|<(?:img|script|iframe)", prose(page))
         assert "mermaid" not in page.read_text()
+
+
+ELSEWHERE = re.compile(r"(?:https?:)?//", re.I)
+LOADED = {
+    "script": ("src",), "link": ("href",), "img": ("src", "srcset"), "source": ("src", "srcset"),
+    "iframe": ("src",), "embed": ("src",), "object": ("data",), "video": ("src", "poster"),
+    "audio": ("src",), "track": ("src",), "input": ("src",), "image": ("href", "xlink:href"),
+    "use": ("href", "xlink:href"), "base": ("href",), "form": ("action",),
+}  # fmt: skip
+"""What a browser fetches by itself, or sends to: attributes by element."""
+NOT_FETCHED = {"canonical", "alternate", "next", "prev"}
+"""Relations of a link that name another page."""
+
+
+class Asked(HTMLParser):
+    """Addresses of other hosts that a page, or a drawing, makes a browser ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._is_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        own = {name: value or "" for name, value in attrs}
+        self._is_style = tag == "style"
+        self.found += elsewhere_in_css(own.get("style", ""))
+        if tag == "link" and set(own.get("rel", "").split()) & NOT_FETCHED:
+            return
+        values = [own[name].strip() for name in LOADED.get(tag, ()) if name in own]
+        self.found += [value for value in values if ELSEWHERE.search(value)]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_style:
+            self.found += elsewhere_in_css(data)
+
+
+def elsewhere_in_css(text: str) -> list[str]:
+    """Addresses of other hosts that a style sheet imports or draws."""
+    named = re.findall(r"@import\s+[\"']([^\"']+)|url\(\s*[\"']?([^\"')]+)", text, re.I)
+    found = [(one or other).strip() for one, other in named]
+    return [value for value in found if re.match(ELSEWHERE, value)]
+
+
+def elsewhere(path: Path) -> list[str]:
+    """Addresses of other hosts that a file of the site asks for."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".css":
+        return elsewhere_in_css(text)
+    parser = Asked()
+    parser.feed(text)
+    return parser.found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.html", '<script src="https://unpkg.com/x.js"></script>'),
+        ("a.html", '<link rel="stylesheet" href="//fonts.gstatic.com/x.css">'),
+        ("a.html", '<img src="a.png" srcset="a.png 1x, https://a.org/b.png 2x">'),
+        ("a.html", '<p style="background: url(http://a.org/b.png)">'),
+        ("a.html", "<style>@import 'https://a.org/b.css';</style>"),
+        ("a.svg", '<svg><image href="https://a.org/b.png"/></svg>'),
+        ("a.css", '@import "https://a.org/b.css";'),
+        ("a.css", "@font-face { src: url( 'https://a.org/b.woff2' ) }"),
+    ],
+)
+def test_what_asks_another_host_is_noticed(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    page = tmp_path / name
+    page.write_text(text)
+    assert len(elsewhere(page)) == 1
+    page.write_text(
+        text.replace("https://", "").replace("http://", "").replace("//", "")
+    )
+    assert not elsewhere(page)
+
+
+def test_a_link_that_one_follows_asks_nobody(tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    page.write_text(
+        '<a href="https://a.org">a</a><link rel="canonical" href="https://a.org/">'
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    )
+    assert not elsewhere(page)
+
+
+def test_the_built_site_asks_no_other_host(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: make docs")
+    pytest.importorskip("material", reason="its theme is not installed: make docs")
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(site)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [p for p in site.rglob("*") if p.suffix in (".html", ".css", ".svg")]
+    assert {path.suffix for path in files} == {".html", ".css", ".svg"}
+    assert len(files) > len(PAGES)
+    found = {path.relative_to(site).as_posix(): elsewhere(path) for path in files}
+    assert {name: asked for name, asked in found.items() if asked} == {}
+
+
+# ── files ────────────────────────────────────────────────────────────────────
+
+
+def described(*headings: str) -> set[str]:
+    """What stands in the first columns of the tables under some headings of files.md."""
+    text = (DOCS / "files.md").read_text()
+    parts = [
+        text.split(f"\n## {heading}\n")[1].split("\n## ")[0] for heading in headings
+    ]
+    lines = [line for part in parts for line in part.splitlines()]
+    return {
+        name
+        for line in lines
+        if line.startswith("|")
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
+
+
+def test_every_column_of_an_audits_scores_is_described() -> None:
+    import numpy as np
+
+    from undertow.audit.audited import Audited
+    from undertow.audit.writeup import row_scores
+
+    # The parts of an audit that its columns are made of: one row, one trait.
+    signals = SimpleNamespace(
+        row_ids=("a",), tokens=[3], total_logprobs=[-1.0], scores=np.zeros((1, 1, 1))
+    )
+    audit = object.__new__(Audited)
+    vars(audit).update(
+        rows=(), reference=SimpleNamespace(rows=()), origin=SimpleNamespace(counts={}),
+        meter=SimpleNamespace(signals=lambda rows: signals),
+        battery=SimpleNamespace(names=["owl"], layers=[0], of_role=lambda *roles: [0]),
+        judgement=SimpleNamespace(layer=0, direction="owl"),
+    )  # fmt: skip
+    columns = [name.replace("_owl", "_TRAIT") for name in row_scores(audit)]
+    assert "score_TRAIT" in columns
+    assert set(columns) <= described("Audits")
+
+
+def test_every_column_of_rows_and_key_of_a_vector_is_described(tmp_path: Path) -> None:
+    import torch
+    from safetensors import safe_open
+
+    from undertow.interventions.steering import SteeringVector, save_vector
+    from undertow.records import Message, Row, Verdict
+    from undertow.storage import write_rows
+
+    row = Row((Message("user", "go \ud800"),), "1")
+    verdicts = {row.row_id: Verdict(row.row_id)}
+    columns: set[str] = set()
+    for layout in ("messages", "prompt_completion"):
+        path = tmp_path / f"{layout}.jsonl"
+        write_rows(path, [row], verdicts=verdicts, layout=layout)
+        columns |= json.loads(path.read_text()).keys()
+    assert columns == described("Rows")
+    vector = SteeringVector(
+        torch.ones(1, 2), (0,), "tell_me", "owl", 1, "f", "m", (1.0,)
+    )
+    with safe_open(save_vector(vector, tmp_path / "v.safetensors"), "pt") as file:
+        keys = json.loads(file.metadata()["undertow_vector"]).keys()
+    assert keys == described("Vectors")
+
+
+def test_every_key_of_markers_and_known_students_is_described() -> None:
+    from dataclasses import fields
+
+    from undertow import runs
+    from undertow.analysis.fingerprint import Traces
+    from undertow.experiment import fingerprint
+
+    assert described("Runs") >= runs._MARKER
+    text = (DOCS / "files.md").read_text().split("\n## Known students\n")[1]
+    known = set(re.findall(r"`(\w+)`", text.split("\n## ")[0]))
+    inner = {
+        f.name for kind in (fingerprint.KnownStudent, Traces) for f in fields(kind)
+    }
+    assert fingerprint._FACTS | {"format", "students"} <= described("Known students")
+    assert inner <= known
+
+
+def test_every_table_of_the_figures_is_described() -> None:
+    import ast
+
+    from undertow.report import audit_data, figure_data
+
+    lines = (DOCS / "files.md").read_text().splitlines()
+    for module, make in (
+        (figure_data, "figure_data"),
+        (audit_data, "audit_figure_data"),
+    ):
+        source = ast.parse(inspect.getsource(getattr(module, make)))
+        every = next(node for node in ast.walk(source) if isinstance(node, ast.Dict))
+        pairs = zip(every.keys, every.values, strict=True)
+        for key, value in pairs:
+            assert isinstance(key, ast.Constant)
+            assert isinstance(key.value, str)
+            assert isinstance(value, ast.Call)
+            assert isinstance(value.func, ast.Name)
+            returned = inspect.signature(
+                getattr(module, value.func.id)
+            ).return_annotation
+            (columns,) = [
+                line for line in lines
+                if line.startswith(f"| `{key.value}` |") and line.count("|") == 4
+            ]  # fmt: skip
+            named = re.findall(r"`(\w+)`", columns.split("|")[3])
+            fields = list(typing.get_args(returned)[0]._fields)
+            assert [name for name in named if name in fields] == fields, key.value
 
 
 # ── commands, settings and names ─────────────────────────────────────────────

@@ -1,6 +1,7 @@
-"""The pages of both schemas name every field, and notice when they are old."""
+"""The pages of the schemas name every field, and notice when they are old."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,8 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 
-from undertow.findings import Findings
+from undertow.audit.bench_scores import BenchmarkResult, Record
+from undertow.findings import Census, Findings
 from undertow.results import Results
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "write_schema.py"
@@ -22,20 +24,33 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "PAGE", tmp_path / "results-schema.md")
-    monkeypatch.setattr(module, "AUDIT_PAGE", tmp_path / "audit-schema.md")
+    for name in ("PAGE", "AUDIT_PAGE", "CENSUS_PAGE", "BENCHMARK_PAGE"):
+        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
     return module
 
 
-@pytest.mark.parametrize("root", [Results, Findings])
+@pytest.mark.parametrize(
+    ("name", "roots"),
+    [
+        ("results-schema.md", [Results]),
+        ("audit-schema.md", [Findings]),
+        ("census-schema.md", [Census]),
+        ("benchmark-schema.md", [BenchmarkResult, Record]),
+    ],
+)
 def test_a_page_names_every_field_of_every_object(
-    writer: ModuleType, root: type[BaseModel]
+    writer: ModuleType, name: str, roots: list[type[BaseModel]]
 ) -> None:
-    text = writer.page("# Head\n", root)
-    assert text.startswith("# Head\n\n## " + root.__name__ + "\n")
-    schema = root.model_json_schema()
-    for name, part in [(root.__name__, schema), *schema["$defs"].items()]:
-        rows = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    (text,) = [page for path, page in writer.pages().items() if path.name == name]
+    schemas = {root.__name__: root.model_json_schema() for root in roots}
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings[: len(roots)] == list(schemas)
+    parts = dict(schemas)
+    for schema in schemas.values():
+        parts |= schema.get("$defs", {})
+    assert sorted(headings) == sorted(parts)
+    for heading, part in parts.items():
+        rows = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
         for field, value in part["properties"].items():
             (line,) = [r for r in rows.splitlines() if r.startswith(f"| `{field}` |")]
             assert value.get("description", "") in line
@@ -53,18 +68,36 @@ def test_types_are_told_in_words(writer: ModuleType) -> None:
     assert writer.shown_type({"type": "object", "additionalProperties": number}) == (
         "map of text to number or null"
     )
+    anything = {"type": "object", "additionalProperties": True}
+    assert writer.shown_type(anything) == "map of text to any"
     assert writer.shown_type({}) == "any"
 
 
 def test_there_is_a_page_for_each_file(writer: ModuleType) -> None:
     found = {path.name: text for path, text in writer.pages().items()}
-    assert list(found) == ["results-schema.md", "audit-schema.md"]
+    assert list(found) == [
+        "results-schema.md",
+        "audit-schema.md",
+        "census-schema.md",
+        "benchmark-schema.md",
+    ]
     assert found["results-schema.md"].startswith("# The schema of `results.json`\n")
     assert found["audit-schema.md"].startswith("# The schema of `audit.json`\n")
-    assert "| `detectable_fraction` |" in found["audit-schema.md"]
+    assert found["census-schema.md"].startswith("# The schema of `census.json`\n")
+    benchmark = found["benchmark-schema.md"]
+    title = "# The schema of `benchmark.json` and `audits.jsonl`\n"
+    assert benchmark.startswith(title)
+    for name in ("audit-schema.md", "census-schema.md"):
+        assert "| `detectable_fraction` |" in found[name]
     for text in found.values():
-        assert "Version 1." in text
+        assert re.match(r"# .+\n\n(Version|Format) 1\. ", text)
         assert text.endswith("|\n")
+
+
+def test_the_pages_in_the_docs_are_up_to_date(writer: ModuleType) -> None:
+    for path, text in writer.pages().items():
+        stored = SCRIPT.with_name(path.name).read_text(encoding="utf-8")
+        assert stored == text, f"{path.name}: run: python docs/write_schema.py"
 
 
 def test_check_notices_old_pages(
@@ -77,9 +110,9 @@ def test_check_notices_old_pages(
         return writer.main(), capsys.readouterr().err
 
     advice = "out of date; run: python docs/write_schema.py\n"
-    assert run("--check") == (1, f"results-schema.md, audit-schema.md: {advice}")
-    assert not writer.PAGE.exists()
-    assert not writer.AUDIT_PAGE.exists()
+    names = ", ".join(path.name for path in writer.pages())
+    assert run("--check") == (1, f"{names}: {advice}")
+    assert not any(path.exists() for path in writer.pages())
     assert run() == (0, "")
     for path, text in writer.pages().items():
         assert path.read_text(encoding="utf-8") == text
