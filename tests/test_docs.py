@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import typing
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -378,6 +379,30 @@ def test_every_table_of_the_figures_is_described() -> None:
             named = re.findall(r"`(\w+)`", columns.split("|")[3])
             fields = list(typing.get_args(returned)[0]._fields)
             assert [name for name in named if name in fields] == fields, key.value
+
+
+# ── design ───────────────────────────────────────────────────────────────────
+
+
+def test_the_design_names_the_floors_and_marks_that_there_are() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    text = (DOCS / "design.md").read_text()
+    table = text.split("| floor | holds |\n|---|---|\n")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()]
+    (contract,) = [c for c in known["importlinter"]["contracts"] if "layers" in c]
+    floors = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    place = {name: at for at, names in enumerate(floors) for name in names}
+    named = [name for row in rows for name in row]
+    assert sorted(named) == sorted(place)
+    # The highest floor first; what stands in one row is on one floor.
+    assert [place[name] for name in named] == sorted(place.values())
+    assert all(len({place[name] for name in row}) == 1 for row in rows)
+    marks = {line.split(":")[0] for line in known["pytest"]["ini_options"]["markers"]}
+    told = re.search(r"Marks: ([^.]+)\.", text)
+    assert told is not None
+    assert set(re.findall(r"`(\w+)`", told[1])) == marks
+    advice = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(f"`{mark}`" in advice for mark in marks)
 
 
 # ── commands, settings and names ─────────────────────────────────────────────
