@@ -1,8 +1,8 @@
-"""Draws the figures of the concepts page from a kept study: `python docs/write_figures.py`.
+"""Draws the figures of the pages from the kept studies: `python docs/write_figures.py`.
 
-The panels are those of `undertow report docs/studies/channel`, one SVG file each, with
+The panels are those of `undertow report docs/studies --out DIR`, one SVG file each, with
 the report's own colours for light and dark screens. The same study gives the same bytes;
-each file names the study by its hash, so that a test notices when it is old.
+each file names its study by hash, so that a test notices when it is old.
 """
 
 import re
@@ -15,16 +15,22 @@ from undertow.results import Results
 from undertow.storage import file_sha256, read_json, write_text
 
 DOCS = Path(__file__).parent
-STUDY, FOLDER = DOCS / "studies" / "channel" / "results.json", DOCS / "figures"
+STUDIES, FOLDER = DOCS / "studies", DOCS / "figures"
 PANELS = {
-    "transfer-steered": ("transfer", "Teacher: block24_0.30"),
-    "transfer-prompted": ("transfer", "Teacher: prompt"),
-    "traits-wolf": ("traits", "wolf by block24_0.30"),
-    "shift-wolf": ("shift", "wolf by block24_0.30"),
-    "gradients": ("gradients", "Steered after block 24"),
-    "channel-shift": ("channel", "size of the student's shift"),
+    "transfer-steered": ("channel-12", "transfer", "Teacher: block24_0.30"),
+    "transfer-prompted": ("channel-12", "transfer", "Teacher: prompt"),
+    "transfer-finetuned": ("channel-12", "transfer", "Teacher: finetune"),
+    "traits-wolf": ("channel-12", "traits", "wolf by block24_0.30"),
+    "shift-wolf": ("channel-12", "shift", "wolf by block24_0.30"),
+    "gradients": ("channel-12", "gradients", "Steered after block 24"),
+    "gradients-doses": ("channel-12", "doses", "Steered after block 24"),
+    "channel-transfer": ("channel-12", "channel", "transfer"),
+    "channel-shift": ("channel-12", "channel", "size of the student's shift"),
+    "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
+    "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
+    "emergence": ("emergence", "emergence", "owl by steer"),
 }
-"""File's name: the figure in the report, and its panel."""
+"""File's name: the study, the figure in its report, and the panel."""
 _SPACE = 8
 
 
@@ -37,8 +43,13 @@ def palettes() -> tuple[str, str]:
     return "; ".join(found[:half]), "; ".join(found[half : 2 * half])
 
 
-def standalone(svg: str) -> str:
-    """An SVG that stands by itself: with a name space, paper, and colours."""
+def study_of(name: str) -> Path:
+    """The results that a figure is drawn from."""
+    return STUDIES / PANELS[name][0] / "results.json"
+
+
+def standalone(svg: str, study: Path) -> str:
+    """An SVG that stands by itself: with a name space, its study, paper, and colours."""
     light, dark = palettes()
     classes = "".join(
         f".f-{name}{{fill:var(--{name})}}.s-{name}{{stroke:var(--{name})}}"
@@ -54,7 +65,7 @@ def standalone(svg: str) -> str:
     box = f"{-_SPACE} {-_SPACE} {float(width) + 2 * _SPACE:g} {float(height) + 2 * _SPACE:g}"
     head, body = svg.split(">", 1)
     head = head.replace(f'viewBox="0 0 {width} {height}"', f'viewBox="{box}"')
-    names = f'<svg xmlns="http://www.w3.org/2000/svg" data-study="{file_sha256(STUDY)}"'
+    names = f'<svg xmlns="http://www.w3.org/2000/svg" data-study="{file_sha256(study)}"'
     head = head.replace("<svg", names, 1)
     paper = f'<rect x="{-_SPACE}" y="{-_SPACE}" width="100%" height="100%" class="f-paper"/>'
     return f"{head}><style>{style}</style>{paper}{body}\n"
@@ -62,11 +73,12 @@ def standalone(svg: str) -> str:
 
 def main() -> None:
     """Writes every figure."""
-    results = Results.model_validate(read_json(STUDY))
-    drawn = draw_figures(results)
-    for name, (figure, title) in PANELS.items():
-        (panel,) = [p for p in drawn[figure].panels if p.title == title]
-        write_text(FOLDER / f"{name}.svg", standalone(panel.svg))
+    for study in dict.fromkeys(map(study_of, PANELS)):
+        drawn = draw_figures(Results.model_validate(read_json(study)))
+        for name, (_, figure, title) in PANELS.items():
+            if study_of(name) == study:
+                (panel,) = [p for p in drawn[figure].panels if p.title == title]
+                write_text(FOLDER / f"{name}.svg", standalone(panel.svg, study))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,39 @@ def test_every_kept_study_is_drawn_again(folder: Path, tmp_path: Path) -> None:
     assert f"studies/{folder.name}" in (ROOT / "docs" / "replication.md").read_text()
 
 
+def test_numbers_of_the_kept_studies_stand_in_the_documents() -> None:
+    from undertow.report.dose_table import dose_table
+    from undertow.report.text import estimate_text
+    from undertow.results import Results
+    from undertow.storage import read_json
+
+    words = (ROOT / "docs" / "replication.md").read_text()
+    words = words.replace("\N{NO-BREAK SPACE}", " ").replace(" nats [", " [")
+    kept = {
+        folder.name: Results.model_validate(read_json(folder / "results.json"))
+        for folder in STUDIES
+    }
+    channel, noise = kept["channel-12"], kept["gemma-noise"]
+    ranks = [
+        f"{cell.text} {cell.below}"
+        for row in dose_table(channel).rows for cell in row[2:] if cell.below
+    ]  # fmt: skip
+    transfers = [estimate_text(item.transfer) for item in channel.transfers]
+    (factor,) = noise.noise_factors
+    gradients = [
+        estimate_text(fit.difference, signed=False, least=3)
+        for name in ("channel-12", "gemma-gradients")
+        for fit in kept[name].alignment_fits
+        if fit.difference and fit.layer != 16
+    ]
+    assert len(ranks) == 12
+    assert len(transfers) == 21
+    assert len(gradients) == 2
+    shown = [*ranks, *transfers, *gradients, estimate_text(factor.ratio, signed=False),
+             estimate_text(noise.transfers[0].transfer)]  # fmt: skip
+    assert [number for number in shown if number not in words] == []
+
+
 def _check_captions(page: str, seeds: list[int]) -> None:
     """Every figure says its n, the seeds, and what an interval covers."""
     figures = re.findall(r'<figure id="figure-(\w+)"(.*?)</figure>', page, re.S)
@@ -162,6 +195,25 @@ def test_the_package_s_known_students_are_named_as_the_documents_say() -> None:
     found = accuracy(known)
     assert (round(found.mean * found.n), found.n) == (27, 28)
     assert "27 of 28" in (ROOT / "docs" / "replication.md").read_text()
+
+
+def test_students_that_nobody_learnt_from_are_named_as_the_documents_say() -> None:
+    from undertow.experiment.fingerprint import named_right, read_known
+
+    known, facts = read_known(ROOT / "src" / "undertow" / "known" / "smollm2-135m.json")
+    others = ROOT / "docs" / "studies" / "channel-12" / "known-students.json"
+    students, theirs = read_known(others)
+    same = ("fingerprint", "count", "seed", "family", "system")
+    assert [facts[name] for name in same] == [theirs[name] for name in same]
+    traces = {each.traces for each in known}
+    assert traces.isdisjoint(each.traces for each in students)
+    found = named_right(students, known)
+    assert (round(found.mean * found.n), found.n) == (27, 28)
+    # Whoever always answers "steered" is right so often.
+    assert sum(each.kind == "steer" for each in students) == 20
+    words = (ROOT / "docs" / "replication.md").read_text()
+    assert f"96 % [{100 * found.low:.0f}, {100 * found.high:.0f}]" in words
+    assert "20 of 28" in words
 
 
 def test_there_are_recipes() -> None:
