@@ -114,6 +114,41 @@ def test_every_recipe_validates_and_opens_with_its_command(path: Path) -> None:
     assert any("undertow " in line for line in head), "no command in the head"
 
 
+REPLICATION = ROOT / "docs" / "replication.md"
+PAPER = [path for path in RECIPES if path.parent.name == "paper"]
+
+
+def header_fields(path: Path) -> dict[str, str]:
+    """What the head of a recipe says, by the word before the colon."""
+    fields: dict[str, str] = {}
+    name = ""
+    for line in path.read_text().split("title:")[0].splitlines():
+        found = re.match(r"# (\w+): +(.+)", line)
+        if found:
+            name, fields[found[1]] = found[1], found[2]
+        elif name:
+            fields[name] += " " + line.removeprefix("#").strip()
+    return fields
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
+def test_every_recipe_of_the_paper_says_what_to_expect(path: Path) -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe
+
+    fields = header_fields(path)
+    assert list(fields) == ["finding", "needs", "command", "cost", "expected"]
+    assert re.match(r"[1-6]\b|beside the paper: ", fields["finding"])
+    assert re.search(r"\d+ GiB of memory", fields["needs"])
+    assert f"undertow run paper/{path.stem} --out runs/" in fields["command"]
+    load_settings(Recipe, path, re.findall(r"--set (\S+)", fields["command"]))
+    assert re.search(r"\d+ minutes|^not measured", fields["cost"])
+    is_known = re.search(r"\d\.\d\d.*docs/replication\.md", fields["expected"])
+    assert is_known or fields["expected"].startswith("not run in full: ")
+    kept = f"undertow run paper/{path.stem}`" in REPLICATION.read_text()
+    assert kept == (not fields["expected"].startswith("not run in full: "))
+
+
 STUDIES = sorted((ROOT / "docs" / "studies").iterdir())
 
 
@@ -218,6 +253,7 @@ def test_students_that_nobody_learnt_from_are_named_as_the_documents_say() -> No
 
 def test_there_are_recipes() -> None:
     assert RECIPES
+    assert PAPER
 
 
 def test_no_path_of_one_machine_stands_in_the_repository() -> None:
