@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +32,25 @@ PATIENCE = 600.0  # seconds until a server has started, or a request is answered
 TICK = os.sysconf("SC_CLK_TCK")
 
 
+def repacking(gguf: str) -> list[str]:
+    """No options if a server starts without; else those under which one does.
+
+    llama.cpp lays weights out anew for the kernels of the processor at hand. Where it was
+    seen to stop at its first product on such weights (AMX, build 11434), it reads them as
+    they stand.
+    """
+    for options in ([], ["--no-repack"]):
+        try:
+            with server(gguf, 1, options) as (address, _):
+                asked(address, [1, 2, 3], 2)
+            return options
+        except (OSError, RuntimeError) as error:
+            print(f"with {options}: {error!r}", file=sys.stderr)
+    raise SystemExit("llama-server does not start")
+
+
 @contextmanager
-def server(gguf: str, slots: int) -> Iterator[tuple[str, int]]:
+def server(gguf: str, slots: int, options: Sequence[str]) -> Iterator[tuple[str, int]]:
     """A server that is ready: its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,7 +59,7 @@ def server(gguf: str, slots: int) -> Iterator[tuple[str, int]]:
     command = [
         str(get_binary_path()), "--model", gguf, "--host", "127.0.0.1", "--port", str(port),
         "--parallel", str(slots), "--ctx-size", str(SLOT * slots), "--threads", cores,
-        "--threads-batch", cores, "--cont-batching", "--no-webui",
+        "--threads-batch", cores, "--cont-batching", "--no-ui", *options,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -65,7 +82,7 @@ def wait(address: str, process: Any) -> None:
                     return
         except OSError:
             time.sleep(0.1)
-    raise SystemExit(f"llama-server did not start (exit status {process.poll()})")
+    raise RuntimeError(f"llama-server did not start (exit status {process.poll()})")
 
 
 def asked(address: str, prompt: list[int], new_tokens: int) -> int:
@@ -82,10 +99,12 @@ def asked(address: str, prompt: list[int], new_tokens: int) -> int:
         return int(json.load(told)["tokens_predicted"])
 
 
-def measured(task: dict[str, Any], slots: int) -> dict[str, Any]:
+def measured(
+    task: dict[str, Any], slots: int, options: Sequence[str]
+) -> dict[str, Any]:
     """All prompts, so many at a time; the longest first."""
     prompts = sorted(task["prompts"], key=len, reverse=True)
-    with server(task["gguf"], slots) as (address, process):
+    with server(task["gguf"], slots, options) as (address, process):
         asked(address, prompts[0][:8], 4)
         Path(f"/proc/{process}/clear_refs").write_text("5", encoding="ascii")
         began, worked = time.perf_counter(), seconds_of(process)
@@ -98,7 +117,7 @@ def measured(task: dict[str, Any], slots: int) -> dict[str, Any]:
         return {
             "seconds": seconds, "cores": (seconds_of(process) - worked) / seconds,
             "peak_mib": int(status.split("VmHWM:")[1].split()[0]) // 1024,
-            "tokens": tokens,
+            "tokens": tokens, "options": list(options),
         }  # fmt: skip
 
 
@@ -112,10 +131,10 @@ def seconds_of(process: int) -> float:
 def main() -> None:
     """Measures each variant."""
     task = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    options = repacking(task["gguf"])
     for line in sys.stdin:
-        answer(
-            measured(task, int(json.loads(line)[0])) | {"rows": len(task["prompts"])}
-        )
+        found = measured(task, int(json.loads(line)[0]), options)
+        answer(found | {"rows": len(task["prompts"])})
 
 
 if __name__ == "__main__":
