@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from undertow.audit import cost
+from undertow.cli.foretelling import about, expected, many
 from undertow.cli.runs import _demo_recipe, audit_lines
 from undertow.packaged import packaged
 from undertow.results import AuditOutcome, AuditTruth
@@ -58,7 +59,93 @@ def test_a_recipe_as_json_has_what_the_yaml_has(
 ) -> None:
     found = command("recipes", verb, recipe, "--json")
     assert found.status == 0
-    assert json.loads(found.out) == yaml.safe_load(command("recipes", verb, recipe).out)
+    told = json.loads(found.out)
+    settings = told["recipe"] if verb == "check" else told
+    assert settings == yaml.safe_load(command("recipes", verb, recipe).out)
+
+
+def test_a_checked_recipe_says_what_it_will_take(
+    command: "Command", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
+    lines = command("recipes", "check", "gemma-2b-it").out.splitlines()
+    told = {line[2:13].strip(): line[13:] for line in lines if line.startswith("# ")}
+    assert list(told) == [
+        "expected", "rows", "training", "operations", "disk", "time",
+    ]  # fmt: skip
+    assert told["expected"].startswith("170 students")
+    assert told["expected"].endswith("cells: 160, bases: 6")
+    assert told["rows"].startswith("10,200,000 are written")
+    assert "1,912,500 updates at most" in told["training"]
+    assert told["disk"].endswith("25 GB of noised bases")
+    assert " days here, " in told["time"]
+    assert "hours on one H100 (a guess: within a factor of two" in told["time"]
+
+
+def test_the_json_of_a_checked_recipe_has_the_same_cost(
+    command: "Command", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
+    found = json.loads(command("recipes", "check", "demo", "--json").out)["cost"]
+    assert (found["students"], found["rows"], found["updates"]) == (8, 640, 64)
+    assert 0.02 < found["hours"]["here"] < 0.5
+    assert found["hours"]["one H100"] < found["hours"]["here"]
+
+
+def test_a_model_that_is_not_here_has_no_operations_and_no_time(
+    command: "Command", recipe: Path
+) -> None:
+    found = command("recipes", "check", recipe)
+    lines = [line for line in found.out.splitlines() if line.startswith("# ")]
+    assert any(
+        "operations not known: no configuration of tiny on this machine" in line
+        for line in lines
+    )
+    assert not any("# time" in line for line in lines)
+
+
+def test_a_run_is_foretold_in_a_line_until_it_is_done(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undertow.config import load_settings
+    from undertow.experiment import Recipe
+    from undertow.experiment.cost import _jobs
+    from undertow.traits import load_family
+
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
+    asked = load_settings(Recipe, recipe, ["model.name=smollm2-135m"])
+    line = expected(asked, tmp_path, is_here=True)
+    assert line == "2 students, 480 k tokens, about 9 minutes here"
+    assert expected(asked, tmp_path, is_here=False) == line.split(", about")[0]
+    for job in _jobs(asked, load_family("animals"), lambda _: False):
+        for stage in job.stages:
+            marker = tmp_path / "stages" / f"{stage}.json"
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    assert expected(asked, tmp_path, is_here=True) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1, "a minute or two"), (130, "2 minutes"), (7100, "118 minutes"),
+     (7200, "2 hours"), (172_800, "2 days"), (1e9, "11,574 days")],
+)  # fmt: skip
+def test_a_time_is_told_in_one_unit(seconds: float, words: str) -> None:
+    assert about(float(seconds)) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (12, "12 "),
+        (9344, "9.3 k"),
+        (2_130_000, "2.1 M"),
+        (330_000_000, "330 M"),
+        (2_500_000_000, "2.5 G"),
+    ],
+)
+def test_a_number_that_is_guessed_has_two_digits(count: int, words: str) -> None:
+    assert many(count) == words
 
 
 def test_a_recipe_is_shown_as_it_is(command: "Command", recipe: Path) -> None:

@@ -145,6 +145,7 @@ def _run(
     track: list[str] | None = None,
     where: Where | None = None,
 ) -> None:
+    from undertow.cli.foretelling import expected
     from undertow.config import load_settings
     from undertow.experiment import Recipe, run_experiment
     from undertow.experiment.tracking import Watcher
@@ -161,6 +162,8 @@ def _run(
     ):
         if recipe.needs_gpu and not allow_cpu:
             _check_gpu(path, executor, needs)
+        if line := expected(recipe, out, is_here=executor.is_here):
+            say(f"expected {line}")
         watcher = Watcher(told, report_progress, out, recipe.traits)
         results = run_experiment(
             recipe, out, together=together, executor=executor, needs=needs,
@@ -378,15 +381,25 @@ def recipes_check(
     overrides: Set = None,
     json_flag: JsonFlag = False,
 ) -> None:
-    """Checks a recipe and prints it with every default filled in."""
+    """Checks a recipe; prints it with every default filled in, and what it will take.
+
+    Students, rows and updates are counted from the run's own plan. Time, here and on one
+    H100, is a guess: within a factor of two for the stored studies of small models.
+    """
+    from undertow.cli.foretelling import cost_facts, cost_lines
     from undertow.config import dump_settings, load_settings
     from undertow.experiment import Recipe
+    from undertow.experiment.cost import recipe_cost, recipe_sizes
 
     recipe = load_settings(Recipe, recipe_path(name), overrides or [])
+    cost = recipe_cost(recipe, sizes=recipe_sizes(recipe))
     if json_flag:
-        say_json(recipe.model_dump(mode="json"))
-    else:
-        say(dump_settings(recipe).rstrip())
+        facts = cost_facts(recipe, cost)
+        say_json({"recipe": recipe.model_dump(mode="json"), "cost": facts})
+        return
+    say(dump_settings(recipe).rstrip())
+    for line in cost_lines(recipe, cost):
+        say(line)
 
 
 @recipes_app.command("schema")
