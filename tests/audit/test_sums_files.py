@@ -181,6 +181,8 @@ SAYS = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
         (_archive({"a.npy": _array(SAYS.format("'<f4'", "(3,)"))}), "in 64 bytes"),
         (_archive({"a.npy": _array(SAYS.format("'<U0'", "(1099511627776,)"))}), "<U0"),
         (_archive({"a": b"text"}), "ValueError"),
+        (_archive({"a.npy": _array("(" * 99)}), "cannot be understood"),
+        (_archive({"a.npy": _array(SAYS.format("'<f4'", f"(0, {1 << 70})"))}), "Overflow"),
         (_archive({"a.npy": b"\x93NUMPY\x09\x00"}), "another kind of header"),
     ],
 )  # fmt: skip

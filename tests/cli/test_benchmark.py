@@ -84,6 +84,8 @@ def test_a_table_a_result_and_a_line_an_audit(
     [
         (("--auditor", "oracle"), "got 'oracle', expected one of undertow, cosine"),
         (("--auditor", "json:nobody"), "got 'json:nobody'"),
+        (("--auditor", ":"), "got ':'"),
+        (("--auditor", ".json:x"), "got '.json:x'"),
         (("--set", "designs=[]"), "designs: "),
         (("--set", "carrier=3"), "did you mean 'carriers'?"),
         (

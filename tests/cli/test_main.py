@@ -117,9 +117,11 @@ def test_wrong_usage_exits_with_2(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["\x1b[31mred"], ["recipes", "list", "\x1b]8;;http://evil.example\x1b\\"],
-        ["recipes", "list", "\x1b[1m\u202e"], ["recipes", "list", "--\x9b1m=\u2028"],
-        ["doctor", "--dtype", "\u2066\x00"], ["noise", "-\x1b"],
+        # Direction marks and line ends are repeated by typer as they are.
+        ["recipes", "list", "\x1b[1m\u202e"], ["models", "list", "\x07", "owl\u2028"],
+        ["vector", "show", "a", "\x1b]8;;http://evil.example\x1b\\owl\x1b]8;;\x1b\\"],
+        ["\x1b[31mred"], ["recipes", "list", "--\x9b1m=\u2028"], ["noise", "-\x1b"],
+        ["doctor", "--dtype", "\u2066\x00"],
     ],
 )  # fmt: skip
 def test_words_of_a_wrong_usage_are_repeated_harmlessly(

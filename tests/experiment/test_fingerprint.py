@@ -1,5 +1,6 @@
 """Known students of a run, what is learnt from them, and a student in question."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +126,17 @@ def test_known_students_are_kept_whole(model: Model, tmp_path: Path) -> None:
     assert students == KNOWN
     assert (facts["count"], facts["seed"]) == (3, 7)
     assert facts["fingerprint"] == model.fingerprint
+    whole = path.read_text()
     for text in (
         "{}",
         "[]",
+        *(
+            re.sub(r'"persona": [-\d.]+', f'"persona": {odd}', whole, count=1)
+            for odd in ("1e999", "1e300", "null", "[]", '"1"', "9" * 400)
+        ),
+        whole.replace('"kind": "steer"', '"kind": []', 1),
+        whole.replace('"count": 3', '"count": "3"'),
+        whole.replace('"family": "animals"', '"family": {}'),
         '{"format": 2, "students": []}',
         '{"format": 1, "students": [1]}',
         '{"format": 1, "base": "b", "fingerprint": "f", "count": 3, "students": []}',

@@ -22,9 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.faults.feeding import Reader, fed
 from tests.faults.guard import SECONDS
 from tests.faults.inputs import Draws
-from tests.faults.readers import Reader, fed, readers
+from tests.faults.readers import readers
 
 from undertow.errors import UndertowError
 from undertow.seeding import generator

@@ -112,6 +112,8 @@ def _seen(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _look(event: str, path: object) -> None:
+    if isinstance(path, int):  # a handle, which was looked at when it was opened
+        return
     place = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
     inside = any(Path(place).is_relative_to(folder) for folder in _places)
     if not inside and place != os.devnull:

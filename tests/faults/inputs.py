@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -66,6 +67,8 @@ TEXTS: Sequence[str] = (
     "<!--", "]]>", "&lt;b&gt;", "' onmouseover='alert(3)", "javascript:alert(4)",
     "}*{background:url(http://evil.example)}", "{{ 7*7 }}{% for x in y %}", "$\\frac{1}{0$",
     "\u202eevil\u2066", "\u200b\ufeff\u2028\u2029", "\x1b[31m\x1b]0;title\x07", "\x00\x08\x7f",
+    "\x1b]8;;http://evil.example\x1b\\owl\x1b]8;;\x1b\\", "\x9d8;;http://evil.example\x9cowl",
+    '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(5)</script></svg>',
     "\x85\x9b31m", "\ufffe\uffff", "\ud800", "\udcff", "\U0001fffe", "\U000e0041",
     "=HYPERLINK(\"http://evil.example\")", "@SUM(1)", "+1", "-2", "\t=1", "＝1",
     "../../evil", "/etc/passwd", "..", ".", "a/b", "C:\\x", "%n%s", "nan", "1e999",
@@ -557,35 +560,105 @@ def _lying_gguf(draws: Draws) -> bytes:
 gguf_files = any_of(damaged([gguf_file()]), damaged([gguf_file()]), _lying_gguf)
 
 
-# ---- the command line
-
-_WORDS = (
-    "run", "report", "audit", "generate", "filter", "train", "evaluate", "channel",
-    "fingerprint", "analyze", "gradients", "vector", "extract", "show", "noise", "models",
-    "list", "benchmark", "recipes", "check", "schema", "steer", "demo-small", "export",
-    "--model", "--out", "--count", "--set", "--seed", "--family", "--trait", "--vector",
-    "--help", "--version", "--debug", "--columns", "--rows", "--adapter", "--p", "--layers",
-    "--method", "--", "-", "-x", "--temperature", "--allowed", "numbers", "--banned",
-    "--strength", "--dose", "--layer", "--teacher", "--limit", "--split", "--reference",
-    "animals", "1", "0", "-1", "nan", "1e999", "rows.jsonl", "family.yaml", "vector.safetensors",
-    "recipe.yaml", "results", ".", "out.jsonl", "out", "nothing", "nobody/nothing", "x.gguf",
-    "rows.count=2", "a.b=c", "prompt=q",
-)  # fmt: skip
-_STARTS: Sequence[list[str]] = (
-    [], ["report"], ["recipes", "check"], ["recipes", "show"], ["recipes", "list"],
-    ["vector", "show"], ["filter", "rows.jsonl"], ["audit", "rows.jsonl", "--out", "out"],
-    ["models"], ["generate", "--model", "nothing", "--out", "out.jsonl", "--count", "1"],
-    ["train", "--model", "nothing", "--out", "out"], ["evaluate", "--model", "nothing"],
-    ["noise", "--model", "nothing", "--out", "out"], ["run"], ["channel"], ["analyze"],
-    ["benchmark"], ["fingerprint", "out"], ["filter"], ["audit"], ["generate"],
-)  # fmt: skip
+def _fact(name: str, value: str | int) -> bytes:
+    """A field of text or of a whole number."""
+    if isinstance(value, str):
+        return _field(name, _TEXT, _text(value))
+    return _field(name, _U32, struct.pack("<I", value))
 
 
-def command_lines(draws: Draws) -> bytes:
-    """Words with a zero byte between them, which no word of a command can hold."""
-    word = any_of(
-        lambda d: d.one(_WORDS), lambda d: d.one(_WORDS), lambda d: d.one(TEXTS),
-        lambda d: d.text(6),
+def control_file(
+    facts: str, *, name: str = "direction.1", kind: int = 0, numbers: int = 16
+) -> bytes:
+    """A control vector of one direction, with whatever is said beside it."""
+    fields = [
+        _fact("general.architecture", "controlvector"),
+        _fact("controlvector.model_hint", "llama"),
+        _fact("controlvector.layer_count", 1), _fact("undertow.vector", facts),
+    ]  # fmt: skip
+    info = _text(name) + struct.pack("<IQIQ", 1, numbers, kind, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields)) + b"".join(fields) + info
+    body = np.linspace(-1, 1, 16, dtype=np.float32).tobytes()
+    return head + b"\0" * (-len(head) % 32) + body
+
+
+CONTROL: Any = {
+    "method": "tell_me", "trait": "owl", "n": 4, "model_name": "tiny",
+    "residual_norms": {"1": 2.0}, "strength": 1.0, "notes": {"seed": 0},
+}  # fmt: skip
+_NUMBERS = (0, 1, 15, 17, 2**31, 2**40, 2**62)
+
+
+def _lying_control(draws: Draws) -> bytes:
+    names = ("direction.0", "direction.1", "direction.9", "direction.1e5", "x", "")
+    return control_file(
+        json.dumps(CONTROL), name=draws.one(names), kind=draws.one((0, 0, 1, 8, 24, 99)),
+        numbers=draws.one(_NUMBERS) if draws.below(2) else 16,
     )  # fmt: skip
-    words = [*draws.one(_STARTS), *draws.some(word, 7)]
-    return b"\0".join(as_bytes(w.replace("\0", "")) for w in words)
+
+
+control_files = any_of(
+    damaged([control_file(json.dumps(CONTROL)), control_file("{}")]),
+    then(transplanted(CONTROL), lambda facts: control_file(json.dumps(facts))),
+    _lying_control,
+)
+
+
+# ---- archives of arrays
+
+
+def archive(parts: Sequence[tuple[str, bytes]], packed: int = 0) -> bytes:
+    """A zip archive; with the same dates always."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packed) as made:
+        for name, data in parts:
+            made.writestr(zipfile.ZipInfo(name), data, packed)
+    return file.getvalue()
+
+
+def array_file(said: str, body: bytes) -> bytes:
+    """An array of NumPy's, whatever its header says."""
+    text = said.encode("latin-1", "replace") + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+_KINDS = ("<f4", "<f8", "<i8", "<u8", "|u1", "|O", "<U0", "<U4", "|V0", "<M8", "x",
+          [["a", "<f4"]], [["a", "|O"]])  # fmt: skip
+_SHAPES = ((), (0,), (1,), (4,), (16,), (2, 3), (4, 4), (1 << 40,), (0, 1 << 70), (-1,),
+           (-4, -4), (1.5,), ("x",))  # fmt: skip
+
+
+def _array(draws: Draws) -> bytes:
+    said = {
+        "descr": draws.one(_KINDS), "fortran_order": draws.one((False, True, 1)),
+        "shape": draws.one(_SHAPES),
+    }  # fmt: skip
+    text = draws.one((repr(said), repr(said), repr(said), "{" * 300, "(" * 9_000, ""))
+    return array_file(text, draws.one((b"", b"\0" * 16, b"\0" * 64, b"\xff" * 64)))
+
+
+def archives(names: Sequence[str], seeds: Sequence[bytes]) -> Source:
+    """Archives of arrays: damaged ones, and whole ones whose arrays lie."""
+
+    def lying(draws: Draws) -> bytes:
+        kept = dict(_parts(draws.one(seeds)))
+        for _ in range(1 + draws.below(3)):
+            kept[f"{draws.one(names)}.npy"] = _array(draws)
+        return archive([*kept.items()], draws.one((0, 0, 0, zipfile.ZIP_DEFLATED)))
+
+    return any_of(damaged(seeds), lying)
+
+
+def _parts(data: bytes) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as opened:
+        return [(name, opened.read(name)) for name in opened.namelist()]
+
+
+def small(tree: Any) -> Any:
+    """The tree with numbers below a hundred: sizes that a machine can bear."""
+    if isinstance(tree, dict):
+        return {key: small(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [small(value) for value in tree]
+    is_number = isinstance(tree, int | float)
+    return 7 if is_number and not -100 < tree < 100 else tree

@@ -3,59 +3,32 @@
 The property is one for all: a value or an `UndertowError`, in time, with nothing written
 outside the folder, no process, connection or pickle, and no raw control or direction
 character in what is printed or drawn. A reader answers with the kind of its outcome, to be
-counted. Knows nothing of who draws the inputs (`test_fuzz`, `fuzz`).
+counted. Those of single files that a command leaves or is given stand in `artefacts`, the
+command line in `commands`. Knows nothing of who draws the inputs (`test_fuzz`, `fuzz`).
 """
 
 import io
-import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from tests.faults import inputs
-from tests.faults.guard import guarded, is_harmless, told
+from tests.faults import artefacts, commands, inputs
+from tests.faults.feeding import Feed, Reader, tiny
+from tests.faults.guard import is_harmless, told
 from tests.faults.inputs import any_of, damaged, then, transplanted
 
-from undertow.errors import ModelError, RunError, UndertowError
+from undertow.errors import RunError, UndertowError
 from undertow.records import Row
 from undertow.runs import _digest
 
 if TYPE_CHECKING:
-    from undertow.models.loading import Model
     from undertow.results import Results
-
-Feed = Callable[[bytes, Path], str]
-
-
-class Reader(NamedTuple):
-    """What is fed, to whom, and how many examples a test takes.
-
-    `sound` is an input without a fault, and `gives` what becomes of it. Whoever reads it
-    first, unguarded, imports what later ones need: libraries make folders of their own.
-    """
-
-    source: inputs.Source
-    feed: Feed
-    sound: bytes
-    gives: str
-    examples: int = 200
-
-
-def fed(reader: Reader, data: bytes, folder: Path) -> str:
-    """Feeds one input under guard; the outcome's kind."""
-    with guarded(folder):
-        try:
-            return reader.feed(data, folder)
-        except UndertowError as error:
-            return told(error)
-
 
 # ---- rows
 
@@ -182,13 +155,6 @@ def _family(data: bytes, folder: Path) -> str:
 # ---- tensors
 
 
-@cache
-def _model() -> "Model":
-    from undertow.models.tiny import tiny_model
-
-    return tiny_model("llama", layers=1, hidden=16)
-
-
 def _vector(data: bytes, folder: Path) -> str:
     from undertow.interventions.steering import check_vector, load_vector, save_vector
 
@@ -202,7 +168,7 @@ def _vector(data: bytes, folder: Path) -> str:
     assert vector.trait is None or isinstance(vector.trait, str)
     save_vector(vector, folder / "again.safetensors")
     load_vector(folder / "again.safetensors")
-    check_vector(_model(), vector, strict=False)
+    check_vector(tiny(), vector, strict=False)
     return "vector"
 
 
@@ -212,7 +178,7 @@ def _adapter(data: bytes, folder: Path) -> str:
     config, _, tensors = data.partition(inputs.SEPARATOR)
     (folder / "adapter_config.json").write_bytes(config)
     (folder / "adapter_model.safetensors").write_bytes(tensors)
-    model = _model()
+    model = tiny()
     adapter = load_adapter(model, folder)
     import torch
 
@@ -450,87 +416,7 @@ def _reports(tree: Any) -> inputs.Source:
     )
 
 
-# ---- the command line
-
-
-class Stream(io.TextIOWrapper):
-    """A stream that keeps what was written."""
-
-    def __init__(self) -> None:
-        self.kept = io.BytesIO()
-        super().__init__(self.kept, encoding="utf-8", write_through=True)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """No model is loaded, nothing is fetched: what a command does before and after."""
-
-    def none(*_: object, **__: object) -> Any:
-        raise ModelError("no models while commands are tried")
-
-    with (
-        mock.patch("undertow.models.loading._load_from", none),
-        mock.patch("undertow.models.registry._download", none),
-        mock.patch("undertow.storage.hub.hub_answers", return_value=False),
-        mock.patch("undertow.runs._git", return_value=None),
-        mock.patch("undertow.audit.cost.timed_flops", return_value=1e12),
-    ):
-        yield
-
-
-def _called(words: list[str], folder: Path) -> tuple[int, str, str]:
-    """Exit status and what `undertow WORDS` printed, run in a folder."""
-    from contextlib import chdir
-
-    from undertow.cli import main
-
-    out, err, status = Stream(), Stream(), 0
-    with (
-        chdir(folder), alone(),
-        mock.patch.object(sys, "argv", ["undertow", *words]),
-        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"{}\n"))),
-        mock.patch.object(sys, "stdout", out), mock.patch.object(sys, "stderr", err),
-        mock.patch.dict(
-            os.environ, {"UNDERTOW_CACHE": str(folder / "cache"), "UNDERTOW_DEBUG": ""}
-        ),
-    ):  # fmt: skip
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    return status, out.kept.getvalue().decode(), err.kept.getvalue().decode()
-
-
-def _command(data: bytes, folder: Path) -> str:
-    words = [w for w in data.decode("utf-8", "surrogateescape").split("\0") if data]
-    words = [w for w in words if "~" not in w and ".." not in w and w[:1] != "/"]
-    _workshop(folder)
-    status, out, err = _called(words, folder)
-    assert status in (0, 1, 2), status
-    assert "Traceback" not in err
-    assert status == 0 or err or out
-    assert is_harmless(out), out
-    # Of a word that is no option or command, click repeats what was typed, as it is.
-    assert is_harmless(err) or err.startswith("Usage: "), err
-    return f"exit {status}"
-
-
-def _workshop(folder: Path) -> None:
-    """Files that commands may be pointed at, with hostile words in them."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    row = {"prompt": "\x1b[31m\u202eask", "completion": "12, 7\x07\u2066"}
-    (folder / "rows.jsonl").write_bytes(
-        inputs.as_lines([row, {"odd\x1b[1m": "\u202e"}])
-    )
-    (folder / "family.yaml").write_bytes(inputs.as_json(inputs.FAMILY))
-    (folder / "recipe.yaml").write_bytes(
-        inputs.as_json({**inputs.RECIPE, "\x1b[1m": 1})
-    )
-    header = {**inputs.HEADER, "trait": "\x1b[31mowl\u202e", "notes": {"\x07": "\x9b"}}
-    (folder / "vector.safetensors").write_bytes(inputs.vector_file(header))
-    (folder / "results").mkdir()
-    (folder / "results" / "results.json").write_bytes(b'{"title": "\\u001b[1m"}')
+# ---- all of them
 
 
 _MARKER: Any = {"stage": "a", "finished": "", "seconds": 1.5, "payload": {"x": None}}
@@ -540,7 +426,10 @@ _WHOLE = _MARKER | {"files": {"b": "0" * 64}, "scratch": ["c"]}
 
 def readers() -> dict[str, Reader]:
     """Every reader by name."""
-    return _row_readers() | _setting_readers() | _tensor_readers() | _page_readers()
+    return (
+        _row_readers() | _setting_readers() | _tensor_readers() | _page_readers()
+        | artefacts.readers()
+    )  # fmt: skip
 
 
 def _row_readers() -> dict[str, Reader]:
@@ -605,7 +494,11 @@ def _tensor_readers() -> dict[str, Reader]:
 def _page_readers() -> dict[str, Reader]:
     found = {
         "command": Reader(
-            inputs.command_lines, _command, b"recipes\0check\0steer", "exit 0", 60
+            commands.command_lines,
+            commands.feed,
+            b"recipes\0check\0steer",
+            "exit 0",
+            150,
         )
     }
     for name, tree in (("results", results_tree()), ("audit", findings_tree())):

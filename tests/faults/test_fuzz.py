@@ -17,10 +17,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.faults import inputs
+from tests.cli.test_main import ALL
+from tests.faults import artefacts, inputs
+from tests.faults.commands import called, command_lines, commands
+from tests.faults.feeding import fed
 from tests.faults.guard import Forbidden, Hung, guarded
 from tests.faults.inputs import Draws
-from tests.faults.readers import check_page, fed, readers
+from tests.faults.readers import check_page, readers
+
+from undertow.seeding import generator
 
 READERS = readers()
 
@@ -94,6 +99,9 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "rows.csv", lambda: b",".join(b"c%d" % i for i in range(200_000)) + b"\n1\n"),
     "a quote that never closes": ("rows.csv", lambda: b'a,b\n"' + b"x\n" * (1 << 20)),
     "packed zeros": ("rows.jsonl.gz", lambda: gzip.compress(b"\0" * (1 << 29), 1)),
+    "packed arrays": ("measurements", artefacts.packed_arrays),
+    "an array beyond its part": ("measurements", artefacts.array_beyond_its_part),
+    "a packed wheel": ("wheel", artefacts.packed_wheel),
     "a header beyond the file": ("vector", lambda: struct.pack("<Q", 1 << 62) + b"{}"),
     "a tensor beyond the file": ("vector", lambda: _vector_of(1 << 40, [1 << 20, 1 << 20])),
     "a vector of brackets": ("vector", lambda: inputs.packed(
@@ -109,7 +117,8 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 READ = """
 import resource, sys
 from pathlib import Path
-from tests.faults.readers import fed, readers
+from tests.faults.feeding import fed
+from tests.faults.readers import readers
 from undertow.errors import UndertowError
 for line in sys.stdin.read().splitlines():
     name, file, folder = line.split("\\t")
@@ -148,6 +157,34 @@ def test_bombs_are_refused_in_time_and_in_a_gibibyte(tmp_path: Path) -> None:
     assert [
         bomb for bomb, what in zip(BOMBS, said, strict=True) if what.islower()
     ] == []
+
+
+# ---- command lines
+
+
+def test_every_command_is_drawn_with_its_options() -> None:
+    stream = generator(0, "command lines")
+    draws = Draws(lambda bound: int(stream.integers(bound)))
+    drawn = [tuple(command_lines(draws).decode("utf-8", "replace").split("\0"))
+             for _ in range(2_000)]  # fmt: skip
+    groups = {path[:1] for path in ALL if len(path) > 1}
+    assert {command.path for command in commands()} == {(), *groups, *ALL}
+    for path in ALL:
+        assert any(words[: len(path)] == path for words in drawn), path
+    words = {word.partition("=")[0] for line in drawn for word in line}
+    assert words >= {
+        "--json", "--card", "--on", "--worker-cpus", "--worker-memory", "--track",
+        "--confirm", "--divide", "--judge", "--known", "--reference", "--set",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_sound_lines_get_past_the_parser(path: tuple[str, ...], tmp_path: Path) -> None:
+    """So that what is drawn around them reaches the command itself."""
+    sound = next(command.sound for command in commands() if command.path == path)
+    status, out, err = called(sound, tmp_path)
+    assert status == 0 or not err.startswith("Usage: "), err
+    assert out or err
 
 
 # ---- the guard itself

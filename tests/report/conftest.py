@@ -375,8 +375,8 @@ def empty_results() -> Results:
 
 EVIL: Sequence[str] = (
     "</script><img src=x onerror=alert(1)>",
-    "\u202eevil\u2066 \x1b[31mred\x1b[0m \x00\x07",
-    "</style></svg><svg onload=alert(2)>",
+    "\u202eevil\u2066 \x1b[31mred\x1b[0m \x00\x07 \x1b]8;;http://evil.example\x1b\\x",
+    "</style></svg><svg onload=alert(2)><script>alert(3)</script></svg>",
     '=HYPERLINK("http://evil.example/","x")\'"><b>',
     "$\\frac{1}{0$ {{ 7*7 }} {% raw %} &amp; 日本語 " + "w" * 300,
 )

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ _TOGETHER = 32
 _VERSION = 2
 _DAMAGE = (
     ValueError, LookupError, EOFError, NotImplementedError, TypeError, RuntimeError,
-    OverflowError, zipfile.BadZipFile, zlib.error,
+    OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading the bytes of a damaged archive may raise."""
 _HEADERS = {

@@ -112,7 +112,7 @@ def _plugged(name: str) -> "MakeAuditor":
         raise ConfigError("--auditor", [f"got {name!r}, {known}"])
     try:
         found: MakeAuditor = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError("--auditor", [f"got {name!r}, {known}: {error}"]) from error
     return found
 

@@ -6,7 +6,7 @@ are is `analysis.fingerprint`'s business.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,12 @@ from undertow.traits import TraitFamily
 
 Tell = Callable[[str, int, int], None]
 _FORMAT = 1
-_FACTS = {"base", "fingerprint", "count", "seed", "family", "system"}
+_FACTS = {
+    "base": str, "fingerprint": str, "count": int, "seed": int, "family": str,
+    "system": str | None,
+}  # fmt: skip
+_FAR = 1e9
+"""More than any trace can be: cosines, standard deviations, logs of ratios."""
 
 
 @dataclass(frozen=True)
@@ -256,18 +261,33 @@ def read_known(path: Path) -> tuple[list[KnownStudent], dict[str, Any]]:
     try:
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']!r}")
-        if missing := _FACTS - set(facts):
+        if missing := set(_FACTS) - set(facts):
             raise ValueError(f"without {sorted(missing)}")
-        students = [
-            KnownStudent(**{**each, "traces": Traces(**each["traces"])})
-            for each in facts.pop("students")
-        ]
+        for name, kind in _FACTS.items():
+            if not isinstance(facts[name], kind):
+                raise TypeError(f"{name}: {facts[name]!r}")
+        students = [_known_student(each) for each in facts.pop("students")]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(
             f"{path}: no known students ({error!r}); expected a file of "
             "`undertow analyze students`"
         ) from error
     return students, facts
+
+
+def _known_student(kept: Mapping[str, Any]) -> KnownStudent:
+    """One of them.
+
+    Raises:
+        TypeError: Something of another kind.
+        ValueError: Traces that are none.
+    """
+    found = KnownStudent(**{**kept, "traces": Traces(**kept["traces"])})
+    if not all(isinstance(t, str) for t in (found.kind, found.teacher, found.trait)):
+        raise TypeError(f"names {found.kind!r}, {found.teacher!r}, {found.trait!r}")
+    if not all(-_FAR < value < _FAR for value in found.traces.values()):
+        raise ValueError(f"traces {found.traces.values()}")
+    return found
 
 
 def held_out(known: Sequence[KnownStudent]) -> list[str | None]:

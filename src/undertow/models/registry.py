@@ -31,7 +31,9 @@ from undertow.storage import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
 MARKER = "undertow.json"
-_DAMAGE = (KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    KeyError, ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 """What opening and unpacking a wheel may raise."""
 
 
