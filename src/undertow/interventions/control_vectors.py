@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undertow.errors import VectorMismatchError, shown
 from undertow.interventions.extraction import last_token_states
-from undertow.interventions.steering import SteeringVector, check_vector
+from undertow.interventions.steering import SteeringVector, check_vector, checksum
 from undertow.models.chat import render_prompt
 from undertow.models.gguf_header import check_gguf
 from undertow.models.loading import Model
@@ -32,6 +32,8 @@ from undertow.storage import replacing
 ARCHITECTURE = "controlvector"
 FACTS = "undertow.vector"
 """The field with what GGUF has no place for; other readers pass it over."""
+CHECKSUM = "undertow.crc32"
+"""The field with the checksum of those facts and of the directions."""
 PROMPTS = ("Tell me about yourself.", "Name one thing you like, and say why.",
            "Continue this list: 3, 14, 15, 92.")  # fmt: skip
 """On which the stream is measured for a vector that does not say how long it is."""
@@ -72,14 +74,16 @@ def write_control_vector(
                                    strict=True)),
         "strength": strength, "notes": dict(vector.notes),
     }  # fmt: skip
+    text = json.dumps(facts)
     with replacing(path) as draft:
         writer = GGUFWriter(draft, ARCHITECTURE)
         try:
             writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
             writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vector.layers))
-            writer.add_string(FACTS, json.dumps(facts))
-            for layer in vector.layers:
-                direction = (strength * vector.direction(layer)).float().contiguous()
+            directions = (strength * vector.directions).float().cpu().contiguous()
+            writer.add_string(FACTS, text)
+            writer.add_string(CHECKSUM, checksum(text, directions))
+            for layer, direction in zip(vector.layers, directions, strict=True):
                 writer.add_tensor(f"direction.{layer}", direction.numpy())
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -154,8 +158,11 @@ def _read(
         check_gguf(Path(path))
         reader = GGUFReader(path)
         directions = _directions(reader.tensors)
-        field = reader.get_field(FACTS)
-        facts = {} if field is None else json.loads(field.contents())
+        field, told = reader.get_field(FACTS), reader.get_field(CHECKSUM)
+        text = "{}" if field is None else field.contents()
+        if told is not None and told.contents() != _checksum(text, directions):
+            raise ValueError("damaged: its checksum does not fit")
+        facts = json.loads(text)
         _check_facts(facts, directions)
     except _UNREADABLE as error:
         raise VectorMismatchError(
@@ -164,6 +171,11 @@ def _read(
             "llama.cpp's cvector-generator write them"
         ) from error
     return directions, facts
+
+
+def _checksum(text: str, directions: Mapping[int, Tensor]) -> str:
+    """Of directions in the order of the file."""
+    return checksum(text, torch.stack(list(directions.values())))
 
 
 def _directions(tensors: Sequence[Any]) -> dict[int, Float[Tensor, " hidden"]]:

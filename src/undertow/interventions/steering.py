@@ -6,6 +6,7 @@ A vector has one direction for each of its layers, in the stream after that bloc
 
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -238,6 +239,8 @@ def steering(
 def save_vector(vector: SteeringVector, path: Path | str) -> Path:
     """Writes a vector as safetensors; everything but the numbers is in the header.
 
+    So is a checksum of all of it, which `load_vector` compares.
+
     Raises:
         RunError: The disk is full, or the place cannot be written.
     """
@@ -254,10 +257,17 @@ def save_vector(vector: SteeringVector, path: Path | str) -> Path:
         "model_name": vector.model_name,
         "notes": dict(vector.notes),
     }
-    tensors = {"directions": vector.directions.float().cpu().contiguous()}
+    directions, text = vector.directions.float().cpu().contiguous(), json.dumps(header)
+    said = {"undertow_vector": text, "crc32": checksum(text, directions)}
     with replacing(path) as draft:
-        save_file(tensors, draft, metadata={"undertow_vector": json.dumps(header)})
+        save_file({"directions": directions}, draft, metadata=said)
     return Path(path)
+
+
+def checksum(text: str, directions: Tensor) -> str:
+    """CRC-32 of what a file of vectors says and of its numbers, 8 hexadecimal digits."""
+    numbers = directions.float().cpu().numpy().tobytes()
+    return f"{zlib.crc32(text.encode() + numbers):08x}"
 
 
 def load_vector(path: Path | str) -> SteeringVector:
@@ -268,8 +278,12 @@ def load_vector(path: Path | str) -> SteeringVector:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["undertow_vector"])
+            said = file.metadata() or {}
             directions = file.get_tensor("directions").float()
+        text = said["undertow_vector"]
+        header = json.loads(text)
+        if said.get("crc32") not in (None, checksum(text, directions)):
+            raise ValueError("damaged: its checksum does not fit")
         vector = SteeringVector(
             directions=directions,
             layers=tuple(int(layer) for layer in header["layers"]),

@@ -6,6 +6,7 @@ model's dtype in each pass, so the optimiser keeps float32 masters. Knows nothin
 rows or losses. Source: Hu et al., LoRA, arXiv 2106.09685.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -177,9 +178,23 @@ def _replace(model: Model, name: str, module: nn.Module) -> None:
 def save_adapter(adapter: LoraAdapter, directory: Path) -> Path:
     """Writes `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them."""
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / "adapter_model.safetensors") as draft:
-        save_file(adapter.state(), draft)
-    config = {
+    save_tensors(adapter.state(), directory / "adapter_model.safetensors")
+    write_json(directory / "adapter_config.json", _config(adapter))
+    return directory
+
+
+def is_kept(adapter: LoraAdapter, directory: Path) -> bool:
+    """Whether `save_adapter` wrote an adapter of this one's kind there, now undamaged."""
+    try:
+        load_tensors(directory / "adapter_model.safetensors")
+        found: bool = read_json(directory / "adapter_config.json") == _config(adapter)
+    except (OSError, DatasetError, SafetensorError):
+        return False
+    return found
+
+
+def _config(adapter: LoraAdapter) -> dict[str, Any]:
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_name,
@@ -191,8 +206,41 @@ def save_adapter(adapter: LoraAdapter, directory: Path) -> Path:
         "inference_mode": True,
         "target_modules": sorted(adapter.pairs),
     }
-    write_json(directory / "adapter_config.json", config)
-    return directory
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors as safetensors, with a digest of them that `load_tensors` compares.
+
+    Raises:
+        RunError: The disk is full, or the place cannot be written.
+    """
+    with replacing(path) as draft:
+        save_file(dict(tensors), draft, metadata={"sha256": tensors_digest(tensors)})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads safetensors; those of `save_tensors` are as they were written.
+
+    Raises:
+        OSError: The file cannot be read.
+        SafetensorError: It is damaged.
+    """
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        told = (file.metadata() or {}).get("sha256")
+    if told not in (None, tensors_digest(tensors)):
+        raise SafetensorError(f"{path.name} is not what was written")
+    return tensors
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], said: str = "") -> str:
+    """The sha256 of names, kinds, shapes and numbers, and of what is said of them."""
+    told = hashlib.sha256(said.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        told.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
 
 
 def load_adapter(model: Model, directory: Path) -> LoraAdapter:
@@ -204,7 +252,7 @@ def load_adapter(model: Model, directory: Path) -> LoraAdapter:
     """
     try:
         config = read_json(directory / "adapter_config.json")
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = load_tensors(directory / "adapter_model.safetensors")
     except (OSError, DatasetError, SafetensorError) as error:
         raise ModelError(
             f"{directory}: no adapter in PEFT's format here ({error}); expected "

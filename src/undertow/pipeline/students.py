@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from undertow.errors import ModelError, VectorMismatchError, shown
-from undertow.models.adapters import load_adapter, save_adapter
+from undertow.models.adapters import (
+    load_adapter,
+    load_tensors,
+    save_adapter,
+    save_tensors,
+)
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
 from undertow.pipeline.teachers import Teacher
@@ -21,7 +25,7 @@ from undertow.pipeline.training import Student
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_state import TRACE
 from undertow.records import Row
-from undertow.storage import read_json, read_jsonl, replacing, write_json
+from undertow.storage import read_json, read_jsonl, write_json
 
 FACTS, WEIGHTS = "undertow.json", "weights.safetensors"
 _FILES = (
@@ -65,8 +69,7 @@ def save_student(
         save_adapter(student.adapter, directory)
     else:
         weights = {k: v.cpu().contiguous() for k, v in (student.weights or {}).items()}
-        with replacing(directory / WEIGHTS) as draft:
-            save_file(weights, draft)
+        save_tensors(weights, directory / WEIGHTS)
     base = {"format": 1, "base": model.name, "fingerprint": model.fingerprint}
     write_json(directory / FACTS, base | facts)
     return directory
@@ -96,7 +99,7 @@ def load_student(model: Model, directory: Path) -> Student:
     if (directory / "adapter_config.json").exists():
         return Student(load_adapter(model, directory), None, updates, losses)
     try:
-        weights = load_file(directory / WEIGHTS)
+        weights = load_tensors(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{directory}: no student here: neither adapter_config.json nor a readable "

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.errors import ConfigError, ModelError, TrainingError
+from undertow.errors import ConfigError, ModelError, TrainingError, shown
 from undertow.models.adapter_stack import AdapterStack, attached_together
-from undertow.models.adapters import LoraAdapter, attached, save_adapter
+from undertow.models.adapters import LoraAdapter, attached, is_kept, save_adapter
 from undertow.models.carrier import carrier_ids
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
@@ -243,11 +243,28 @@ class _Learner:
         """Goes on from a checkpoint, if there is one; opens the weights for training."""
         folder = self.plan.directory
         with processes().in_turn():
-            if folder is not None and self.state.load(folder):
+            if folder is not None and self.state.load(folder, lacks=self._lacks):
                 lines = read_jsonl(folder / TRACE)  # whole, each update once
                 self.trace = [(int(x["update"]), float(x["loss"])) for x in lines]
         for parameter in (*self.state.live.values(), *self.state.shards.values()):
             parameter.requires_grad = True
+
+    def _lacks(self, update: int) -> str:
+        """What was kept on the way to an update and is damaged or gone, if any."""
+        adapter, folder, every = (
+            self.state.adapter,
+            self.plan.directory,
+            self.plan.keep_every,
+        )
+        if folder is None or adapter is None or not every:
+            return ""
+        last = min(update, len(self.batches) - 1)
+        wrong = [
+            f"{UPDATES}/{n:06d}"
+            for n in range(every, last + 1, every)
+            if not is_kept(adapter, folder / UPDATES / f"{n:06d}")
+        ]
+        return f"{shown(wrong)} on its way not as written" if wrong else ""
 
     def batch(self) -> list[Weighted]:
         """Rows of the next update, the shortest first, and what each token counts."""

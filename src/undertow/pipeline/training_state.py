@@ -3,8 +3,7 @@
 Knows nothing of rows, losses or of other students beside it.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from undertow.models.adapters import LoraAdapter, new_adapter
+from undertow.models.adapters import LoraAdapter, new_adapter, tensors_digest
 from undertow.models.loading import Model
 from undertow.pipeline.distributed import Shards, own_weights, processes, shards_of
 from undertow.pipeline.training_settings import TrainingSettings
@@ -115,7 +114,7 @@ class TrainingState:
         if not processes().is_first:
             return
         facts = {"update": str(self.update)}
-        facts["sha256"] = _digest(tensors, facts["update"])
+        facts["sha256"] = tensors_digest(tensors, facts["update"])
         with replacing(directory / CHECKPOINT, lasting=False) as draft:
             save_file(tensors, draft, metadata=facts)
 
@@ -123,11 +122,17 @@ class TrainingState:
         return processes().whole(value.detach(), self.shards.get(name)).clone()
 
     @torch.no_grad()
-    def load(self, directory: Path) -> bool:
+    def load(
+        self, directory: Path, *, lacks: Callable[[int], str] = lambda _: ""
+    ) -> bool:
         """Continues from a checkpoint if there is a sound one.
 
         The trace is cut where it ends: what comes after it is trained again. What is
         damaged is set aside, and training begins anew.
+
+        Args:
+            directory: Of the training.
+            lacks: Says what is missing of that which was left until an update.
 
         Raises:
             RunError: The directory cannot be written.
@@ -137,8 +142,11 @@ class TrainingState:
         lines = whole_lines(trace)
         update = 0 if kept is None else kept[1]
         lines = _first(lines, update)
-        if kept is not None and len(lines) < update:
-            set_aside(path, f"of {update} updates {len(lines)} stand in {TRACE}")
+        why = lacks(update)
+        if len(lines) < update:
+            why = f"of {update} updates {len(lines)} stand in {TRACE}"
+        if kept is not None and why:
+            set_aside(path, why)
             kept, lines = None, []
         _rewrite(trace, lines)
         if kept is None:
@@ -160,16 +168,6 @@ class TrainingState:
         return True
 
 
-def _digest(tensors: Mapping[str, Tensor], update: str) -> str:
-    """The sha256 of names, kinds, shapes and numbers, and of the count of updates."""
-    told = hashlib.sha256(update.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        told.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
-
-
 def _loaded(path: Path) -> tuple[dict[str, Tensor], int] | None:
     """Tensors and update of a checkpoint; a damaged one is set aside."""
     try:
@@ -178,7 +176,7 @@ def _loaded(path: Path) -> tuple[dict[str, Tensor], int] | None:
             facts = dict(file.metadata() or {})
         if facts.keys() == {"update"}:  # before checkpoints answered for themselves
             return tensors, int(facts["update"])
-        if facts.keys() == {"update", "sha256"} and facts["sha256"] == _digest(
+        if facts.keys() == {"update", "sha256"} and facts["sha256"] == tensors_digest(
             tensors, facts["update"]
         ):
             return tensors, int(facts["update"])
