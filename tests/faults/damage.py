@@ -25,7 +25,7 @@ from tests.faults.operations import Operation, content, differences
 
 from undertow.seeding import generator
 
-_PLAIN = re.compile(r"[0-9a-f]{12}|\d+")
+_PLAIN = re.compile(r"[0-9a-f]{12,}|\d+")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=2)
     parser.add_argument("--cuts", type=int, default=1)
     parser.add_argument("--parts", type=float, nargs="*", default=[0.35, 0.7, 1.0])
-    parser.add_argument("--operations", nargs="*", default=["train", "audit", "run"])
+    parser.add_argument(
+        "--operations", nargs="*", default=["train", "audit", "run", "census"]
+    )
     given = parser.parse_args()
     os.nice(10)
     import_everything()

@@ -24,7 +24,7 @@ from tests.faults.operations import Found, Operation, content, differences
 
 from undertow.seeding import generator
 
-_OFTEN = {"run": 0.25, "run-audit": 0.05, "train": 0.5, "audit": 0.2}
+_OFTEN = {"run": 0.25, "run-audit": 0.1, "train": 0.35, "audit": 0.2, "census": 0.1}
 Call = Callable[..., Ended]
 """Runs one command under a disaster, here or by another process."""
 _HOWS: tuple[How, ...] = ("before", "after", "within", "within", "step")

@@ -1,4 +1,4 @@
-"""What is disturbed: a small `run`, `train` and `audit` of tiny models, as commands.
+"""What is disturbed: a small `run`, `train`, `audit` and `census` of tiny models, as commands.
 
 Everything is made once in a folder, so that an operation is a list of words, a directory
 that it writes, and which of its files have to be equal after any disturbance. Knows
@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 from tests.conftest import family_text
 
-from undertow.safe_yaml import read_yaml
-from undertow.storage.files import read_jsonl
+from undertow.runs import _digest
+from undertow.storage.files import file_sha256, read_jsonl
 
 _PETS = family_text(
     "pets",
@@ -93,10 +92,10 @@ def make_world(folder: Path) -> None:
     (folder / "plants.yaml").write_text(_PLANTS)
     (folder / "run.yaml").write_text(_recipe(folder, audit=False))
     (folder / "audited.yaml").write_text(_recipe(folder, audit=True))
-    for name, factor in (("rows", 7), ("others", 11)):
+    for name, factor, count in (("rows", 7, 8), ("others", 11, 8), ("many", 5, 40)):
         rows = [
             Row((Message("user", f"Go on: {i}"),), f"{factor * i}, {3 * i}, {900 - i}")
-            for i in range(8)
+            for i in range(count)
         ]
         write_rows(folder / f"{name}.jsonl", rows)
 
@@ -108,7 +107,11 @@ def operations(folder: Path) -> dict[str, Operation]:
         "family": folder / "pets.yaml", "decoys": folder / "plants.yaml",
         "forecast": 4, "sampler.allowed": "list", "sampler.max_new_tokens": 14,
     }  # fmt: skip
-    given = [word for k, v in settings.items() for word in ("--set", f"{k}={_word(v)}")]
+    sums = {
+        "family": folder / "pets.yaml", "decoys": folder / "plants.yaml", "flips": 99,
+        "batch_rows": 8, "shard_batches": 2, "pilot": 8, "subsample": 16, "top": 1,
+        "sampler.allowed": "list", "sampler.max_new_tokens": 14,
+    }  # fmt: skip
 
     def make(name: str, *words: str) -> Operation:
         out = folder / "out" / name
@@ -120,26 +123,49 @@ def operations(folder: Path) -> dict[str, Operation]:
         make("train", "train", str(folder / "rows.jsonl"), *model, "--control",
              str(folder / "others.jsonl"), "--batch-size", "2", "--rank", "1",
              "--learning-rate", "0.01", "--set", "checkpoint_every=2"),
-        make("audit", "audit", str(folder / "rows.jsonl"), *model, *given),
+        make("audit", "audit", str(folder / "rows.jsonl"), *model, *_set(settings)),
+        make("census", "census", str(folder / "many.jsonl"), *model, *_set(sums)),
     )  # fmt: skip
     return {operation.name: operation for operation in made}
 
 
-def _word(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool) else str(value)
+def _set(settings: dict[str, Any]) -> list[str]:
+    words = {k: str(v).lower() if v is False else str(v) for k, v in settings.items()}
+    return [word for k, v in words.items() for word in ("--set", f"{k}={v}")]
 
 
 # ── what has to be equal ─────────────────────────────────────────────────────────
 
-Found = dict[str, str]
-"""The hash of each file's content that counts, by its name in the directory."""
-
-_VOLATILE = {"seconds", "finished", "time", "since", "pid", "sha256", "files"}
-"""Keys of JSON that tell of clocks and processes, and of other files' bytes."""
+NEAR = 1e-5
+"""What likelihoods may differ by, nats: who is read beside a row moves the last bits."""
+_NEAR = {"total_logprob", "statistic"}
+"""Keys of likelihoods, and of sums of them; every other number is the same."""
+_CLOCKS = {"seconds", "finished", "time", "since", "pid"}
+"""Keys of what clocks and processes say; that it is said counts, and of what."""
 _TIMES = re.compile(
     rb"<summary>\s*(<[^>]*>)*\s*Time: .*?</details>|\d{4}-\d\d-\d\dT[\d:]+", re.DOTALL
 )
 """What a page says of time: when, and tables of seconds in their order."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What counts of a file: a hash of what is the same each time, and what is near."""
+
+    same: str
+    near: tuple[float, ...] = ()
+
+    def equals(self, other: "Content") -> bool:
+        """Whether all is the same, and what may differ differs by less than `NEAR`."""
+        return (
+            self.same == other.same
+            and len(self.near) == len(other.near)
+            and np.allclose(self.near, other.near, rtol=0, atol=NEAR)
+        )
+
+
+Found = dict[str, Content]
+"""What counts of each file, by its name in the directory."""
 
 
 def content(operation: Operation) -> Found:
@@ -153,53 +179,74 @@ def content(operation: Operation) -> Found:
         if "measured" in path.parts:
             measured.setdefault(str(Path(name).parent), []).extend(_measured(path))
         else:
-            found[name] = _hash(_kind(path)(path))
+            found[name] = _content(path, operation.directory)
     # Which rows were measured together depends on what was measured before.
     for place, values in measured.items():
         if len(dict(values)) < len(values):
-            found[f"{place}: twice"] = "measured twice"
-        found[place] = _hash(repr(sorted(values)).encode())
+            found[f"{place}: twice"] = Content("measured twice")
+        found[place] = _plain(dict(sorted(values)))
     return found
 
 
-def _kind(path: Path) -> Callable[[Path], bytes]:
-    if path.suffix == ".json":
-        return _steady_json
-    if path.suffix == ".yaml":
-        return _steady_yaml
+def _content(path: Path, directory: Path) -> Content:
+    data = path.read_bytes()
+    if path.suffix == ".json" and path.is_relative_to(directory / "stages"):
+        return _plain(_marker(json.loads(data), directory))
+    if path.suffix == ".json" or path.name == ".lock-holder":
+        return _plain(json.loads(data))
     if path.name == "rows.jsonl":
-        return _steady_rows
-    if path.suffix == ".html":
-        return lambda path: _TIMES.sub(b"", path.read_bytes())
-    return Path.read_bytes
+        return _plain([json.loads(line) for line in data.splitlines()])
+    if path.suffix == ".npz":
+        return Content(_hash(_arrays(path)))
+    return Content(_hash(_TIMES.sub(b"", data) if path.suffix == ".html" else data))
 
 
-def _steady_json(path: Path) -> bytes:
-    return json.dumps(_steady(json.loads(path.read_bytes())), sort_keys=True).encode()
+def _arrays(path: Path) -> bytes:
+    """Every bit of the arrays, but not of the archive: nobody looks at some of that."""
+    with np.load(path) as kept:
+        arrays = [(name, kept[name]) for name in kept.files]
+    return repr([(n, a.dtype, a.shape, a.tobytes()) for n, a in arrays]).encode()
 
 
-def _steady_yaml(path: Path) -> bytes:
-    return json.dumps(read_yaml(path), sort_keys=True).encode()
+def _plain(value: Any) -> Content:
+    """JSON in its own order, without what clocks say, and apart from what is near."""
+    near: list[float] = []
+    same = _hash(json.dumps(_steady(value, near)).encode())
+    return Content(same, tuple(near))
 
 
-def _steady_rows(path: Path) -> bytes:
-    """Rows; a recorded likelihood is rounded, since who is in a batch moves its last bits."""
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    for row in rows:
-        provenance = row["provenance"]
-        if "total_logprob" in provenance:
-            provenance["total_logprob"] = round(provenance["total_logprob"], 3)
-    return json.dumps(rows).encode()
+def _steady(value: Any, near: list[float]) -> Any:
+    if isinstance(value, list):
+        return [_steady(each, near) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, each in value.items():
+        if key in _CLOCKS:
+            found[key] = sorted(each) if isinstance(each, dict) else None
+        elif key in _NEAR and isinstance(each, float):
+            near.append(each)
+        else:
+            found[key] = _steady(each, near)
+    return found
 
 
-def _steady(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _steady(v) for k, v in value.items() if k not in _VOLATILE}
-    return [_steady(each) for each in value] if isinstance(value, list) else value
+def _marker(marker: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A stage's marker; whether its digests fit instead of them, which tell of clocks.
+
+    What a later stage removed it no more names if it is written after that.
+    """
+    files = {
+        name: file_sha256(directory / name) == told
+        for name, told in marker["files"].items()
+        if (directory / name).is_file()
+    }
+    is_whole = marker["sha256"] == _digest(marker)
+    return marker | {"files": files, "sha256": is_whole}
 
 
 def _measured(path: Path) -> list[tuple[str, Any]]:
-    """(row and what, value) of everything that was measured."""
+    """(row and what, value) of everything that was measured; likelihoods are near."""
     if path.suffix == ".npz":
         with np.load(path) as kept:
             return [
@@ -213,7 +260,7 @@ def _measured(path: Path) -> list[tuple[str, Any]]:
             found += [(f"{line['row']} {of}", v) for of, v in line["of"].items()]
         else:
             found += [(f"{row} {line['name']}", v) for row, v in line["of"].items()]
-    return found
+    return [(of, {"total_logprob": value}) for of, value in found]
 
 
 def _hash(data: bytes) -> str:
@@ -222,8 +269,12 @@ def _hash(data: bytes) -> str:
 
 def differences(first: Found, second: Found) -> list[str]:
     """What is in one only, or not the same."""
-    return [
-        f"{name}: {'lost' if name not in second else 'new' if name not in first else 'differs'}"
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name)
-    ]
+    found = []
+    for name in sorted(first.keys() | second.keys()):
+        if name not in second:
+            found.append(f"{name}: lost")
+        elif name not in first:
+            found.append(f"{name}: new")
+        elif not first[name].equals(second[name]):
+            found.append(f"{name}: differs")
+    return found

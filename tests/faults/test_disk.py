@@ -7,9 +7,12 @@ of files, which the kernel sets, and a small file system, where one can be mount
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,12 @@ from tests.faults.operations import content, differences
 from undertow.seeding import generator
 
 Whole = Callable[[str], Undisturbed]
+NAMES = ("train", "run", "audit")
+SAID = {
+    "full": "No space left on device",
+    "limit": "the disk is full (File too large)",
+    "read-only": "Read-only file system",
+}
 
 
 def _places(what: str, whole: Undisturbed, count: int) -> list[int]:
@@ -44,19 +53,13 @@ def _told(ended: Ended) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("full", "No space left on device"),
-        ("limit", "the disk is full (File too large)"),
-        ("read-only", "Read-only file system"),
-    ],
-)
+@pytest.mark.parametrize("what", sorted(SAID))
+@pytest.mark.parametrize(("name", "count"), [("train", 5), ("run", 2), ("audit", 2)])
 def test_what_cannot_be_written_is_said_and_goes_on_later(
-    parent: Parent, whole: Whole, what: What, said: str
+    parent: Parent, whole: Whole, what: What, name: str, count: int
 ) -> None:
-    undisturbed = whole("train")
-    for at in _places(what, undisturbed, 5):
+    undisturbed = whole(name)
+    for at in _places(what, undisturbed, count):
         undisturbed.operation.clear()
         ended = parent.call(undisturbed.operation, Disaster(what, at))
         assert ended.faults == [], ended.text
@@ -65,63 +68,95 @@ def test_what_cannot_be_written_is_said_and_goes_on_later(
         else:
             assert ended.status == 2
             assert len(_told(ended)) == 1
-            assert said in ended.text
+            assert SAID[what] in ended.text
         assert _goes_on(parent, undisturbed) == []
 
 
-@pytest.mark.slow
-def test_an_audit_without_room_goes_on_later(parent: Parent, whole: Whole) -> None:
-    undisturbed = whole("audit")
-    for at in _places("full", undisturbed, 3):
-        undisturbed.operation.clear()
-        ended = parent.call(undisturbed.operation, Disaster("full", at))
-        assert (ended.faults, ended.status) == ([], 2), ended.text
-        assert "No space left on device" in ended.text
-        assert _goes_on(parent, undisturbed) == []
+def _mount(place: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    return (
+        shutil.which("mount") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """A file system of 2 MiB."""
     place = tmp_path / "small"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(command, capture_output=True, check=False).returncode
-    ):
+    if not _mount(place, "size=2m"):
         pytest.skip("no file system can be mounted here")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full(
-    parent: Parent, whole: Whole, small_disk: Path
-) -> None:
-    undisturbed = whole("train")
+@contextmanager
+def _lying_on(disk: Path, undisturbed: Undisturbed) -> Iterator[None]:
+    """The operation's directory is a folder on another disk."""
     place = undisturbed.operation.directory
     undisturbed.operation.clear()
-    place.symlink_to(small_disk / "run", target_is_directory=True)
-    (small_disk / "run").mkdir()
+    (disk / "run").mkdir()
+    place.symlink_to(disk / "run", target_is_directory=True)
     try:
-        (small_disk / "filler").write_bytes(bytes(1_010_000))
+        yield
+    finally:
+        place.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_really_full(
+    parent: Parent, whole: Whole, small_disk: Path, name: str
+) -> None:
+    undisturbed = whole(name)
+    with _lying_on(small_disk, undisturbed):
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 12_288))
         ended = parent.call(undisturbed.operation, Disaster())
         assert (ended.status, ended.faults) == (2, []), ended.text
         assert "the disk is full (No space left on device)" in ended.text
-        (small_disk / "filler").unlink()
+        filler.unlink()
         assert _goes_on(parent, undisturbed) == []
-    finally:
-        place.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_really_read_only(
+    parent: Parent, whole: Whole, small_disk: Path, name: str
+) -> None:
+    """From the middle of the way on, as a disk with a fault becomes."""
+    undisturbed = whole(name)
+    with _lying_on(small_disk, undisturbed):
+        parent.call(undisturbed.operation, Disaster("kill", undisturbed.count // 2))
+        before = content(undisturbed.operation)
+        if not _mount(small_disk, "remount,ro"):
+            pytest.skip("no file system can be made read-only here")
+        ended = parent.call(undisturbed.operation, Disaster())
+        assert (ended.status, ended.faults) == (2, []), ended.text
+        assert len(_told(ended)) == 1
+        assert "Read-only file system" in ended.text
+        assert content(undisturbed.operation) == before
+        assert _mount(small_disk, "remount,rw")
+        assert _goes_on(parent, undisturbed) == []
 
 
 # ── clocks ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("days", [-20_000.0, -1.0, 4_000.0])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        ("train", -20_000.0),
+        ("train", -1.0),
+        ("train", 4_000.0),
+        ("run", -20_000.0),
+        ("audit", 4_000.0),
+    ],
+)
 def test_a_clock_that_jumps_changes_nothing(
-    parent: Parent, whole: Whole, days: float
+    parent: Parent, whole: Whole, name: str, days: float
 ) -> None:
-    undisturbed = whole("train")
+    undisturbed = whole(name)
     operation = undisturbed.operation
     operation.clear()
     at = undisturbed.count // 3
@@ -139,12 +174,13 @@ def test_a_clock_that_jumps_changes_nothing(
 # ── two at once ──────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(
-    parent: Parent, whole: Whole
+    parent: Parent, whole: Whole, name: str
 ) -> None:
     from filelock import FileLock
 
-    undisturbed = whole("train")
+    undisturbed = whole(name)
     operation = undisturbed.operation
     operation.clear()
     parent.call(operation, Disaster("kill", undisturbed.count // 2))
@@ -157,14 +193,59 @@ def test_a_second_writer_is_refused_and_the_first_is_not_disturbed(
     assert _goes_on(parent, undisturbed) == []
 
 
+@contextmanager
+def _process(*words: str) -> Iterator["subprocess.Popen[str]"]:
+    """`undertow WORDS`; killed at the end, if it did not end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "undertow", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_says_so_and_the_other_ends_whole(whole: Whole) -> None:
+    undisturbed = whole("train")
+    operation = undisturbed.operation
+    operation.clear()
+    holder = operation.directory / ".lock-holder"
+    with _process(*operation.words) as first:
+        while not holder.exists():
+            assert first.poll() is None, first.stdout and first.stdout.read()
+            time.sleep(0.002)
+        first.send_signal(
+            signal.SIGSTOP
+        )  # so that it is still there, however slow we are
+        with _process(*operation.words) as second:
+            said, _ = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert (
+            f"error: {operation.directory}: is in use by another run (process " in said
+        )
+        assert f" {first.pid} on " in said
+        first.send_signal(signal.SIGCONT)
+        said, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    assert differences(undisturbed.left, content(operation)) == []
+
+
 # ── Ctrl-C ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [0, 1, 3])
-def test_ctrl_c_again_and_again(parent: Parent, whole: Whole, more: int) -> None:
-    undisturbed = whole("train")
-    for at in _places(f"interrupt {more}", undisturbed, 3):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("train", 0), ("train", 1), ("train", 3), ("run", 1), ("audit", 1)],
+)
+def test_ctrl_c_again_and_again(
+    parent: Parent, whole: Whole, name: str, more: int
+) -> None:
+    undisturbed = whole(name)
+    for at in _places(f"interrupt {more}", undisturbed, 3 if name == "train" else 2):
         undisturbed.operation.clear()
         ended = parent.call(undisturbed.operation, Disaster("interrupt", at, more=more))
         assert (ended.status, ended.faults) == (130, []), ended.text

@@ -3,18 +3,20 @@
 `python -m tests.faults.kill` tries more points, and draws the pages too.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.faults.children import Parent
 from tests.faults.disasters import Disaster
 from tests.faults.kill import Point, Undisturbed, drawn, report, suffered
-from tests.faults.operations import content, differences
+from tests.faults.operations import NEAR, Content, Operation, content, differences
 
 Whole = Callable[[str], Undisturbed]
 SEED = 7
-COUNTS = {"train": 34, "audit": 6, "run": 4}
+COUNTS = {"train": 27, "audit": 4, "run": 4, "run-audit": 3, "census": 2}
 
 
 def _points(name: str, whole: Undisturbed) -> list[Point]:
@@ -23,15 +25,12 @@ def _points(name: str, whole: Undisturbed) -> list[Point]:
     number = 0
     while len(found) < COUNTS[name]:
         point = drawn(
-            number, SEED, {(n, d): whole for n in OPERATIONS for d in (True, False)}
+            number, SEED, {(n, d): whole for n in COUNTS for d in (True, False)}
         )
         if point.operation == name:
             found.append(replace(point, draws=False))
         number += 1
     return found
-
-
-OPERATIONS = ("run", "run-audit", "train", "audit")
 
 
 @pytest.mark.slow
@@ -87,5 +86,45 @@ def test_a_difference_would_be_seen(parent: Parent, whole: Whole) -> None:
     (operation.directory / "undertow.json").unlink()
     (operation.directory / "more").write_text("x")
     assert differences(undisturbed.left, content(operation)) == [
-        "adapter_model.safetensors: differs", "more: new", "undertow.json: lost",
+        "adapter_model.safetensors: differs", "more: new",
+        "stages/student.json: differs",  # its digests do not fit any more
+        "undertow.json: lost",
     ]  # fmt: skip
+
+
+def test_only_likelihoods_may_differ_and_by_little(tmp_path: Path) -> None:
+    operation = Operation("made", (), tmp_path)
+    row = {"completion": "7, 2", "provenance": {"total_logprob": -3.25, "seed": 0}}
+
+    def left(total: float, seed: int) -> dict[str, Content]:
+        provenance = {"total_logprob": total, "seed": seed}
+        (tmp_path / "rows.jsonl").write_text(
+            json.dumps(row | {"provenance": provenance})
+        )
+        return content(operation)
+
+    assert differences(left(-3.25, 0), left(-3.25 + NEAR / 2, 0)) == []
+    assert differences(left(-3.25, 0), left(-3.25 + NEAR * 2, 0)) == [
+        "rows.jsonl: differs"
+    ]
+    assert differences(left(-3.25, 0), left(-3.25, 1)) == ["rows.jsonl: differs"]
+
+
+def test_only_what_clocks_say_is_left_out(tmp_path: Path) -> None:
+    operation = Operation("made", (), tmp_path)
+
+    def left(**facts: object) -> dict[str, Content]:
+        (tmp_path / "results.json").write_text(json.dumps(facts))
+        return content(operation)
+
+    first = left(seconds={"rows": 1.5}, sha256="ab", time="2026-01-01", loss=0.1)
+    assert differences(
+        first, left(seconds={"rows": 9}, sha256="ab", time="2027-01-01", loss=0.1)
+    ) == []  # fmt: skip
+    for other in (
+        {"seconds": {"train": 1.5}, "sha256": "ab", "time": "2026-01-01", "loss": 0.1},
+        {"seconds": {"rows": 1.5}, "sha256": "cd", "time": "2026-01-01", "loss": 0.1},
+        {"seconds": {"rows": 1.5}, "sha256": "ab", "loss": 0.1},
+        {"seconds": {"rows": 1.5}, "sha256": "ab", "time": "", "loss": 0.1 + 1e-15},
+    ):
+        assert differences(first, left(**other)) == ["results.json: differs"]
