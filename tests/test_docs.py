@@ -347,7 +347,7 @@ def test_every_key_of_markers_and_known_students_is_described() -> None:
     inner = {
         f.name for kind in (fingerprint.KnownStudent, Traces) for f in fields(kind)
     }
-    assert fingerprint._FACTS | {"format", "students"} <= described("Known students")
+    assert {*fingerprint._FACTS, "format", "students"} <= described("Known students")
     assert inner <= known
 
 

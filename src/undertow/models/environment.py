@@ -248,6 +248,7 @@ def _cache() -> list[Check]:
     return [
         check("cache", "folder", _folder),
         check("cache", "models", _models),
+        check("cache", "weights", _weights),
     ]
 
 
@@ -276,3 +277,20 @@ def _models() -> Found:
     if pulled:
         return ok(measured)
     return advice(measured, f"fetch one: undertow models pull {entries[0].name}")
+
+
+def _weights() -> Found:
+    """Whether the files of pulled models are those that were pulled."""
+    pulled = [e.name for e in registry.entries() if registry.is_pulled(e.name)]
+    found = {name: registry.changed_files(name) for name in pulled}
+    changed = [
+        f"{registry.model_directory(n)}: {f}" for n in pulled for f in found[n] or ()
+    ]
+    if changed:
+        return failed(
+            f"not as they were pulled: {', '.join(changed)}",
+            "if you did not change them, remove the folder and pull the model again",
+        )
+    words = {True: "not recorded", False: "as they were pulled"}
+    said = [f"{name} {words[found[name] is None]}" for name in pulled]
+    return ok(", ".join(said) or "none are here")
