@@ -302,6 +302,54 @@ def test_every_module_says_what_it_is_for(module: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500, "longer than 500 lines"
 
 
+ALONE = {"ray": "execution/ray_cluster.py", "fsspec": "storage/remote.py"}
+"""Packages that one module of undertow knows."""
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Top names of whatever a module imports: by statement, or by a call with a name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            named = (*node.args, *(each.value for each in node.keywords))
+            found |= {str(n.value) for n in named if isinstance(n, ast.Constant)}
+    return {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize(("package", "knows"), ALONE.items())
+def test_one_module_alone_knows_a_package(package: str, knows: str) -> None:
+    folder = ROOT / "src" / "undertow"
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if package in imports(ast.parse(path.read_text()))
+    }
+    assert found == {knows}
+    # The page on design names the module, or the folder that it stands in.
+    page = (ROOT / "docs" / "design.md").read_text()
+    said = re.findall(r"`(\w+)`[^`]*\(the only module that knows (\w+)", page)
+    (named,) = [name for name, known in said if known.lower() == package]
+    assert named in Path(knows).with_suffix("").parts
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ray.util", "from ray import get", "import_module('ray')",
+        "importlib.import_module(name='ray.util')", "__import__('ray')",
+        "def f():\n    import numpy, ray as r",
+        "pytest.importorskip('ray')",
+    ],
+)  # fmt: skip
+def test_an_import_is_found_however_it_is_written(code: str) -> None:
+    assert "ray" in imports(ast.parse(code))
+    assert "ray" not in imports(ast.parse(code.replace("ray", "array")))
+
+
 def test_versions_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == undertow.__version__

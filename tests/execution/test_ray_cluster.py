@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,66 @@ def test_an_address_that_is_none_is_named(
         pass
 
 
+def test_another_ray_or_python_is_named_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own text, of its own check."""
+    pytest.importorskip("ray")
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "compute_version_info", lambda: ("2.60.0", "3.11.7"))
+    there = {"ray_version": "2.53.1", "python_version": "3.11.7"}
+    with pytest.raises(RuntimeError, match="Version mismatch") as mismatch:
+        utils.check_version_info(there, "node 10.0.0.7")
+    assert module._refused("10.0.0.7:6379", mismatch.value) == (
+        "Ray: the cluster at '10.0.0.7:6379' runs other versions:\n"
+        "  Ray: there 2.53.1, here 2.60.0\n"
+        "Install the same Ray and Python on all its nodes and start it again, or use "
+        "here what it has"
+    )
+
+
+def test_a_version_that_ray_found_first_is_named_too() -> None:
+    """Ray may raise it as the cause of not having connected."""
+    cause = RuntimeError(
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n"
+        "    Python: 3.10.4\nThis process on node 10.0.0.7 was started with:\n"
+        "    Ray: 2.60.0\n    Python: 3.11.7\n"
+    )
+    error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.7:6379")
+    error.__cause__ = cause
+    said = module._refused("10.0.0.7:6379", error)
+    assert "\n  Ray: there 2.9.0, here 2.60.0\n  Python: there 3.10.4, here 3." in said
+
+
+@pytest.mark.parametrize(
+    ("said", "cause", "advice"),
+    [
+        ("Ray Client requires pip package `ray[client]`.", None, "here and on its head"),
+        ("ray client connection timeout", None, "--ray-client-server-port`, 10001"),
+        ("ray client connection timeout", None, "RAY_AUTH_MODE=token"),
+        (
+            "Failed to connect to Ray cluster at 10.0.0.7:6379",
+            "RPC error: InvalidAuthToken: Authentication token is missing or incorrect.",
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as `ray get-auth-token` prints",
+        ),
+        (
+            "Token authentication is enabled but no authentication token was found.",
+            None, "`ray get-auth-token` prints",
+        ),
+        ("Could not find any running Ray instance.", None, "`ray start --head`, mend"),
+    ],
+)  # fmt: skip
+def test_what_ray_says_is_told_with_what_to_do(
+    said: str, cause: str | None, advice: str
+) -> None:
+    error = ConnectionError(f"{said}\n more of it")
+    error.__cause__ = None if cause is None else RuntimeError(cause)
+    told = module._refused("auto", error)
+    assert told.startswith(f"Ray: no cluster at 'auto': {said.rstrip('.')}; ")
+    assert advice in told
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(name)
@@ -161,6 +222,22 @@ def test_other_versions_on_a_node_are_named() -> None:
         module._check_alike("far", here, here | {"torch": "2.9.0"})
     assert "torch: there 2.9.0, here 2.13.0" in str(caught.value)
     assert "undertow: there" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_node_with_other_packages_is_refused_before_work(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process believes that it has another scipy; the node tells its own."""
+    true, real = metadata.version("scipy"), metadata.version
+
+    def version(name: str) -> str:
+        return "0.1" if name == "scipy" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(RunError, match="runs other versions") as caught, ray_cluster():
+        pass
+    assert f"\n  scipy: there {true}, here 0.1\nInstall" in str(caught.value)
 
 
 def test_versions_say_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ is called.
 """
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,24 @@ from undertow.errors import MissingDependencyError, RunError, UndertowError, vis
 from undertow.execution.executor import Answer, Given, Later, Needs
 
 ADDRESS = "RAY_ADDRESS"
-_ALIKE = ("undertow", "torch", "transformers", "tokenizers", "numpy")
-"""Packages whose versions decide what a call answers."""
+_ALIKE = (
+    "undertow", "torch", "transformers", "tokenizers", "safetensors", "accelerate",
+    "numpy", "scipy",
+)  # fmt: skip
+"""Packages whose versions decide what a call answers; others make no answers here."""
+_SIDES = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+"""The cluster's versions and this process', as Ray says that they differ."""
+_TOKEN = (
+    "a cluster that asks for a token takes RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as "
+    "`ray get-auth-token` prints it on its head"
+)
+_REMEDIES = {
+    "ray[client]": "ray:// takes `pip install 'ray[client]'`, here and on its head",
+    "uthentication token": _TOKEN,
+    "client connection timeout": "the port is that of `ray start --head "
+    f"--ray-client-server-port`, 10001 if not given; {_TOKEN}",
+}
+"""What to do about what Ray says."""
 _REACH_SECONDS = 5.0
 _PROBE_SECONDS = 120.0
 _TRIES = 5
@@ -136,9 +153,10 @@ def ray_cluster(
     """Connects to a cluster, checks its nodes, and lets go at the end.
 
     Args:
-        address: Of a cluster: "host:port", "ray://host:port", or "auto" for the one that
-            runs on this machine. None takes the environment's RAY_ADDRESS; without one
-            a cluster of this machine alone is started, and ended.
+        address: Of a cluster: "host:port" on one of its nodes, "ray://host:port"
+            elsewhere (with ray[client]), or "auto" for the one that runs on this
+            machine. None takes the environment's RAY_ADDRESS; without one a cluster of
+            this machine alone is started, and ended.
         cpus: Cores of the cluster that is started; None takes all.
 
     Raises:
@@ -182,11 +200,27 @@ def _connect(ray: ModuleType, address: str | None, cpus: int | None) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # Ray has no class of its own for these
-        raise RunError(
-            f"Ray: no cluster at {options['address']!r}: {_first_line(error)}; start "
-            f"one with `ray start --head`, mend {ADDRESS}, or leave it unset: then one of "
-            "this machine alone is started"
-        ) from error
+        ray.shutdown()  # of what is half done
+        raise RunError(_refused(options["address"], error)) from error
+
+
+def _refused(address: str, error: BaseException) -> str:
+    """Why there is no connection, and what to do about it."""
+    said = f"{error}\n{error.__cause__ or ''}"
+    sides = [dict(zip(("Ray", "Python"), s, strict=True)) for s in _SIDES.findall(said)]
+    if len(sides) == 2:
+        there, here = sides
+        return (
+            f"Ray: the cluster at {visible(address)!r} runs other versions:\n"
+            f"{_others(here, there)}\nInstall the same Ray and Python on all its nodes "
+            "and start it again, or use here what it has"
+        )
+    usual = (
+        f"start one with `ray start --head`, mend {ADDRESS}, or leave it unset: then one "
+        "of this machine alone is started"
+    )
+    advice = next((do for sign, do in _REMEDIES.items() if sign in said), usual)
+    return f"Ray: no cluster at {visible(address)!r}: {_first_line(error)}; {advice}"
 
 
 def _reach(address: str) -> None:
@@ -249,18 +283,22 @@ def _check_versions(ray: ModuleType) -> None:
 
 
 def _check_alike(node: str, here: Mapping[str, str], there: Mapping[str, str]) -> None:
-    other = [
-        f"  {name}: there {there.get(name)}, here {version}"
-        for name, version in here.items()
-        if there.get(name) != version
-    ]
-    if other:
-        lines = "\n".join(other)
+    lines = _others(here, there)
+    if lines:
         raise RunError(
             f"Ray: node {node} runs other versions, and results would not "
             f"compare:\n{lines}\nInstall the same ones there (pip install -c "
             "constraints.txt undertow[ray])"
         )
+
+
+def _others(here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """A line for each version that is another there."""
+    return "\n".join(
+        f"  {name}: there {there.get(name)}, here {version}"
+        for name, version in here.items()
+        if there.get(name) != version
+    )
 
 
 def _resources(needs: Needs) -> dict[str, float]:
