@@ -234,15 +234,15 @@ def _steady(value: Any, near: list[float]) -> Any:
 def _marker(marker: dict[str, Any], directory: Path) -> dict[str, Any]:
     """A stage's marker; whether its digests fit instead of them, which tell of clocks.
 
-    What a later stage removed it no more names if it is written after that.
+    What it names depends on which stages were there when it was written.
     """
-    files = {
-        name: file_sha256(directory / name) == told
+    fit = all(
+        file_sha256(directory / name) == told
         for name, told in marker["files"].items()
         if (directory / name).is_file()
-    }
+    )
     is_whole = marker["sha256"] == _digest(marker)
-    return marker | {"files": files, "sha256": is_whole}
+    return marker | {"files": fit, "sha256": is_whole}
 
 
 def _measured(path: Path) -> list[tuple[str, Any]]:

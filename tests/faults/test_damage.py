@@ -74,6 +74,18 @@ def test_what_is_set_aside_is_named(parent: Parent, whole: Whole) -> None:
     assert (operation.directory / "adapter_model.safetensors.set-aside").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["audits/biased/rows.jsonl", "audits/reference.jsonl"])
+def test_a_set_is_made_again_after_its_audit(
+    parent: Parent, whole: Whole, kept: Path, file: str
+) -> None:
+    undisturbed = whole("run-audit")
+    before = interrupted(undisturbed, 1.0, kept, call=parent.call)
+    answer, said = outcome(Harm(file, 40, 1), undisturbed, before, call=parent.call)
+    assert answer == "redone"
+    assert "made again: 'audits/sets'" in said
+
+
 @pytest.mark.parametrize("bit", [0, 3, 7])
 def test_any_bit_of_a_checkpoint_counts(
     parent: Parent, whole: Whole, kept: Path, bit: int

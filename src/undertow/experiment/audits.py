@@ -46,8 +46,9 @@ def stage_of(name: Name) -> str:
 
 
 def is_audited(recipe: Recipe, run: Run) -> bool:
-    """Whether nothing is left to audit."""
-    return recipe.audit is None or all(run.is_done(stage_of(name)) for name in NAMES)
+    """Whether nothing is left to audit, and what was audited is there."""
+    stages = (SETS, *map(stage_of, NAMES))
+    return recipe.audit is None or all(run.is_done(stage) for stage in stages)
 
 
 def make_sets(base: Base) -> None:
