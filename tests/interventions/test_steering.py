@@ -311,6 +311,17 @@ def _nothing(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def test_a_vector_is_written_in_the_same_bytes_each_time(tmp_path: Path) -> None:
+    vector = SteeringVector(
+        torch.ones(1, 2), (0,), "tell_me", "owl", 1, "f", "m", (1.0,)
+    )
+    written = {
+        save_vector(vector, tmp_path / f"{i}.safetensors").read_bytes()
+        for i in range(20)
+    }
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize("spoil", [_no_header, _no_numbers, _text, _nothing])
 def test_files_that_are_no_vectors_are_refused(tmp_path: Path, spoil: Any) -> None:
     path = tmp_path / "owl.safetensors"

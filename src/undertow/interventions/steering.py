@@ -257,8 +257,10 @@ def save_vector(vector: SteeringVector, path: Path | str) -> Path:
         "model_name": vector.model_name,
         "notes": dict(vector.notes),
     }
-    directions, text = vector.directions.float().cpu().contiguous(), json.dumps(header)
-    said = {"undertow_vector": text, "crc32": checksum(text, directions)}
+    directions = vector.directions.float().cpu().contiguous()
+    header["crc32"] = checksum(json.dumps(header), directions)
+    # One entry alone: safetensors writes several in any order.
+    said = {"undertow_vector": json.dumps(header)}
     with replacing(path) as draft:
         save_file({"directions": directions}, draft, metadata=said)
     return Path(path)
@@ -280,9 +282,9 @@ def load_vector(path: Path | str) -> SteeringVector:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
             directions = file.get_tensor("directions").float()
-        text = said["undertow_vector"]
-        header = json.loads(text)
-        if said.get("crc32") not in (None, checksum(text, directions)):
+        header = json.loads(said["undertow_vector"])
+        told = header.pop("crc32", None)
+        if told not in (None, checksum(json.dumps(header), directions)):
             raise ValueError("damaged: its checksum does not fit")
         vector = SteeringVector(
             directions=directions,
