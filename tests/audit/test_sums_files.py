@@ -182,6 +182,9 @@ SAYS = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
         (_archive({"a.npy": _array(SAYS.format("'<U0'", "(1099511627776,)"))}), "<U0"),
         (_archive({"a": b"text"}), "ValueError"),
         (_archive({"a.npy": _array("(" * 99)}), "cannot be understood"),
+        (_archive({"a.npy": _array("[1," * 160)}), "cannot be understood"),
+        (_archive({"a.npy": _array("-" * 490)}), "cannot be understood"),
+        (_archive({"a.npy": _array("-" * 9_000)}), "Header info length"),
         (_archive({"a.npy": _array(SAYS.format("'<f4'", f"(0, {1 << 70})"))}), "Overflow"),
         (_archive({"a.npy": b"\x93NUMPY\x09\x00"}), "another kind of header"),
     ],
@@ -196,7 +199,7 @@ def test_arrays_that_would_unfold_are_damaged(
         sound_arrays(path)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 1 << 20
+    assert most < 1 << 22
 
 
 def test_parts_that_share_their_bytes_are_damaged(tmp_path: Path) -> None:

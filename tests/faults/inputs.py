@@ -633,7 +633,9 @@ def _array(draws: Draws) -> bytes:
         "descr": draws.one(_KINDS), "fortran_order": draws.one((False, True, 1)),
         "shape": draws.one(_SHAPES),
     }  # fmt: skip
-    text = draws.one((repr(said), repr(said), repr(said), "{" * 300, "(" * 9_000, ""))
+    text = draws.one(
+        (repr(said), repr(said), repr(said), "{" * 300, "-" * 9_000, "[1," * 160, "")
+    )
     return array_file(text, draws.one((b"", b"\0" * 16, b"\0" * 64, b"\xff" * 64)))
 
 

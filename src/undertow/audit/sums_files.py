@@ -37,6 +37,8 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 """How the header of an array is read, by its version."""
+_LONGEST_HEADER = 500
+"""Characters: more than ours have, and too few to nest deeper than Python can read."""
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -220,7 +222,7 @@ def _check_array(parts: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         read = _HEADERS.get(np.lib.format.read_magic(file))
         if read is None:
             raise ValueError(f"{part.filename!r} has another kind of header")
-        shape, _, dtype = read(file)
+        shape, _, dtype = read(file, max_header_size=_LONGEST_HEADER)
         said, there = math.prod(shape) * dtype.itemsize, part.file_size - file.tell()
     if said != there or not dtype.itemsize:
         raise ValueError(
