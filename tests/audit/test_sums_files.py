@@ -154,10 +154,10 @@ def test_sums_of_another_shape_are_not_taken(tmp_path: Path) -> None:
         read_sums(tmp_path / "a.npz", other)
 
 
-def _array(said: str) -> bytes:
-    """An array of sixteen zeros whose header says what it likes."""
+def _array(said: str, body: bytes = b"\0" * 64) -> bytes:
+    """An array, sixteen zeros if need be, whose header says what it likes."""
     text = said.encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * 64
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
 def _archive(parts: Mapping[str, bytes], packed: int = zipfile.ZIP_STORED) -> bytes:
@@ -185,7 +185,7 @@ SAYS = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
         (_archive({"a.npy": _array("[1," * 160)}), "cannot be understood"),
         (_archive({"a.npy": _array("-" * 490)}), "cannot be understood"),
         (_archive({"a.npy": _array("-" * 9_000)}), "Header info length"),
-        (_archive({"a.npy": _array(SAYS.format("'<f4'", f"(0, {1 << 70})"))}), "Overflow"),
+        (_archive({"a.npy": _array(SAYS.format("'<f4'", f"(0, {1 << 70})"), b"")}), "Overflow"),
         (_archive({"a.npy": b"\x93NUMPY\x09\x00"}), "another kind of header"),
     ],
 )  # fmt: skip
