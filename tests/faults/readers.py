@@ -498,7 +498,7 @@ def _page_readers() -> dict[str, Reader]:
             commands.feed,
             b"recipes\0check\0steer",
             "exit 0",
-            150,
+            90,
         )
     }
     for name, tree in (("results", results_tree()), ("audit", findings_tree())):
