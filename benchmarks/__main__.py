@@ -181,7 +181,7 @@ def compare(
 def table(comparisons: list[dict[str, Any]]) -> list[str]:
     """The result as aligned lines: medians over the pairs."""
     head = (
-        f"{'':<12}{'peer':<16}{'':<7}{'ours /s':>9}{'peer /s':>9}"
+        f"{'':<12}{'peer':<17}{'':<7}{'ours /s':>9}{'peer /s':>9}"
         f"{'ratio':>8}{'range':>14}{'ours, MiB':>11}{'peer, MiB':>11}"
     )
     lines = [head]
@@ -193,7 +193,7 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
         }
         spread = f"{found['ratio_low']:.2f}-{found['ratio_high']:.2f}"
         lines.append(
-            f"{found['what']:<12}{found['peer']:<16}{UNITS[found['what']]:<7}"
+            f"{found['what']:<12}{found['peer']:<17}{UNITS[found['what']]:<7}"
             f"{middle['ours', 'per_second']:>9.1f}"
             f"{middle['peer', 'per_second']:>9.1f}"
             f"{found['ratio_median']:>8.2f}{spread:>14}"
