@@ -34,7 +34,9 @@ def expected(recipe: "Recipe", directory: Path, *, is_here: bool) -> str | None:
     if not cost.passes:
         return None
     tokens = cost.drawn_tokens + cost.trained_tokens
-    told = f"{cost.students} students, {many(tokens)} tokens"
+    parts = [f"{cost.students} students"] if cost.students else []
+    parts += [f"{many(tokens)} tokens"] if tokens else []
+    told = ", ".join(parts) or "what is there is read"
     time = _times(recipe, cost).get("here") if is_here else None
     return told if time is None else f"{told}, about {about(time)} here"
 
