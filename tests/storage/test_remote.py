@@ -4,6 +4,10 @@ import gzip
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -126,6 +130,60 @@ def test_only_what_is_read_is_fetched(store: MemoryFileSystem) -> None:
     assert sum(fetched) < file.size / 4, "a few row groups of forty, and the footer"
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """A folder on a web server of this machine."""
+    pytest.importorskip("aiohttp", reason="fsspec takes aiohttp for http://")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.parquet", in_parquet(ROWS)),
+        ("a.arrow", in_arrow(ROWS)),
+    ],
+)
+def test_files_of_a_web_server_are_read(
+    name: str, data: bytes, site: str, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(data)
+    for place in (
+        f"{site}/set/{name}",
+        f"{site}/set/{name}?sig=secret",
+        f"{site}/set/",
+    ):
+        (file,) = find_source(place).files
+        assert read(file) == ROWS
+        assert file_size(file) == len(data)
+
+
+def test_a_signature_is_not_told_by_what_the_store_says(site: str) -> None:
+    for place in (
+        f"{site}/none.jsonl?sig=secret",
+        "http://127.0.0.1:1/a.csv?sig=secret",
+    ):
+        with pytest.raises(DatasetError, match="cannot be read: FileNotFound") as told:
+            find_source(place)
+        assert "secret" not in str(told.value)
+
+
 def test_what_is_wrong_with_a_place_is_said(store: MemoryFileSystem) -> None:
     with pytest.raises(DatasetError, match="memory://none: holds no files of rows"):
         find_source("memory://none")
@@ -139,13 +197,13 @@ def test_what_is_wrong_with_a_place_is_said(store: MemoryFileSystem) -> None:
 
 def test_a_store_that_fails_on_the_way_is_named(store: MemoryFileSystem) -> None:
     class Torn(io.BytesIO):
-        def readline(self, size: int | None = -1) -> bytes:
+        def readinto(self, buffer: Any) -> int:
             if self.tell():
                 raise ConnectionResetError("gone")
-            return super().readline(size)
+            return super().readinto(buffer)
 
     class Other(io.BytesIO):
-        def readline(self, size: int | None = -1) -> bytes:
+        def readinto(self, buffer: Any) -> int:
             raise RuntimeError("an error of its own")
 
     class Store:
@@ -158,10 +216,10 @@ def test_a_store_that_fails_on_the_way_is_named(store: MemoryFileSystem) -> None
     def at(file: io.BytesIO) -> RemoteFile:
         return RemoteFile("s3://set/a.jsonl", "set/a.jsonl", 9, Store(file))
 
-    records = read_records(at(Torn(LINES)))
+    records = read_records(at(Torn(LINES * 1_000)))
     assert next(records).value == ROWS[0]
     with pytest.raises(DatasetError, match=r"s3://set/a\.jsonl: cannot be read: gone"):
-        next(records)
+        list(records)
     with pytest.raises(DatasetError, match="RuntimeError: an error of its own"):
         next(read_records(at(Other(LINES))))
 

@@ -4,7 +4,8 @@ What is read is fetched by parts as it is asked for, so a set that is larger tha
 can be read. The one module that imports fsspec; knows nothing of what stands in the files.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from undertow.errors import ConfigError, DatasetError, UndertowError, shown
 
 _LOCAL = "file://"
+_PART = 1 << 16
+"""Bytes of what is read ahead of a line; stores read further ahead by themselves."""
 
 
 def is_url(place: str) -> bool:
@@ -69,16 +72,21 @@ class RemoteFile:
     def __str__(self) -> str:
         return self.place
 
-    def open(self, mode: str = "rb") -> Any:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         """Its bytes, fetched as they are read.
 
         Raises:
             DatasetError: It cannot be reached.
         """
         try:
-            return self.store.open(self.path, mode)
+            # Files of stores lack what lines take: a bound on their length.
+            return io.BufferedReader(self.store.open(self.path, mode), _PART)
         except Exception as error:  # each store has errors of its own
-            raise unreachable(self.place, error) from error
+            raise self.unreachable(error) from error
+
+    def unreachable(self, error: Exception) -> DatasetError:
+        """That it cannot be read, and why."""
+        return _unreachable(self.place, error, secret=self.path)
 
 
 def remote_files(url: str, kinds: Sequence[str]) -> tuple[RemoteFile, ...]:
@@ -94,27 +102,37 @@ def remote_files(url: str, kinds: Sequence[str]) -> tuple[RemoteFile, ...]:
     try:
         store, root = find_store(url)
         # Asked first: a web server's folder is a page, and a file would be fetched as one.
-        if _is_data(_name(root), kinds) and store.isfile(root):
-            size = int(store.info(root)["size"] or 0)
-            return (RemoteFile(shown_url, root, size, store),)
+        told = store.info(root) if _is_data(_name(root), kinds) else {}
+        if told.get("type") == "file":
+            return (RemoteFile(shown_url, root, _size(store, told), store),)
         found = store.find(root, detail=True)
     except UndertowError:
         raise
     except Exception as error:
-        raise unreachable(shown_url, error) from error
+        raise _unreachable(shown_url, error, secret=url) from error
     names = {path: path.removeprefix(root).lstrip("/") for path in found}
     kept = sorted(path for path, name in names.items() if _is_data(name, kinds))
     if not kept:
+        got = shown(sorted(names.values())) or "nothing"
         raise DatasetError(
-            f"{shown_url}: holds no files of rows; got {shown(sorted(names.values()))}, "
+            f"{shown_url}: holds no files of rows; got {got}, "
             f"expected some that end in {shown(kinds)}; check that it is the right place"
         )
-    return tuple(
-        RemoteFile(
-            f"{shown_url}/{names[path]}", path, int(found[path]["size"] or 0), store
+    try:
+        return tuple(
+            RemoteFile(
+                f"{shown_url}/{names[path]}", path, _size(store, found[path]), store
+            )
+            for path in kept
         )
-        for path in kept
-    )
+    except Exception as error:
+        raise _unreachable(shown_url, error, secret=url) from error
+
+
+def _size(store: Any, told: Mapping[str, Any]) -> int:
+    """Bytes of a file; a web server's folder does not tell, so the file is asked for."""
+    size = told.get("size")
+    return int(store.info(told["name"])["size"] or 0) if size is None else int(size)
 
 
 def _name(path: str) -> str:
@@ -127,9 +145,9 @@ def _is_data(name: str, kinds: Sequence[str]) -> bool:
     return not hidden and name.lower().removesuffix(".gz").endswith(tuple(kinds))
 
 
-def unreachable(place: str, error: Exception) -> DatasetError:
+def _unreachable(place: str, error: Exception, *, secret: str) -> DatasetError:
     """That a place, as it may be shown, cannot be read, and why."""
-    said = str(error).strip().splitlines() or [""]
+    said = str(error).replace(secret, place).strip().splitlines() or [""]
     return DatasetError(
         f"{place}: cannot be read: {type(error).__name__}: {said[0][:300]}; expected a "
         "file or a folder that can be read there; check the URL, the network and your "

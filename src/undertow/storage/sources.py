@@ -32,13 +32,7 @@ from undertow.storage.files import (
     unreadable,
 )
 from undertow.storage.hub import hub_files
-from undertow.storage.remote import (
-    RemoteFile,
-    is_url,
-    remote_files,
-    unreachable,
-    without_secrets,
-)
+from undertow.storage.remote import RemoteFile, is_url, remote_files, without_secrets
 
 File = Path | RemoteFile
 """A file here, or at a URL."""
@@ -249,7 +243,7 @@ def read_records(path: File) -> Iterator[Record]:
     except Exception as error:  # each store has errors of its own
         if isinstance(path, Path):
             raise
-        raise unreachable(str(path), error) from error
+        raise path.unreachable(error) from error
 
 
 def _records(path: File) -> Iterator[Record]:
@@ -426,7 +420,6 @@ def _parquet_records(path: File) -> Iterator[Record]:
 
 
 def _arrow_records(path: File) -> Iterator[Record]:
-
     with _arrow_faults(path), _mapped(path) as source:
         yield from _numbered(_arrow_batches(source), path)
 
