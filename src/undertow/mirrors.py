@@ -5,7 +5,8 @@ folder, and what is new in it is sent while the work goes on. A list there, writ
 names every file with its sha256: what is not on it is not there, and what differs from
 it is not taken. Files are compared with the list as it was last seen, so whichever side
 changed since is the newer one; where both did, the URL stands. That one machine at a time
-works at a URL is its users' care. Of runs it knows the recipe and that stage markers come last.
+works at a URL is its users' care. Of runs it knows the recipe and that stage markers come
+last.
 """
 
 import hashlib

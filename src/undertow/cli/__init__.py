@@ -1,7 +1,8 @@
 """The command line: the library, printed. Parse, call, say where the result lies.
 
 `main` turns an `UndertowError`, or what is wrong with the words themselves, into a message
-and exit status 2; anything else is a bug and keeps its traceback. Nothing here imports torch before a command needs it.
+and exit status 2; anything else is a bug and keeps its traceback. Nothing here imports
+torch before a command needs it.
 """
 
 import io

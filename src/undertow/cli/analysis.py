@@ -211,11 +211,8 @@ def students(
     recipe = run_recipe(directory)
     system = recipe.model.system
     own: dict[str, Any] = {
-        "count": count,
-        "seed": seed,
-        "family": recipe.family,
-        "system": system,
-    }
+        "count": count, "seed": seed, "family": recipe.family, "system": system,
+    }  # fmt: skip
     others, facts = read_known(known) if known else ([], own)
     if unlike := [name for name in own if facts[name] != own[name]]:
         fault = (

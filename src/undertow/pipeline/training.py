@@ -251,11 +251,8 @@ class _Learner:
 
     def _lacks(self, update: int) -> str:
         """What was kept on the way to an update and is damaged or gone, if any."""
-        adapter, folder, every = (
-            self.state.adapter,
-            self.plan.directory,
-            self.plan.keep_every,
-        )
+        adapter, folder = self.state.adapter, self.plan.directory
+        every = self.plan.keep_every
         if folder is None or adapter is None or not every:
             return ""
         last = min(update, len(self.batches) - 1)
