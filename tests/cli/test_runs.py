@@ -115,7 +115,7 @@ def test_a_run_is_foretold_in_a_line_until_it_is_done(
     monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
     asked = load_settings(Recipe, recipe, ["model.name=smollm2-135m"])
     line = expected(asked, tmp_path, is_here=True)
-    assert line == "2 students, 480 k tokens, about 9 minutes here"
+    assert line == "2 students, 480 k tokens, about 9 minutes here, or up to twice that"
     assert expected(asked, tmp_path, is_here=False) == line.split(", about")[0]
     for job in _jobs(asked, load_family("animals"), lambda _: False):
         for stage in job.stages:

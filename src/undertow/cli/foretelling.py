@@ -38,7 +38,11 @@ def expected(recipe: "Recipe", directory: Path, *, is_here: bool) -> str | None:
     parts += [f"{many(tokens)} tokens"] if tokens else []
     told = ", ".join(parts) or "what is there is read"
     time = _times(recipe, cost).get("here") if is_here else None
-    return told if time is None else f"{told}, about {about(time)} here"
+    return (
+        told
+        if time is None
+        else f"{told}, about {about(time)} here, or up to twice that"
+    )
 
 
 def cost_lines(recipe: "Recipe", cost: "Cost") -> list[str]:
