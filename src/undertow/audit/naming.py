@@ -25,6 +25,7 @@ from undertow.audit.reference import Filter
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.records import Row
+from undertow.stats.evalues import FRACTIONS
 from undertow.traits import TraitFamily
 
 Tell = Callable[[str, int, int], None]
@@ -127,9 +128,11 @@ def _kind(
     rows = race.ratios[race.screened :]
     both = ~np.isnan(rows[:, steer]) & ~np.isnan(rows[:, prompt])
     lead = mixed_evidence(rows[both, steer]) - mixed_evidence(rows[both, prompt])
-    if lead >= enough and evidence["steer"] >= enough:
+    # The true share is one of the mixture's at best: that costs their number.
+    ahead = enough + math.log(len(FRACTIONS))
+    if lead >= ahead and evidence["steer"] >= enough:
         return "steer"
-    if -lead >= enough and evidence["prompt"] >= enough:
+    if -lead >= ahead and evidence["prompt"] >= enough:
         return "prompt"
     return "unknown"
 
