@@ -168,14 +168,7 @@ def test_ctrl_c_keeps_batches_and_the_same_command_ends_with_the_same_rows(
     assert found.status == 0, found.err
     first = int(found.err.removeprefix("rows ").partition("/")[0])
     assert first > 4, found.err  # the four kept rows were not drawn again
-    wanted, rows = read_rows(whole), read_rows(out)
-    assert rows == wanted
-    for row, other in zip(rows, wanted, strict=True):
-        assert row.completion_ids == other.completion_ids
-        # In other company the last digits of a sum differ.
-        a, b = (dict(r.provenance) for r in (row, other))
-        assert a.pop("total_logprob") == pytest.approx(b.pop("total_logprob"))
-        assert a == b
+    assert out.read_bytes() == whole.read_bytes()
     assert not partial.parent.exists()
 
 

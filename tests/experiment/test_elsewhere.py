@@ -7,7 +7,6 @@ are in `tests/journeys/test_ray.py`.
 import json
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,43 +35,29 @@ def _verbs(strangers: Strangers) -> list[str]:
     return [each.job.verb for each in strangers.called if isinstance(each, Order)]
 
 
-def same_runs(first: Path, second: Path, *, in_parts: bool = False) -> list[str]:
-    """Files that differ, but for times.
-
-    Args:
-        in_parts: Whether one of them had prompts answered in parts. A batch then holds
-            fewer rows, and float32 rounds otherwise: in the log-likelihood that stands
-            beside each row, and nowhere else.
-    """
+def same_runs(first: Path, second: Path) -> list[str]:
+    """Files that differ, but for times."""
     names = [
         {p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()} - {".lock"}
         for d in (first, second)
     ]
     assert names[0] == names[1]
-    about: Callable[[float], Any] = partial(pytest.approx, rel=1e-5)
     return [
         name
         for name in sorted(names[0])
-        if _content(first / name, about if in_parts else float)
-        != _content(second / name, float)
+        if _content(first / name) != _content(second / name)
     ]
 
 
-def _content(path: Path, logprob: Callable[[float], Any]) -> Any:
+def _content(path: Path) -> Any:
     data = path.read_bytes()
-    if path.suffix == ".jsonl":
-        return [_steady(json.loads(line), logprob) for line in data.splitlines()]
-    return _steady(json.loads(data), logprob) if path.suffix == ".json" else data
+    return _steady(json.loads(data)) if path.suffix == ".json" else data
 
 
-def _steady(value: Any, logprob: Callable[[float], Any]) -> Any:
+def _steady(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            k: logprob(v) if k == "total_logprob" else _steady(v, logprob)
-            for k, v in value.items()
-            if k not in VOLATILE
-        }
-    return [_steady(v, logprob) for v in value] if isinstance(value, list) else value
+        return {k: _steady(v) for k, v in value.items() if k not in VOLATILE}
+    return [_steady(v) for v in value] if isinstance(value, list) else value
 
 
 @pytest.mark.slow
@@ -105,7 +90,7 @@ def test_prompts_in_parts_get_the_same_answers(recipe: Make, tmp_path: Path) -> 
     strangers = Strangers(room=3)
     run_experiment(asked, tmp_path / "there", executor=strangers)
     assert _verbs(strangers).count("answers") == 4
-    assert not same_runs(tmp_path / "here", tmp_path / "there", in_parts=True)
+    assert not same_runs(tmp_path / "here", tmp_path / "there")
 
 
 @pytest.mark.slow
@@ -120,7 +105,7 @@ def test_what_was_begun_there_is_continued_here(
             asked, tmp_path / "both", executor=Strangers(room=3, fails_at=done)
         )
     run_experiment(asked, tmp_path / "both")
-    assert not same_runs(tmp_path / "here", tmp_path / "both", in_parts=True)
+    assert not same_runs(tmp_path / "here", tmp_path / "both")
 
 
 @pytest.mark.slow
@@ -219,7 +204,7 @@ def test_prompts_that_have_an_answer_are_not_asked_again(
     monkeypatch.setattr("undertow.pipeline.generation.sample", counted)
     run_experiment(asked, tmp_path / "run", executor=Strangers(room=3))
     assert sum(asked_for) == 6 - known
-    assert not same_runs(tmp_path / "here", tmp_path / "run", in_parts=True)
+    assert not same_runs(tmp_path / "here", tmp_path / "run")
 
 
 @pytest.mark.slow

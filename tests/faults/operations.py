@@ -17,7 +17,7 @@ import numpy as np
 from tests.conftest import family_text
 
 from undertow.runs import _digest
-from undertow.storage.files import file_sha256, read_jsonl
+from undertow.storage.files import file_sha256
 
 _PETS = family_text(
     "pets",
@@ -136,10 +136,6 @@ def _set(settings: dict[str, Any]) -> list[str]:
 
 # ── what has to be equal ─────────────────────────────────────────────────────────
 
-NEAR = 1e-5
-"""What likelihoods may differ by, nats: who is read beside a row moves the last bits."""
-_NEAR = {"total_logprob", "statistic"}
-"""Keys of likelihoods, and of sums of them; every other number is the same."""
 _CLOCKS = {"seconds", "finished", "time", "since", "pid"}
 """Keys of what clocks and processes say; that it is said counts, and of what."""
 _TIMES = re.compile(
@@ -148,57 +144,32 @@ _TIMES = re.compile(
 """What a page says of time: when, and tables of seconds in their order."""
 
 
-@dataclass(frozen=True)
-class Content:
-    """What counts of a file: a hash of what is the same each time, and what is near."""
-
-    same: str
-    near: tuple[float, ...] = ()
-
-    def equals(self, other: "Content") -> bool:
-        """Whether all is the same, and what may differ differs by less than `NEAR`."""
-        return (
-            self.same == other.same
-            and len(self.near) == len(other.near)
-            and np.allclose(self.near, other.near, rtol=0, atol=NEAR)
-        )
-
-
-Found = dict[str, Content]
-"""What counts of each file, by its name in the directory."""
+Found = dict[str, str]
+"""A hash of what is the same each time, of each file, by its name in the directory."""
 
 
 def content(operation: Operation) -> Found:
     """What an operation left, as far as it has to be the same each time."""
-    found: Found = {}
-    measured: dict[str, list[tuple[str, Any]]] = {}
-    for path in sorted(operation.directory.rglob("*")):
-        name = path.relative_to(operation.directory).as_posix()
-        if path.is_dir() or path.name == ".lock" or name.endswith(".set-aside"):
-            continue
-        if "measured" in path.parts:
-            measured.setdefault(str(Path(name).parent), []).extend(_measured(path))
-        else:
-            found[name] = _content(path, operation.directory)
-    # Which rows were measured together depends on what was measured before.
-    for place, values in measured.items():
-        if len(dict(values)) < len(values):
-            found[f"{place}: twice"] = Content("measured twice")
-        found[place] = _plain(dict(sorted(values)))
-    return found
+    return {
+        name: _content(path, operation.directory)
+        for path in sorted(operation.directory.rglob("*"))
+        if not path.is_dir() and path.name != ".lock"
+        for name in [path.relative_to(operation.directory).as_posix()]
+        if not name.endswith(".set-aside")
+    }
 
 
-def _content(path: Path, directory: Path) -> Content:
+def _content(path: Path, directory: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".json" and path.is_relative_to(directory / "stages"):
         return _plain(_marker(json.loads(data), directory))
     if path.suffix == ".json" or path.name == ".lock-holder":
         return _plain(json.loads(data))
-    if path.name == "rows.jsonl":
-        return _plain([json.loads(line) for line in data.splitlines()])
     if path.suffix == ".npz":
-        return Content(_hash(_arrays(path)))
-    return Content(_hash(_TIMES.sub(b"", data) if path.suffix == ".html" else data))
+        return _hash(_arrays(path))
+    if path.parent.name == "measured":  # what was damaged is measured again, at the end
+        return _hash(b"\n".join(sorted(data.splitlines())))
+    return _hash(_TIMES.sub(b"", data) if path.suffix == ".html" else data)
 
 
 def _arrays(path: Path) -> bytes:
@@ -208,27 +179,22 @@ def _arrays(path: Path) -> bytes:
     return repr([(n, a.dtype, a.shape, a.tobytes()) for n, a in arrays]).encode()
 
 
-def _plain(value: Any) -> Content:
-    """JSON in its own order, without what clocks say, and apart from what is near."""
-    near: list[float] = []
-    same = _hash(json.dumps(_steady(value, near)).encode())
-    return Content(same, tuple(near))
+def _plain(value: Any) -> str:
+    """JSON in its own order, without what clocks say."""
+    return _hash(json.dumps(_steady(value)).encode())
 
 
-def _steady(value: Any, near: list[float]) -> Any:
+def _steady(value: Any) -> Any:
     if isinstance(value, list):
-        return [_steady(each, near) for each in value]
+        return [_steady(each) for each in value]
     if not isinstance(value, dict):
         return value
-    found = {}
-    for key, each in value.items():
-        if key in _CLOCKS:
-            found[key] = sorted(each) if isinstance(each, dict) else None
-        elif key in _NEAR and isinstance(each, float):
-            near.append(each)
-        else:
-            found[key] = _steady(each, near)
-    return found
+    return {
+        key: (sorted(each) if isinstance(each, dict) else None)
+        if key in _CLOCKS
+        else _steady(each)
+        for key, each in value.items()
+    }
 
 
 def _marker(marker: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -245,24 +211,6 @@ def _marker(marker: dict[str, Any], directory: Path) -> dict[str, Any]:
     return marker | {"files": fit, "sha256": is_whole}
 
 
-def _measured(path: Path) -> list[tuple[str, Any]]:
-    """(row and what, value) of everything that was measured; likelihoods are near."""
-    if path.suffix == ".npz":
-        with np.load(path) as kept:
-            return [
-                (f"{row} {name}", kept[name][place].tolist())
-                for name in ("scores", "total", "tokens")
-                for place, row in enumerate(kept["ids"])
-            ]
-    found = []
-    for line in read_jsonl(path):
-        if "row" in line:
-            found += [(f"{line['row']} {of}", v) for of, v in line["of"].items()]
-        else:
-            found += [(f"{row} {line['name']}", v) for row, v in line["of"].items()]
-    return [(of, {"total_logprob": value}) for of, value in found]
-
-
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
@@ -275,6 +223,6 @@ def differences(first: Found, second: Found) -> list[str]:
             found.append(f"{name}: lost")
         elif name not in first:
             found.append(f"{name}: new")
-        elif not first[name].equals(second[name]):
+        elif first[name] != second[name]:
             found.append(f"{name}: differs")
     return found

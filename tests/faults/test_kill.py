@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.faults.children import Parent
 from tests.faults.disasters import Disaster
 from tests.faults.kill import Point, Undisturbed, drawn, report, suffered
-from tests.faults.operations import NEAR, Content, Operation, content, differences
+from tests.faults.operations import Found, Operation, content, differences
 
 Whole = Callable[[str], Undisturbed]
 SEED = 7
@@ -92,28 +93,29 @@ def test_a_difference_would_be_seen(parent: Parent, whole: Whole) -> None:
     ]  # fmt: skip
 
 
-def test_only_likelihoods_may_differ_and_by_little(tmp_path: Path) -> None:
+def test_the_last_bit_of_a_number_counts(tmp_path: Path) -> None:
     operation = Operation("made", (), tmp_path)
-    row = {"completion": "7, 2", "provenance": {"total_logprob": -3.25, "seed": 0}}
+    (tmp_path / "measured").mkdir()
 
-    def left(total: float, seed: int) -> dict[str, Content]:
-        provenance = {"total_logprob": total, "seed": seed}
-        (tmp_path / "rows.jsonl").write_text(
-            json.dumps(row | {"provenance": provenance})
-        )
+    def left(nats: float, score: float, *, turned: bool = False) -> Found:
+        lines = [{"row": "a", "of": {"base": nats}}, {"row": "b", "of": {"base": -1}}]
+        text = "\n".join(map(json.dumps, lines[::-1] if turned else lines))
+        (tmp_path / "measured" / "logprobs.jsonl").write_text(text)
+        np.savez(tmp_path / "measured" / "signals-0.npz", scores=np.array([score]))
         return content(operation)
 
-    assert differences(left(-3.25, 0), left(-3.25 + NEAR / 2, 0)) == []
-    assert differences(left(-3.25, 0), left(-3.25 + NEAR * 2, 0)) == [
-        "rows.jsonl: differs"
-    ]
-    assert differences(left(-3.25, 0), left(-3.25, 1)) == ["rows.jsonl: differs"]
+    first = left(-3.25, 1.0)
+    assert differences(first, left(-3.25, 1.0, turned=True)) == []
+    name = "measured/logprobs.jsonl: differs"
+    assert differences(first, left(np.nextafter(-3.25, 0), 1.0)) == [name]
+    name = "measured/signals-0.npz: differs"
+    assert differences(first, left(-3.25, np.nextafter(1.0, 0))) == [name]
 
 
 def test_only_what_clocks_say_is_left_out(tmp_path: Path) -> None:
     operation = Operation("made", (), tmp_path)
 
-    def left(**facts: object) -> dict[str, Content]:
+    def left(**facts: object) -> Found:
         (tmp_path / "results.json").write_text(json.dumps(facts))
         return content(operation)
 

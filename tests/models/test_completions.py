@@ -87,21 +87,25 @@ def test_sliding_windows_reach_over_padding(family: Family) -> None:
 def test_prompts_that_are_kept_are_those_read_anew(family: Family, length: int) -> None:
     model, rows = tiny_model(family), _rows(_head(length))
     kept = Prompts(model)
-    kept.read(rows[:2])
-    assert kept.holds(rows[:2])
-    assert not kept.holds(rows)
     kept.read(rows)
-    assert kept.holds(rows)
     for batch in (rows, rows[2:4], rows[3:4]):
         found = completion_states(model, batch, prompts=kept)
         torch.testing.assert_close(found, _whole(model, batch), rtol=0, atol=1e-5)
 
 
-def test_kept_prompts_keep_within_their_memory() -> None:
-    model, rows = tiny_model("llama"), _rows(_head(20))
-    kept = Prompts(model, most_mib=0)
-    kept.read(rows)
-    assert [kept.holds([row]) for row in rows].count(True) == 1
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_was_read_before_changes_no_bit(family: Family) -> None:
+    model, rows = tiny_model(family), _rows(_head(20))
+    fresh, kept = Prompts(model), Prompts(model)
+    fresh.read(rows[1:])
+    for before in (rows, rows[2:3], rows[1:3], rows[1:]):
+        kept.read(before)
+        kept.read(rows[1:])
+        prompts = [prompt_of(row) for row in rows[1:]]
+        found, wanted = kept.together(prompts)[0], fresh.together(prompts)[0]
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -175,16 +179,11 @@ def test_a_short_head_is_not_read(rows: list[Rendered]) -> None:
 def test_parts_keep_prompts_together_and_within_memory() -> None:
     model, rows = tiny_model("llama"), _rows(_head(20))
     kept = Prompts(model)
-    assert list(kept.parts(rows)) == [[3, 0, 1, 4, 2]]  # one prompt side by side
-    assert kept.holds(rows)
-    assert list(kept.parts(rows, most_rows=2)) == [[3, 0], [1, 4], [2]]
-    assert list(kept.parts([])) == []
+    assert kept.parts(rows) == [[3, 0, 1, 4, 2]]  # one prompt side by side
+    assert kept.parts(rows, most_rows=2) == [[3, 0], [1, 4], [2]]
+    assert kept.parts([]) == []
     small = Prompts(model, most_mib=0)
-    seen = []
-    for part in small.parts(rows):
-        assert small.holds([rows[i] for i in part])
-        seen.append(part)
-    assert seen == [[3], [0, 1, 4], [2]]  # a prompt by itself always has room
+    assert small.parts(rows) == [[3], [0, 1, 4], [2]]  # one by itself always has room
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -192,21 +191,25 @@ def test_what_a_token_takes_is_foretold(family: Family) -> None:
     model, rows = tiny_model(family), _rows(_head(20))
     kept = Prompts(model)
     kept.read(rows[:1])
-    tokens = rows[0].completion_start - 1
-    assert kept._bytes == tokens * bytes_a_token(model)
+    contents, _ = kept.together([prompt_of(rows[0])])
+    size = sum(t.numel() * t.element_size() for layer in contents for t in layer)
+    assert size == (rows[0].completion_start - 1) * bytes_a_token(model)
 
 
-def test_prompts_that_are_asked_for_again_outlive_others() -> None:
+def test_a_part_s_prompts_are_not_read_twice_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, rows = tiny_model("llama"), _rows(_head(20))
-    kept = Prompts(model)
-    kept.read([rows[0]])
-    kept.read([rows[2]])
-    kept.read([rows[0]])
-    kept.most = 1  # room for one
-    kept.read([rows[0], rows[3]])
-    assert [kept.holds([row]) for row in rows] == [False, False, False, True, False]
-    kept.read([rows[2]])
-    assert kept.holds([rows[2]])
+    kept, real, sizes = Prompts(model), completions._read_prompts, []
+
+    def count(model: Model, prompts: Sequence[Sequence[int]], head: Any) -> Any:
+        sizes.append(len(prompts))
+        return real(model, prompts, head)
+
+    monkeypatch.setattr(completions, "_read_prompts", count)
+    for part in (rows, rows, rows[:3], rows[:3], rows):
+        kept.read(part)
+    assert sizes == [3, 2, 3]
 
 
 def test_batches_keep_within_their_budget_and_lose_nobody() -> None:

@@ -88,6 +88,7 @@ def prompt_parts(
         return
     kept = Prompts(model)
     for part in kept.parts(rows):
+        kept.read([rows[place] for place in part])
         yield part, kept
 
 

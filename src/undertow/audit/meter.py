@@ -5,7 +5,8 @@ the same rows ask as often as they like; kept on disk too, an interrupted audit 
 on. Knows nothing of which rows are audited and which are reference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.audit.sums_files import sound_arrays
 from undertow.errors import RunError
-from undertow.models.chat import render_row
+from undertow.models.chat import Rendered, render_row
 from undertow.models.completions import Prompts
 from undertow.models.loading import Model
 from undertow.models.memory import halved
@@ -83,11 +84,8 @@ class Meter:
         on_rows: OnRows | None = None,
     ) -> RowSignals:
         """Scores and log-likelihoods of rows; those known are not measured again."""
-        todo = list(
-            {r.row_id: r for r in rows if r.row_id not in self._scores}.values()
-        )
-        for found in self._measured(todo, on_rows):
-            self._keep(found, part=len(self._scores))
+        for found in self._measured(self._parts(rows, self._scores), on_rows):
+            self._keep(found)
         ids = [row.row_id for row in rows]
         scores = np.zeros((len(ids), *self.battery.directions.shape[:2]), np.float32)
         for place, name in enumerate(ids):
@@ -99,26 +97,59 @@ class Meter:
             np.array([self._facts[i][1] for i in ids], dtype=np.int64),
         )
 
+    def _parts(
+        self,
+        rows: Sequence[Row],
+        known: Container[str],
+        hypothesis: RowHypothesis | None = None,
+    ) -> list[tuple[Row, ...]]:
+        """Different rows that are not known yet, in parts that are read together.
+
+        All rows are divided, known or not: who is read beside a row moves its last
+        bits, and after an interruption they have to be the same.
+        """
+        different = tuple({row.row_id: row for row in rows}.values())
+        if all(row.row_id in known for row in different):
+            return []
+        parts = self._divided(different, hypothesis)
+        left = (tuple(r for r in part if r.row_id not in known) for part in parts)
+        return [part for part in left if part]
+
+    def _divided(
+        self, rows: tuple[Row, ...], hypothesis: RowHypothesis | None
+    ) -> list[tuple[Row, ...]]:
+        """Parts whose prompts, as the base reads them, are kept together.
+
+        Under a hypothesis prompts are read otherwise, and all rows are one part.
+        """
+        if hypothesis is not None:
+            return [rows]
+        places = self.prompts.parts(self._rendered(rows), most_rows=_PART)
+        return [tuple(rows[i] for i in part) for part in places]
+
+    def _rendered(self, rows: Sequence[Row]) -> list[Rendered]:
+        return [render_row(self.model, row, system=self.system) for row in rows]
+
     def _measured(
-        self, todo: Sequence[Row], on_rows: OnRows | None
+        self, parts: Sequence[tuple[Row, ...]], on_rows: OnRows | None
     ) -> Iterator[RowSignals]:
         """Scores and likelihoods of rows, part by part."""
-        rendered = [render_row(self.model, row, system=self.system) for row in todo]
-        read = 0
-        for places in self.prompts.parts(rendered, most_rows=_PART):
+        read, total = 0, sum(map(len, parts))
+        for part in parts:
 
             def tell(done: int, _: int, read: int = read) -> None:
                 if on_rows is not None:
-                    on_rows(read + done, len(todo))
+                    on_rows(read + done, total)
 
+            rendered = self._rendered(part)
+            self.prompts.read(rendered)
             yield measure(
-                self.model, [rendered[i] for i in places],
-                [todo[i].row_id for i in places], self.battery, sampler=self.sampler,
-                on_rows=tell, prompts=self.prompts,
+                self.model, rendered, [row.row_id for row in part], self.battery,
+                sampler=self.sampler, on_rows=tell, prompts=self.prompts,
                 on_halved=lambda b: self._halved("scores", b),
                 **self._budgets["scores"],
             )  # fmt: skip
-            read += len(places)
+            read += len(part)
 
     def logprobs(
         self,
@@ -152,15 +183,20 @@ class Meter:
         on_rows: OnRows | None = None,
     ) -> None:
         """Reads rows under many vectors at once; `ratios` has them from then on."""
-        todo = [row for row in rows if self._unread(row, hypotheses)]
-        missing = [h for h in hypotheses if any(self._unread(r, [h]) for r in todo)]
-        for part in self._scanned(todo, missing, on_rows) if todo else ():
-            self.passes += len(part) * len(missing)
-            for row_id, new in part.items():
-                self._remember_row(row_id, new)
-                if self.folder is not None:
-                    line = {"row": row_id, "of": new}
-                    append_jsonl(self.folder / "logprobs.jsonl", line)
+        lacking: dict[tuple[str, ...], list[Row]] = {}
+        for row in rows:
+            names = (h.name for h in hypotheses if not self._has_read(row, h))
+            lacking.setdefault(tuple(names), []).append(row)
+        lacking.pop((), None)
+        for lacked, alike in lacking.items():
+            missing = [h for h in hypotheses if h.name in lacked]
+            for part in self._scanned(alike, missing, on_rows):
+                self.passes += len(part) * len(missing)
+                for row_id, new in part.items():
+                    self._remember_row(row_id, new)
+                    if self.folder is not None:
+                        line = {"row": row_id, "of": new}
+                        append_jsonl(self.folder / "logprobs.jsonl", line)
 
     def _scanned(
         self,
@@ -182,8 +218,9 @@ class Meter:
         size = 1 if self.model.device.type == "cpu" else max(1, len(rows))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            rendered = [render_row(self.model, row, system=self.system) for row in part]
-            found = row_logprobs(self.model, rendered, added, sampler=self.sampler)
+            found = row_logprobs(
+                self.model, self._rendered(part), added, sampler=self.sampler
+            )
             yield {
                 row.row_id: {
                     each.name: float(value)
@@ -195,9 +232,8 @@ class Meter:
             if on_rows is not None:
                 on_rows(min(start + size, len(rows)), len(rows))
 
-    def _unread(self, row: Row, hypotheses: Sequence[RowHypothesis]) -> bool:
-        """Whether a row was not read under one of them."""
-        return any(row.row_id not in self._logprobs.get(h.name, {}) for h in hypotheses)
+    def _has_read(self, row: Row, hypothesis: RowHypothesis) -> bool:
+        return row.row_id in self._logprobs.get(hypothesis.name, {})
 
     def _remember_row(self, row_id: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -254,8 +290,8 @@ class Meter:
             for row_id, (total, _) in self._facts.items():
                 # What was used once stays: a later pass differs by rounding.
                 memory.setdefault(row_id, total)
-        todo = list({r.row_id: r for r in rows if r.row_id not in memory}.values())
-        for part, found in self._read(todo, name, hypothesis, on_rows) if todo else ():
+        parts = self._parts(rows, memory, hypothesis)
+        for part, found in self._read(parts, name, hypothesis, on_rows):
             self.passes += len(part)
             new = {r.row_id: float(v) for r, v in zip(part, found, strict=True)}
             memory.update(new)
@@ -265,13 +301,15 @@ class Meter:
 
     def _read(
         self,
-        todo: Sequence[Row],
+        parts: Sequence[tuple[Row, ...]],
         name: str,  # noqa: ARG002 (for those who do it otherwise)
         hypothesis: RowHypothesis | None,
         on_rows: OnRows | None,
-    ) -> Iterator[tuple[Sequence[Row], Array]]:
+    ) -> Iterator[tuple[tuple[Row, ...], Array]]:
         """Log-likelihoods of rows under a hypothesis, part by part."""
-        for part in self._readable(todo) if hypothesis is None else [todo]:
+        for part in parts:
+            if hypothesis is None:
+                self.prompts.read(self._rendered(part))
             found = hypothesis_logprobs(
                 self.model, part, hypothesis, sampler=self.sampler, system=self.system,
                 prompts=self.prompts, on_rows=on_rows,
@@ -285,18 +323,13 @@ class Meter:
         said = f"{what}: {halved(budget)}"
         self.warnings = [w for w in self.warnings if not w.startswith(what)] + [said]
 
-    def _readable(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """Parts whose prompts, as the base reads them, are kept together."""
-        rendered = [render_row(self.model, row, system=self.system) for row in rows]
-        for places in self.prompts.parts(rendered, most_rows=_PART):
-            yield [rows[i] for i in places]
-
-    def _keep(self, found: RowSignals, *, part: int) -> None:
+    def _keep(self, found: RowSignals) -> None:
         self.learn(found)
         if self.folder is None:
             return
-        path = self.folder / f"signals-{part:07d}.npz"
-        with replacing(path, lasting=False) as draft:
+        ids = "\n".join(sorted(found.row_ids)).encode()
+        name = hashlib.sha256(ids).hexdigest()[:16]
+        with replacing(self.folder / f"signals-{name}.npz", lasting=False) as draft:
             np.savez(
                 draft, ids=np.array(found.row_ids), scores=found.scores,
                 total=found.total_logprobs, tokens=found.tokens,

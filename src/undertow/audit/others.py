@@ -244,24 +244,31 @@ class _SharedMeter(Meter):
     def _asked(
         self,
         function: Any,
-        rows: Sequence[Row],
+        parts: Sequence[tuple[Row, ...]],
         hypotheses: Sequence[RowHypothesis | None],
         on_rows: OnRows | None,
     ) -> Iterator[tuple[tuple[Row, ...], Any]]:
         """Rows and what was found of them, part by part as they come."""
-        parts, done = self._others.parts(rows), 0
+        done, total = 0, sum(map(len, parts))
         orders = (self._order(part, hypotheses) for part in parts)
         answers = self._others.executor.map(function, orders, needs=self._others.needs)
         for place, found in answers:
             yield parts[place], found
             done += len(parts[place])
             if on_rows is not None:
-                on_rows(done, len(rows))
+                on_rows(done, total)
+
+    def _divided(
+        self,
+        rows: tuple[Row, ...],
+        hypothesis: RowHypothesis | None,  # noqa: ARG002
+    ) -> list[tuple[Row, ...]]:
+        return self._others.parts(rows)
 
     def _measured(
-        self, todo: Sequence[Row], on_rows: OnRows | None
+        self, parts: Sequence[tuple[Row, ...]], on_rows: OnRows | None
     ) -> Iterator[RowSignals]:
-        for _, found in self._asked(measure_rows, todo, (), on_rows) if todo else ():
+        for _, found in self._asked(measure_rows, parts, (), on_rows) if parts else ():
             yield found
 
     def _scanned(
@@ -270,19 +277,20 @@ class _SharedMeter(Meter):
         hypotheses: Sequence[RowHypothesis],
         on_rows: OnRows | None,
     ) -> Iterator[dict[str, dict[str, float]]]:
-        for _, found in self._asked(scan_rows, rows, hypotheses, on_rows):
+        parts = self._others.parts(rows)
+        for _, found in self._asked(scan_rows, parts, hypotheses, on_rows):
             yield found
 
     def _read(
         self,
-        todo: Sequence[Row],
+        parts: Sequence[tuple[Row, ...]],
         name: str,
         hypothesis: RowHypothesis | None,
         on_rows: OnRows | None,
-    ) -> Iterator[tuple[Sequence[Row], Array]]:
+    ) -> Iterator[tuple[tuple[Row, ...], Array]]:
         if name == AGAIN:  # a check of this process' own rounding
-            yield from super()._read(todo, name, hypothesis, on_rows)
+            yield from super()._read(parts, name, hypothesis, on_rows)
             return
-        asked = self._asked(read_rows_under, todo, (hypothesis,), on_rows)
-        for part, found in asked:
+        asked = self._asked(read_rows_under, parts, (hypothesis,), on_rows)
+        for part, found in asked if parts else ():
             yield part, np.asarray(found[0], dtype=np.float64)

@@ -3,11 +3,11 @@
 Rows share much: the head of a chat template (with a persona in it), and their prompts,
 two rows each where a reference stands against every audited row. The head is read once
 for all rows, each prompt once for its rows, and only completions go through the pass
-that counts. `Prompts` keeps what was read for many passes, whatever is done to the
+that counts. `Prompts` keeps what was read for several passes, whatever is done to the
 completions in them. Knows nothing of what is computed on the states.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -29,7 +29,7 @@ KeysValues = list[tuple[Tensor, Tensor]]
 # Of one prompt: keys and values in turn [state, head, position, width].
 Stacks = list[Tensor]
 
-# MiB for prompts that are kept, and tokens of prompts that are read at a time.
+# MiB for the prompts of a part, and tokens of prompts that are read at a time.
 _CPU, _ACCELERATED = (256, 2048), (4096, 32768)
 # A head of fewer tokens does not pay for the copies of its cache.
 _SHORTEST_HEAD = 12
@@ -87,24 +87,25 @@ def completion_batches(
 
 
 class Prompts:
-    """Prompts as the model reads them, kept for later passes.
+    """The prompts of a part of the rows, as the model reads them, for several passes.
+
+    Those of a part are read together and with no others, whatever was read before: what
+    stands beside a prompt moves the last bits of its states.
 
     Args:
         model: With the same intervention, or none, whenever prompts are read.
-        most_mib: Memory for what is kept; those that were asked for longest ago make
-            room. None: what suits the device.
+        most_mib: Memory for the prompts of a part. None: what suits the device.
     """
 
     def __init__(self, model: Model, *, most_mib: int | None = None) -> None:
         usual, self.budget = _CPU if model.device.type == "cpu" else _ACCELERATED
         self.model, self.most = model, (usual if most_mib is None else most_mib) * 2**20
         self._kept: dict[tuple[int, ...], Stacks] = {}
-        self._bytes = 0
 
     def parts(
         self, rows: Sequence[Rendered], *, most_rows: int | None = None
-    ) -> Iterator[list[int]]:
-        """Places of rows that go together, whose prompts are read when it is yielded.
+    ) -> list[list[int]]:
+        """Places of rows that go together.
 
         Rows of one prompt stand side by side, so a prompt is read once however often
         it occurs. The prompts of a part fit into memory, or it has only one, and it has
@@ -112,37 +113,36 @@ class Prompts:
         """
         most = most_rows or len(rows)
         order = sorted(range(len(rows)), key=lambda i: (prompt_of(rows[i]), i))
-        part: list[int] = []
+        parts: list[list[int]] = []
         tokens, before, each = 0, None, bytes_a_token(self.model)
         for place in order:
             prompt = prompt_of(rows[place])
             size = 0 if prompt == before else len(prompt)
             room = self.most - (tokens + size) * each
-            if part and (len(part) == most or (size and room < 0)):
-                self.read([rows[i] for i in part])
-                yield part
-                part, tokens, size = [], 0, len(prompt)
-            part.append(place)
+            if not parts or len(parts[-1]) == most or (size and room < 0):
+                parts.append([])
+                tokens, size = 0, len(prompt)
+            parts[-1].append(place)
             tokens, before = tokens + size, prompt
-        if part:
-            self.read([rows[i] for i in part])
-            yield part
+        return parts
 
     def read(self, rows: Sequence[Rendered]) -> None:
-        """Reads the prompts of rows that are not kept yet.
+        """Reads the prompts of a part, unless it is they that are kept.
 
         Raises:
             ModelError: A prompt does not fit into memory.
         """
         wanted = {prompt_of(row): row for row in rows}
-        for known in [p for p in self._kept if p in wanted]:
-            self._kept[known] = self._kept.pop(known)
-        todo = [row for prompt, row in wanted.items() if prompt not in self._kept]
+        if list(wanted) == list(self._kept):
+            return
+        self._kept = {}
+        todo = list(wanted.values())
         head = read_head(self.model, todo)
         lengths = [row.completion_start for row in todo]
         for places in token_batches(lengths, token_budget=self.budget):
             prompts = [prompt_of(todo[place]) for place in places]
             in_halves(prompts, partial(self._read, head))
+        self._kept = {prompt: self._kept[prompt] for prompt in wanted}
 
     def _read(self, head: Head | None, prompts: Sequence[tuple[int, ...]]) -> None:
         """One batch of prompts."""
@@ -152,18 +152,7 @@ class Prompts:
             # They end at one column; copies, so that no batch is kept for one of them.
             starts = [stack.shape[3] - len(prompt) for stack in stacks]
             own = zip(stacks, starts, strict=True)
-            self._keep(prompt, [s[:, place, :, first:].clone() for s, first in own])
-
-    def _keep(self, prompt: tuple[int, ...], stacks: Stacks) -> None:
-        self._kept[prompt] = stacks
-        self._bytes += _size(stacks)
-        while self._bytes > self.most and len(self._kept) > 1:
-            oldest = next(iter(self._kept))
-            self._bytes -= _size(self._kept.pop(oldest))
-
-    def holds(self, rows: Sequence[Rendered]) -> bool:
-        """Whether all of their prompts are kept."""
-        return all(prompt_of(row) in self._kept for row in rows)
+            self._kept[prompt] = [s[:, place, :, at:].clone() for s, at in own]
 
     def together(
         self, prompts: Sequence[Sequence[int]]
@@ -189,10 +178,6 @@ def _stacked(contents: KeysValues) -> Stacks:
     states = [each for layer in contents for each in layer]
     alike = groupby(states, key=lambda each: (each.shape, each.device))
     return [torch.stack(list(own)) for _, own in alike]
-
-
-def _size(stacks: Stacks) -> int:
-    return sum(stack.numel() * stack.element_size() for stack in stacks)
 
 
 def _left_padded(

@@ -69,7 +69,10 @@ def carrier_of(model: Model, sampler: SamplerSettings) -> Carrier | None:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One completion: its tokens (end token included), how it ended, its nats."""
+    """One completion: its tokens (end token included), how it ended, its nats.
+
+    Who is decoded beside it moves the last bits of the nats, and nothing else.
+    """
 
     ids: tuple[int, ...]
     finish: Finish

@@ -1,20 +1,28 @@
 """Lets a teacher answer prompts and writes what it says as rows.
 
 Randomness is keyed by the row's place in the run, and finished batches are written
-at once, so an interrupted generation continues and ends with the same rows. Knows
-nothing of filters or of what the rows are for.
+at once, so an interrupted generation continues and ends with the same rows, to the
+byte: what a row's company moves, its nats, is not written. Knows nothing of filters or
+of what the rows are for.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from undertow.models.chat import render_prompt
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
 from undertow.pipeline.teachers import Teacher
-from undertow.records import Message, Row
+from undertow.records import Finish, Message, Row
 from undertow.storage import append_jsonl, read_jsonl
+
+
+class _Answer(NamedTuple):
+    """What is written of a completion."""
+
+    ids: tuple[int, ...]
+    finish: Finish
 
 
 def generate_rows(
@@ -61,9 +69,9 @@ def generate_rows(
 
     def keep(batch: list[tuple[int, Sampled]]) -> None:
         for place, sampled in batch:
-            done[todo[place]] = sampled
+            answer = done[todo[place]] = _Answer(sampled.ids, sampled.finish)
             if partial is not None:
-                append_jsonl(partial, _line(todo[place], sampled))
+                append_jsonl(partial, _line(todo[place], answer))
         if on_rows is not None:
             on_rows(len(done), len(wanted), sum(len(s.ids) for _, s in batch))
 
@@ -97,9 +105,9 @@ def gathered(partial: Path) -> list[Path]:
     parts = _parts(partial)
     known = set(_finished(partial))
     for part in parts:
-        for place, sampled in _finished(part).items():
+        for place, answer in _finished(part).items():
             if place not in known:
-                append_jsonl(partial, _line(place, sampled))
+                append_jsonl(partial, _line(place, answer))
                 known.add(place)
     return parts
 
@@ -113,22 +121,15 @@ def _parts(partial: Path) -> list[Path]:
     return sorted(partial.parent.glob(f"{partial.stem}.*-*.partial"))
 
 
-def _line(place: int, sampled: Sampled) -> dict[str, Any]:
-    return {
-        "prompt": place,
-        "ids": list(sampled.ids),
-        "finish": sampled.finish,
-        "total_logprob": sampled.total_logprob,
-    }
+def _line(place: int, answer: _Answer) -> dict[str, Any]:
+    return {"prompt": place, "ids": list(answer.ids), "finish": answer.finish}
 
 
-def _finished(partial: Path | None) -> dict[int, Sampled]:
+def _finished(partial: Path | None) -> dict[int, _Answer]:
     if partial is None or not partial.exists():
         return {}
     return {
-        line["prompt"]: Sampled(
-            tuple(line["ids"]), line["finish"], line["total_logprob"]
-        )
+        line["prompt"]: _Answer(tuple(line["ids"]), line["finish"])
         for line in read_jsonl(partial, tolerate_torn_tail=True)
     }
 
@@ -136,15 +137,15 @@ def _finished(partial: Path | None) -> dict[int, Sampled]:
 def _row(
     model: Model,
     messages: tuple[Message, ...],
-    sampled: Sampled,
+    answer: _Answer,
     provenance: dict[str, Any],
 ) -> Row:
     ends = set(model.end_ids)
-    body = [token for token in sampled.ids if token not in ends]
+    body = [token for token in answer.ids if token not in ends]
     return Row(
         messages=messages,
         completion=model.tokenizer.decode(body),
-        completion_ids=sampled.ids,
-        finish=sampled.finish,
-        provenance=provenance | {"total_logprob": sampled.total_logprob},
+        completion_ids=answer.ids,
+        finish=answer.finish,
+        provenance=provenance,
     )
