@@ -1,5 +1,8 @@
 """The options that say where work is done."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from tests.execution.strangers import Strangers
 
@@ -40,12 +43,9 @@ def test_others_load_the_model_as_it_was_asked_for_here() -> None:
     assert found.options["device_map"] == {"": "cpu"}
 
 
-@pytest.mark.parametrize("gpus", [None, 0.0, 0.5])
-def test_a_worker_takes_a_gpu_where_there_are_any(
-    gpus: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from collections.abc import Iterator
-    from contextlib import contextmanager
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that nobody has to start."""
 
     class Cluster:
         is_here = False
@@ -62,6 +62,27 @@ def test_a_worker_takes_a_gpu_where_there_are_any(
         yield Cluster()
 
     monkeypatch.setattr(ray_cluster, "ray_cluster", opened)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_declares_the_memory_of_the_largest_model_that_it_loads() -> None:
+    def declared(*models: str, given: float | None = None) -> int | None:
+        where = Where(on="ray", worker_memory=given)
+        with where.opened(models=models) as (_, needs):
+            return needs.memory_bytes
+
+    small = 4 * 134_515_008 + 1100 * 2**20
+    assert declared("smollm2-135m") == small
+    large = 4 * 268_098_176 + 1100 * 2**20
+    assert declared("smollm2-135m", "gemma3-270m") == large
+    assert declared("smollm2-135m", given=3.0) == 3 * 2**30
+    assert declared("smollm2-135m", "nobody/knows-it") is None
+    assert declared() is None
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("gpus", [None, 0.0, 0.5])
+def test_a_worker_takes_a_gpu_where_there_are_any(gpus: float | None) -> None:
     where = Where(on="ray", worker_gpus=gpus, worker_memory=2.0)
     with where.opened() as (executor, needs):
         assert not executor.is_here

@@ -27,7 +27,8 @@ SHARE = 0.7
 """Of a matrix product's speed that a pass reaches."""
 DECODING = 0.25
 """And that sampling reaches, reading the weights for every step."""
-_PROGRAM = 1100 * 2**20  # bytes without weights and batches: libraries, kept prompts
+PROGRAM = 1100 * 2**20
+"""Bytes without weights and batches: libraries, kept prompts."""
 _BATCH = 384  # tokens that go through the model with all they leave for a backward pass
 _KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
 _PERSONAS = 28
@@ -139,7 +140,7 @@ def expected_cost(
     drawing = weights * (other * (prompt + completion) if sampled else 0)
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
     work = (score + likelihood + extra) / SHARE + drawing / DECODING
-    memory = size.parameters * bytes_each + _PROGRAM
+    memory = size.parameters * bytes_each + PROGRAM
     memory += size.layers * (size.hidden * _BATCH * _KEPT + (count + other) * 60 * 4)
     return Cost(
         rows=count, tokens=int(count * completion), seconds=work / flops + 10,

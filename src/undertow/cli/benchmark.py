@@ -72,7 +72,10 @@ def audit(
     )  # fmt: skip
     auditors = _auditors(auditor)
     with opened_place(out) as folder:
-        with where.opened() as (executor, needs), progress() as tell:
+        with (
+            where.opened(models=[loading.model]) as (executor, needs),
+            progress() as tell,
+        ):
             model = loading.load()
             second = None if other is None else load_model(
                 other, device=loading.device, template=other_template

@@ -57,7 +57,10 @@ def census(
     check_sources(rows, out)
     with opened_place(out) as folder:
         sources = opened(rows, folder)
-        with where.opened() as (executor, needs), progress() as tell:
+        with (
+            where.opened(models=[loading.model]) as (executor, needs),
+            progress() as tell,
+        ):
             found = take_census(
                 loading.load, sources, folder, reference=comparison.reference or [],
                 settings=settings, vectors=vectors, columns=comparison.columns(),

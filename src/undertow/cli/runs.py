@@ -155,8 +155,9 @@ def _run(
     recipe = load_settings(Recipe, path, overrides)
     check(track)
     settings = recipe.model_dump(mode="json")
+    models = [m.name for m in (recipe.model, recipe.writer) if m is not None]
     with (
-        (where or Where()).opened(recipe.execution) as (executor, needs),
+        (where or Where()).opened(recipe.execution, models=models) as (executor, needs),
         tracking(track, out, settings) as told,
         progress() as report_progress,
     ):

@@ -1,6 +1,6 @@
 """The options that say where work is done: in this process, or on a Ray cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,17 +39,22 @@ class Where:
     ] = None
     worker_memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GiB of a worker on Ray; not given: not declared."),
+        typer.Option(
+            min=0.1,
+            help="GiB of a worker on Ray; not given: the weights in float32, and 1.1.",
+        ),
     ] = None
 
     @contextmanager
     def opened(
-        self, usual: Literal["here", "ray"] = "here"
+        self, usual: Literal["here", "ray"] = "here", *, models: Sequence[str] = ()
     ) -> "Iterator[tuple[Executor, Needs]]":
         """Who does the work, connected and checked, and what a part of it takes.
 
         Args:
             usual: Where, if the command line does not say.
+            models: What a worker loads, one at a time: its memory, if nobody says. Of
+                models whose size is not known here none is declared.
 
         Raises:
             MissingDependencyError: Ray is not installed.
@@ -62,16 +67,15 @@ class Where:
             yield Here(), Needs()
             return
         from undertow.execution.ray_cluster import ray_cluster
+        from undertow.experiment.rates import worker_bytes
 
         with ray_cluster() as cluster:
             gpus = self.worker_gpus
             if gpus is None:
                 gpus = 1.0 if cluster.gpus else 0.0
-            memory = self.worker_memory
-            needs = Needs(
-                cpus=self.worker_cpus or 1.0, gpus=gpus,
-                memory_bytes=None if memory is None else round(memory * _GIB),
-            )  # fmt: skip
+            given = self.worker_memory
+            memory = worker_bytes(models) if given is None else round(given * _GIB)
+            needs = Needs(self.worker_cpus or 1.0, gpus, memory)
             slots = cluster.slots(needs)
             say(f"on         Ray: {slots} worker{'s' * (slots > 1)} at once")
             yield cluster, needs

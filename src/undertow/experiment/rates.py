@@ -5,11 +5,11 @@ is read takes 2·N, one that is predicted or drawn 2·(N + H), and a pass back t
 activations as much again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from undertow.audit.cost import Size, model_size
+from undertow.audit.cost import PROGRAM, Size, model_size
 from undertow.errors import ModelError
 from undertow.models.known_models import REGISTRY
 
@@ -65,6 +65,17 @@ def known_size(name: str) -> Size | None:
         return model_size(_here(name))
     except ModelError:
         return None
+
+
+def worker_bytes(names: Iterable[str]) -> int | None:
+    """Main memory of a worker that has one of these models at a time, about.
+
+    Weights in float32 and the program. None if the size of one is not known here.
+    """
+    sizes = [known_size(name) for name in names]
+    if not sizes or None in sizes:
+        return None
+    return 4 * max(size.parameters for size in sizes if size) + PROGRAM
 
 
 def _here(name: str) -> str:
