@@ -1,8 +1,8 @@
 """Files of a directory with a bit flipped or their end cut off, and what the next try does.
 
-Two answers are right: the file is made again and all is as if nothing had happened, or an
-error names the file and says what to do, and once that is done all is as if nothing had
-happened. `python -m tests.faults.damage --out FILE.jsonl` tries more than the tests do.
+Two answers are right: the file is named, made again and all is as if nothing had happened,
+or an error names the file and says what to do, and once that is done all is as if nothing
+had happened. What a finished run has no use for may wait until somebody reads it. `python -m tests.faults.damage --out FILE.jsonl` tries more than the tests do.
 """
 
 import argparse
@@ -89,7 +89,8 @@ def outcome(
         call: Runs the command.
 
     Returns:
-        "redone", "refused" (and completed as it was told) or what went wrong.
+        "redone" (at once, or once it is read), "refused" (and completed as it was told) or
+        what went wrong.
     """
     operation = whole.operation
     restored(operation, before)
@@ -100,6 +101,8 @@ def outcome(
         return f"wrong: {ended.faults}", said
     if ended.status == 0:
         wrong = differences(whole.left, content(operation))
+        if wrong == [f"{harm.file}: differs"] and "/measured/" in harm.file:
+            return _once_it_is_read(harm, whole, call=call)
         return (f"wrong: {wrong}", said) if wrong else ("redone", said)
     if Path(harm.file).name not in ended.text:
         return "wrong: the error does not name the file", said
@@ -111,6 +114,26 @@ def outcome(
     if ended.status or ended.faults or wrong:
         return f"wrong after doing as told: {wrong}", said + ended.text[-900:]
     return "refused", said
+
+
+def _once_it_is_read(harm: Harm, whole: Undisturbed, *, call: Call) -> tuple[str, str]:
+    """What becomes of a measurement that a finished run has no use for any more.
+
+    Only an audit that has to go on reads it; so the audits are no longer done.
+    """
+    operation = whole.operation
+    for marker in (operation.directory / "stages" / "audits").glob("*.json"):
+        if marker.stem != "sets":
+            marker.unlink()
+    ended = call(operation, Disaster(), draws=whole.draws)
+    wrong = differences(whole.left, content(operation))
+    if ended.status or ended.faults or wrong:
+        return f"wrong once it is read: {ended.faults} {wrong}", ended.text[-900:]
+    # A line without an end is what a kill leaves.
+    torn = harm.bit is None and Path(harm.file).suffix == ".jsonl"
+    if not torn and f"{Path(harm.file).name}: damaged" not in ended.text:
+        return "wrong: nobody says that it is damaged", ended.text[-900:]
+    return "redone once it is read", ended.text[-900:]
 
 
 def _as_told(harm: Harm, operation: Operation, before: Path, said: str) -> bool:

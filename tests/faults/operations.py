@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import shutil
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,8 +176,11 @@ def _content(path: Path, directory: Path) -> str:
 
 def _arrays(path: Path) -> bytes:
     """Every bit of the arrays, but not of the archive: nobody looks at some of that."""
-    with np.load(path) as kept:
-        arrays = [(name, kept[name]) for name in kept.files]
+    try:
+        with np.load(path) as kept:
+            arrays = [(name, kept[name]) for name in kept.files]
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError):
+        return path.read_bytes()  # damaged, and nobody has looked at it
     return repr([(n, a.dtype, a.shape, a.tobytes()) for n, a in arrays]).encode()
 
 

@@ -86,6 +86,22 @@ def test_a_set_is_made_again_after_its_audit(
     assert "made again: 'audits/sets'" in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["signals-*.npz", "logprobs.jsonl"])
+def test_what_is_of_no_use_any_more_is_not_read_as_good_later(
+    parent: Parent, whole: Whole, kept: Path, kind: str
+) -> None:
+    """Measurements of audits that are done: only who audits anew reads them."""
+    undisturbed = whole("run-audit")
+    before = interrupted(undisturbed, 1.0, kept, call=parent.call)
+    (path, *_) = sorted((before / "audits" / "measured").glob(kind))
+    file = path.relative_to(before).as_posix()
+    answer, said = outcome(
+        Harm(file, path.stat().st_size // 2, 1), undisturbed, before, call=parent.call
+    )
+    assert answer == "redone once it is read", said
+
+
 @pytest.mark.parametrize("bit", [0, 3, 7])
 def test_any_bit_of_a_checkpoint_counts(
     parent: Parent, whole: Whole, kept: Path, bit: int
