@@ -125,7 +125,7 @@ class World(Meter):
             if on_rows is not None:
                 on_rows(done, len(rows))
 
-    def rounding(self, rows: Sequence[Row]) -> float:
+    def rounding(self, rows: Sequence[Row], *, error: float | None = None) -> float:
         return 0.0  # points are exact
 
     def written(

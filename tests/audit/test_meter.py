@@ -152,6 +152,8 @@ def test_rounding_is_what_two_kinds_of_pass_differ_by(
     monkeypatch.setattr(meter_module, "hypothesis_logprobs", noisy)
     assert meter.rounding(ROWS) == pytest.approx(0.09)
     assert meter.rounding([]) == 0
+    limit = meter.rounding(ROWS, error=0.01)  # eight rows: chi squared's 1 % is 1.65
+    assert limit == pytest.approx(8 * 0.09 / 1.6465, rel=1e-3)
 
 
 def test_what_the_base_cannot_draw_is_no_evidence(

@@ -15,9 +15,10 @@ from undertow.audit.naming import (
     EXPLAINED,
     FINER_DOSES,
     held,
+    named,
     refined,
 )
-from undertow.audit.race import mixed_evidence
+from undertow.audit.race import Race, mixed_evidence
 from undertow.audit.reference import Reference
 from undertow.audit.settings import AuditSettings
 from undertow.records import Row
@@ -104,6 +105,45 @@ def test_the_reason_s_number_is_evidence_of_rows_that_chose_nothing(
     )
     won = mixed_evidence(race.race.ratios[race.race.screened :, place])
     assert f"they are e^{won:.1f} times likelier under it" in race.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("lead", "rounding", "kind"),
+    [(7.0, 0.0, "steer"), (6.0, 0.0, "unknown"), (-6.0, 0.0, "unknown"),
+     (-7.0, 0.0, "prompt"), (7.0, 1.0, "unknown"), (-7.0, 1.0, "unknown"),
+     (8.0, 1.0, "steer")],
+)  # fmt: skip
+def test_a_kind_has_to_lead_at_every_share(
+    planted: Plant, lead: float, rounding: float, kind: str
+) -> None:
+    """By ln(4 · 2/0.01) = 6.7 nats: two leaders, four shares, and what rounding adds."""
+    two = (
+        RowHypothesis("cat vector", "steer", "cat"),
+        RowHypothesis("cat prompt", "prompt", "cat"),
+    )
+    race = Race(
+        hypotheses=two, ratios=np.array([[40.0, 40.0 - lead]]), leaders=(0, 1),
+        reference=np.zeros((0, 2)), screened=0, tried=(0,), beaten=(False, False),
+        fresh=None, rounding=rounding,
+    )  # fmt: skip
+    nothing = replace(planted(np.zeros(21), count=40).judgement, race=race)
+    assert named(nothing, settings=AuditSettings(alpha=0.01)).kind == kind
+
+
+def test_a_persona_that_rounding_hides_is_told_of(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = shifts.persona("dog", own=0.0)
+    plain = planted(alike, naming_passes=200)
+    assert "rounding" not in " ".join(plain.judgement.reasons)
+    monkeypatch.setattr(type(plain.meter), "rounding", lambda *_, **__: 0.1225)
+    noisy = planted(alike, naming_passes=200).judgement
+    assert noisy.race.rounding == 0.1225
+    assert noisy.reasons[-1] == (
+        "two readings of one row differ by up to 0.35 nats (standard deviation) by rounding "
+        "alone, which is held against nobody: in float32 (--dtype float32) fewer rows tell "
+        "personas apart"
+    )
 
 
 def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None:

@@ -69,12 +69,15 @@ def _race(
     count: int = 400,
     is_paired: bool = True,
     reference: int | None = None,
+    noise: float = 0.0,
     **options: Any,
 ) -> tuple[Race, Table]:
+    """`noise` is the variance that rounding gives to the difference of two ratios."""
     stream = generator(seed, "race test")
     audited = _rows(count, "audited")
     against = _rows(count if reference is None else reference, "reference")
     own = _normal_ratios(stream, audited, effects, truth)
+    own += math.sqrt(noise / 2) * stream.normal(size=own.shape)
     other = _normal_ratios(stream, against, effects, None)
     known = {
         h.name: {
@@ -142,6 +145,35 @@ def test_the_truth_is_beaten_no_more_often_than_said() -> None:
     assert wrong <= 2  # of 60; at the rate of 1 % three or more have a chance of 2 %
     named = sum(race.left("prompt") == [seed % 6] for seed, race in enumerate(races))
     assert named > 50
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_rounding_beats_nobody_that_wrote_the_rows(known: bool) -> None:
+    """Personas that differ by 0.16 nats a row, read twice with 0.35 nats between."""
+    effects, noise = _effects(6, shared=0.6, own=0.16 / math.sqrt(2)), 0.125
+    found = []
+    for seed in range(30):
+        race, _ = _race(
+            PERSONAS, effects, truth=seed % 6, seed=seed, count=900, noise=noise,
+            reference=0, settings=RaceSettings(passes=6000),
+            rounding=1.2 * noise if known else 0.0,
+        )  # fmt: skip
+        found.append(bool(race.beaten[seed % 6]))
+    assert sum(found) == 0 if known else sum(found) > 10
+
+
+def test_a_lead_is_what_is_left_after_rounding() -> None:
+    effects = _effects(6, shared=0.4, own=0.5)
+    plain, _ = _race(PERSONAS, effects, truth=3, count=100)
+    noisy, _ = _race(PERSONAS, effects, truth=3, count=100, rounding=0.02)
+    both = ~np.isnan(plain.ratios[24:, 3]) & ~np.isnan(plain.ratios[24:, 1])
+    rows = plain.ratios[24:][both]
+    won = mixed_evidence(rows[:, 3]) - mixed_evidence(rows[:, 1])
+    assert plain.lead(3, 1, since=24) == pytest.approx(won)
+    assert plain.lead(1, 3, since=24) == pytest.approx(-won)
+    taken = mixed_evidence(rows[:, 3] - 0.01) - mixed_evidence(rows[:, 1])
+    assert noisy.lead(3, 1, since=24) == pytest.approx(taken)
+    assert noisy.evidence(3) == pytest.approx(mixed_evidence(plain.ratios[:, 3] - 0.01))
 
 
 def test_the_exact_path_rarely_crosses_on_clean_rows() -> None:

@@ -37,6 +37,7 @@ FEWEST = 16
 """Audited rows below which nothing is said."""
 _KIND_ROWS = 48  # on which the leaders of both kinds are compared at first
 _LEADERS = 4  # two of each kind
+_READ_TWICE = 128  # rows that tell how much is rounding
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
@@ -84,11 +85,15 @@ def judge(
         exact = "some rows lie outside what the sampler lets the base draw"
     half = len(rows) // 2
     z = half_z(mine, theirs, reference.paired, range(half))
-    race_of = partial(_race, meter, rows, reference, family, settings, tell)
+    twice = rows[:_READ_TWICE]
+    race_of = partial(
+        _race, meter, rows, reference, family, settings,
+        meter.rounding(twice, error=settings.alpha), tell,
+    )  # fmt: skip
     race = race_of(candidate_hypotheses(meter.model, meter.battery, z))
     arms = _arms(
         scores, race, len(rows), exact, has_reference=bool(reference.rows),
-        slack=meter.rounding(rows[: settings.screening]) / 2,
+        slack=meter.rounding(twice) / 2,
     )  # fmt: skip
     judgement = _verdict(scores, race, arms, len(rows), settings)
     if judgement.verdict == "shift":
@@ -170,6 +175,7 @@ def _race(
     reference: Reference,
     family: TraitFamily,
     settings: AuditSettings,
+    rounding: float,
     tell: Tell,
     vectors: Sequence[RowHypothesis],
     *,
@@ -183,6 +189,7 @@ def _race(
         reference: Compared with, in the same order.
         family: The traits.
         settings: Budget.
+        rounding: Nats² by which two ratios of a row may differ, and say nothing.
         tell: Told.
         vectors: Those that race.
         leading: Something was found, and the race is for what it is: the first vector's
@@ -213,6 +220,7 @@ def _race(
             fresh=settings.fresh if leading is None else leading,
             named=("steer",), losers=naming,
         ),
+        rounding=rounding,
         on_passes=lambda d, n: tell("likelihoods", d, n),
     )  # fmt: skip
 

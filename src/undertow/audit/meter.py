@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
@@ -266,17 +267,25 @@ class Meter:
                 on_rows=tell,
             )  # fmt: skip
 
-    def rounding(self, rows: Sequence[Row]) -> float:
+    def rounding(self, rows: Sequence[Row], *, error: float | None = None) -> float:
         """Variance of what two kinds of pass differ by on the same rows, nats².
 
         Ratios carry it on top of what they are: zero in float32 for all that matters.
         NaN rows are left out; 0 without any.
+
+        Args:
+            rows: Read once more, if they were not.
+            error: Not what was measured but a limit, above which the variance lies with
+                this probability at most if the noise is normal.
         """
         twice = self._known(rows, AGAIN, None, None) - self._known(
             rows, BASE, None, None
         )
-        known = twice[np.isfinite(twice)]
-        return float((known**2).mean()) if len(known) else 0.0
+        squares = twice[np.isfinite(twice)] ** 2
+        if not len(squares):
+            return 0.0
+        count = len(squares) if error is None else chi2.ppf(error, len(squares))
+        return float(squares.sum() / count)
 
     def _known(
         self,

@@ -43,6 +43,7 @@ _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
 _CHECKED = 64  # rows that the explanation is checked on
 _DECOY_PERSONAS = 4
+_ROUNDED = 0.03  # nats of rounding that hide what personas differ by
 _DIGITS = 3  # of numbers that are drawn by lot, at least
 _AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
 
@@ -125,14 +126,12 @@ def _kind(
         only = "steer" if steer is not None else "prompt"
         known = steer is not None or prompt is not None
         return only if known and evidence[only] >= enough else "unknown"  # type: ignore[return-value]
-    rows = race.ratios[race.screened :]
-    both = ~np.isnan(rows[:, steer]) & ~np.isnan(rows[:, prompt])
-    lead = mixed_evidence(rows[both, steer]) - mixed_evidence(rows[both, prompt])
     # The true share is one of the mixture's at best: that costs their number.
     ahead = enough + math.log(len(FRACTIONS))
-    if lead >= ahead and evidence["steer"] >= enough:
+    since = race.screened
+    if evidence["steer"] >= enough and race.lead(steer, prompt, since=since) >= ahead:
         return "steer"
-    if -lead >= ahead and evidence["prompt"] >= enough:
+    if evidence["prompt"] >= enough and race.lead(prompt, steer, since=since) >= ahead:
         return "prompt"
     return "unknown"
 
@@ -234,7 +233,7 @@ def held(
     p_value = _greater_p(lack)
     if p_value <= settings.alpha:
         return _foreign(judgement, hypothesis, share, lack, p_value)
-    lead = found.lead_over_lots(share)
+    lead = found.lead_over_lots(share) - len(few) * judgement.race.rounding / 2
     if lead < math.log(_CHOSEN / settings.alpha):
         reason = (
             f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
@@ -346,6 +345,19 @@ def by_lot(completions: Sequence[str]) -> Table:
     return np.array([-len(values) * each if values else np.nan for values in found])
 
 
+def _rounded(race: Race) -> tuple[str, ...]:
+    """That rounding hides small differences, where it does."""
+    noise = math.sqrt(race.rounding)
+    if noise < _ROUNDED:
+        return ()
+    reason = (
+        f"two readings of one row differ by up to {noise:.2f} nats (standard deviation) "
+        "by rounding alone, which is held against nobody: in float32 (--dtype float32) "
+        "fewer rows tell personas apart"
+    )
+    return (reason,)
+
+
 def found_hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
     """What the verdict says of the rows: the vector as refined, or the best persona."""
     if judgement.kind == "prompt":
@@ -453,6 +465,7 @@ def name_persona(
         settings=RaceSettings(
             screening=settings.screening, passes=settings.naming_passes, fresh=0
         ),
+        rounding=judgement.race.rounding,
         on_passes=lambda d, n: tell("naming", d, n),
     )  # fmt: skip
     places = range(len(race.hypotheses))
@@ -468,7 +481,8 @@ def name_persona(
             f"{len(left)} personas are not told apart at {settings.alpha:g} by {scored} "
             f"rows: {others}{more}; so no trait is named"
         )
-        return replace(judgement, reasons=(*judgement.reasons, reason))
+        reasons = (*judgement.reasons, reason, *_rounded(race))
+        return replace(judgement, reasons=reasons)
     if role == "decoy":
         reason = f"the persona that is left, {name!r}, is a decoy: no trait is named"
         return replace(judgement, reasons=(*judgement.reasons, reason))

@@ -59,6 +59,7 @@ class Race:
         tried: Audited rows on which the leaders were tried, in order.
         beaten: Of each hypothesis, whether it was refuted.
         fresh: The permutation test on fresh rows; None without a reference.
+        rounding: Nats² by which two ratios of a row may differ, and say nothing.
     """
 
     hypotheses: tuple[RowHypothesis, ...]
@@ -69,10 +70,15 @@ class Race:
     tried: tuple[int, ...]
     beaten: tuple[bool, ...]
     fresh: MaxT | None
+    rounding: float = 0.0
 
     def evidence(self, place: int, *, since: int = 0) -> float:
         """Log e-value of one hypothesis over rows from `since` on, nats."""
-        return mixed_evidence(self.ratios[since:, place])
+        return mixed_evidence(self.ratios[since:, place] - self.rounding / 2)
+
+    def lead(self, place: int, other: int, *, since: int = 0) -> float:
+        """Log e-value of one against another, over rows that both were scored on."""
+        return _lead(self.ratios[since:], place, other, rounding=self.rounding)
 
     def path(self, kind: str, *, slack: float = 0.0) -> Table:
         """Running log e-value of a kind over the audited rows, in the race's order.
@@ -112,6 +118,17 @@ def mixed_evidence(ratios: Table) -> float:
     return float(np.logaddexp.reduce(sums) - math.log(len(FRACTIONS)))
 
 
+def _lead(ratios: Table, place: int, other: int, *, rounding: float) -> float:
+    """Nats by which the rows speak for one hypothesis against another.
+
+    Noise of variance v in the difference of two log ratios makes the mean of its
+    exponential larger by e^{v/2}, row by row: that is taken off.
+    """
+    both = ~np.isnan(ratios[:, place]) & ~np.isnan(ratios[:, other])
+    won = mixed_evidence(ratios[both, place] - rounding / 2)
+    return won - mixed_evidence(ratios[both, other])
+
+
 def run_race(
     meter: Meter,
     audited: Sequence[Row],
@@ -124,6 +141,7 @@ def run_race(
     permutations: int,
     steer_rows: int | None = None,
     settings: RaceSettings | None = None,
+    rounding: float = 0.0,
     on_passes: OnPasses | None = None,
 ) -> Race:
     """Races hypotheses on audited rows and tries the leaders against the reference.
@@ -141,6 +159,7 @@ def run_race(
         steer_rows: Vectors are scored on so many of the first rows only, those that
             did not choose them; None: all.
         settings: Budget.
+        rounding: As in `Race`.
         on_passes: Called with (row passes done, expected in all).
 
     Cost: about (screening × hypotheses + passes + fresh × leaders × 4) forward passes.
@@ -173,8 +192,9 @@ def run_race(
     leaders = _leaders(hypotheses, ratios[:first], budget)
     started = _one_dose(hypotheses, ratios[:first])
     lost = _name(
-        hypotheses, ratios, started, score, alpha=alpha, budget=budget, first=first
-    )
+        hypotheses, ratios, started, score, alpha=alpha, budget=budget, first=first,
+        rounding=rounding,
+    )  # fmt: skip
     partners = _partners(fresh, pairs, audited, reference) if reference else []
     asked = [h for h in leaders if hypotheses[h].kind == "prompt"] if partners else []
     for h in asked:  # both sets in one go: rows of one prompt share its reading
@@ -196,6 +216,7 @@ def run_race(
         hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
         leaders=tuple(leaders), screened=first, tried=tuple(fresh),
         beaten=tuple(h in lost for h in range(shape[1])), fresh=trial,
+        rounding=rounding,
     )  # fmt: skip
 
 
@@ -275,6 +296,7 @@ def _name(
     alpha: float,
     budget: RaceSettings,
     first: int,
+    rounding: float,
 ) -> set[int]:
     """Goes on with those not beaten by their like until one is left or passes end."""
     lost = set(range(len(hypotheses))) - set(started)
@@ -285,7 +307,7 @@ def _name(
             own = [h for h in started if hypotheses[h].kind == kind]
             # The screening chose the doses of vectors, so it is no evidence for them.
             since = first if kind == "steer" else 0
-            lost |= _beaten(ratios[since:end], own, alpha)
+            lost |= _beaten(ratios[since:end], own, alpha, rounding)
         going = [
             h for h in started if h not in lost and hypotheses[h].kind in budget.named
         ]
@@ -301,17 +323,13 @@ def _name(
         end = stop
 
 
-def _beaten(ratios: Table, own: Sequence[int], alpha: float) -> set[int]:
+def _beaten(
+    ratios: Table, own: Sequence[int], alpha: float, rounding: float
+) -> set[int]:
     """Which hypotheses are refuted by others of their kind on rows both scored."""
     if len(own) < 2:
         return set()
-    totals = np.zeros((len(own), len(own)))
-    for a, rival in enumerate(own):
-        for b, other in enumerate(own):
-            both = ~np.isnan(ratios[:, rival]) & ~np.isnan(ratios[:, other])
-            totals[a, b] = mixed_evidence(ratios[both, rival]) - mixed_evidence(
-                ratios[both, other]
-            )
+    totals = [[_lead(ratios, g, h, rounding=rounding) for h in own] for g in own]
     # The mixture over shares costs its number: the true share is one of them at best.
     out = beaten(totals, error=alpha / len(FRACTIONS))
     return {own[i] for i in np.flatnonzero(out).tolist()}
