@@ -1,6 +1,8 @@
 """Bounds of a benchmark: which rows are compared, the filter's share, who gets one."""
 
 import math
+from copy import copy
+from dataclasses import replace
 
 import pytest
 
@@ -102,3 +104,9 @@ def test_a_name_is_measured_against_the_whole_family(bench: Workbench) -> None:
         kinds = len(bench.family.names)
         wanted = math.log((kinds - 1) / bench.settings.audit.alpha) / found.nearest
         assert found.rows_needed == pytest.approx(wanted)
+    assert found.rounding is not None
+    assert found.rounding < 1e-6  # in float32
+    noisy, at = replace(bench, meter=copy(bench.meter)), 0.5
+    noisy.meter.rounding = lambda *_, **__: at  # type: ignore[method-assign]
+    (rounded,) = persona_naming(noisy, pools, tell=lambda *_: None)
+    assert (rounded.rounding, rounded.nearest, rounded.rows_needed) == (at, 0.0, None)

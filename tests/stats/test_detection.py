@@ -207,6 +207,17 @@ def test_chernoff_from_one_side_of_gaussians(gap: float) -> None:
     assert found == pytest.approx(gap**2 / 8, rel=0.25)
 
 
+def test_noise_is_no_information() -> None:
+    """A gap of 0.16, and noise of 0.125 nats² that looks like a gap of 0.39."""
+    stream = generator(7, "noise")
+    drawn = (stream.normal(size=4000) + 0.16) * 0.16 - 0.16**2 / 2
+    noisy = drawn + math.sqrt(0.125) * stream.normal(size=4000)
+    assert chernoff_from_one(noisy) > 5 * 0.16**2 / 8
+    found = chernoff_from_one(noisy, noise=0.125)
+    assert found == pytest.approx(0.16**2 / 8, rel=0.3)
+    assert chernoff_from_one(drawn, noise=0.5) == 0
+
+
 def test_chernoff_from_one_side_by_hand() -> None:
     """L = a, −b: s·log of one mean less log of another, on a grid."""
     a, b = 0.4, 0.3

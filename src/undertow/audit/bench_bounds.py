@@ -92,7 +92,7 @@ def persona_naming(
     """Rows at which each prompted teacher's persona can be told from all of its family.
 
     Every persona of the family is scored on the teacher's own rows; the nearest one
-    rules how many rows a name takes, whoever looks.
+    rules how many rows a name takes, whoever looks. Rounding is no information.
     """
     settings, family = bench.settings, bench.family
     teachers = [s for s in pools.others if s.intervention == "prompt"]
@@ -105,9 +105,9 @@ def persona_naming(
         if len(rows) < _FEWEST:
             continue
         ratios = {h.trait: bench.meter.ratios(rows, h) for h in hypotheses}
-        truth = ratios[source.trait]
+        truth, noise = ratios[source.trait], bench.meter.rounding(rows)
         gaps = {
-            str(name): chernoff_from_one(truth - other)
+            str(name): chernoff_from_one(truth - other, noise=noise)
             for name, other in ratios.items()
             if name != source.trait
         }
@@ -118,7 +118,7 @@ def persona_naming(
         found.append(
             Naming(
                 carrier=bench.carrier.name, trait=str(source.trait), rows=len(rows),
-                rival=nearest, nearest=_known(gaps[nearest]),
+                rounding=noise, rival=nearest, nearest=_known(gaps[nearest]),
                 mean=_known(float(np.mean(list(gaps.values())))),
                 rows_needed=_known(needed),
             )

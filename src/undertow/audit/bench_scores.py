@@ -100,6 +100,10 @@ class Naming(_Value):
     carrier: str
     trait: str = Field(description="the persona that wrote the rows")
     rows: int = Field(description="rows that it is computed from")
+    rounding: Number = Field(
+        default=None,
+        description="nats² by which two readings of a row differ by rounding; taken off",
+    )
     rival: str = Field(description="the persona that is nearest to it")
     nearest: Number = Field(description="Chernoff information of that pair, nats a row")
     mean: Number = Field(description="mean Chernoff information over all others")

@@ -270,17 +270,18 @@ class Meter:
     def rounding(self, rows: Sequence[Row], *, error: float | None = None) -> float:
         """Variance of what two kinds of pass differ by on the same rows, nats².
 
+        Those for scores and for likelihoods: one kind alone would err alike each time.
         Ratios carry it on top of what they are: zero in float32 for all that matters.
         NaN rows are left out; 0 without any.
 
         Args:
-            rows: Read once more, if they were not.
+            rows: Read in both ways, if they were not.
             error: Not what was measured but a limit, above which the variance lies with
                 this probability at most if the noise is normal.
         """
-        twice = self._known(rows, AGAIN, None, None) - self._known(
-            rows, BASE, None, None
-        )
+        scored = self.signals(rows).total_logprobs
+        with np.errstate(invalid="ignore"):
+            twice = self._known(rows, AGAIN, None, None) - scored
         squares = twice[np.isfinite(twice)] ** 2
         if not len(squares):
             return 0.0

@@ -146,7 +146,7 @@ def chernoff_information(log_ratios_h: ArrayLike, log_ratios_0: ArrayLike) -> fl
     return max(0.0, -float(found.fun), -log_mean(best))
 
 
-def chernoff_from_one(log_ratios: ArrayLike) -> float:
+def chernoff_from_one(log_ratios: ArrayLike, *, noise: float = 0.0) -> float:
     """Chernoff information of H against 0 from rows of H alone, nats a row.
 
     C = max over s of s·K(1) − K(s) with K(s) = log E_H[e^{−sL}]. K(1) is 0 in truth;
@@ -157,6 +157,8 @@ def chernoff_from_one(log_ratios: ArrayLike) -> float:
 
     Args:
         log_ratios: L = log p_H − log p_0 on rows that H made.
+        noise: Variance of what L carries besides, nats²: rounding, say. Independent and
+            normal it adds s²·noise/2 to K(s), which would count as information.
 
     Returns:
         NaN without rows or with a NaN; never below 0.
@@ -166,7 +168,8 @@ def chernoff_from_one(log_ratios: ArrayLike) -> float:
         return math.nan
 
     def cumulant(s: float) -> float:
-        return float(np.logaddexp.reduce(-s * h)) - math.log(len(h))
+        mean = float(np.logaddexp.reduce(-s * h)) - math.log(len(h))
+        return mean - s * s * noise / 2
 
     at_one = cumulant(1.0)
     found = optimize.minimize_scalar(
