@@ -26,6 +26,7 @@ from undertow.cli import (
     families,
     interventions,
     models,
+    row_vector,
     rows,
     runs,
     students,
@@ -59,6 +60,7 @@ app.command("train")(students.train)
 app.command("evaluate")(evaluation.evaluate)
 app.command("channel")(channel.channel)
 app.command("fingerprint")(analysis.fingerprint)
+analysis.analyze_app.command("vector")(row_vector.row_vector)
 app.add_typer(analysis.analyze_app, name="analyze")
 app.add_typer(interventions.vector_app, name="vector")
 app.command("noise")(interventions.noise)
