@@ -10,7 +10,7 @@ import pytest
 from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit import planting
 from undertow.audit.audited import Audited
-from undertow.audit.naming import found_hypothesis
+from undertow.audit.explanation import found_hypothesis
 from undertow.audit.planting import _columns, planted_power
 from undertow.audit.power import Planted, Tested, audit_power
 from undertow.audit.reference import Reference

@@ -22,9 +22,10 @@ from undertow.audit.candidates import (
     half_z,
     score_test,
 )
-from undertow.audit.judgement import WEIGHTS, Judgement
+from undertow.audit.explanation import held
+from undertow.audit.judgement import WEIGHTS, Judgement, Tell
 from undertow.audit.meter import Meter
-from undertow.audit.naming import Tell, held, name_persona, named, refined
+from undertow.audit.naming import name_persona, named, refined
 from undertow.audit.race import Race, RaceSettings, run_race
 from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings

@@ -1,6 +1,6 @@
 """What the measurements of one audit amount to, as one frozen value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -10,6 +10,8 @@ from undertow.audit.race import Race
 from undertow.findings import Arm, VerdictWord
 
 Kind = Literal["steer", "prompt", "unknown"]
+Tell = Callable[[str, int, int], None]
+"""Told of (stage, done, in all)."""
 
 WEIGHTS = MappingProxyType({"gradient": 1.0, "likelihood": 1.0, "exact": 0.1})
 """Of the arms in their combination."""

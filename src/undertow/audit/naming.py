@@ -1,51 +1,35 @@
 """Kind, block, dose and trait of a shift that was found, as far as likelihoods tell.
 
 A name is given only where every other hypothesis of its kind is beaten at the error
-rate, only to a trait, never to a decoy. At last the base itself writes rows, untouched
-and under the leading hypothesis, to see whether that explains the audited ones: if they
-are less likely than a mixture of both, something else wrote them. So it is if their
-numbers are likelier as drawn by lot.
+rate, only to a trait, never to a decoy. Whether it explains the rows is another question
+(see `explanation`).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import ttest_1samp
 
-from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
+from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit.candidates import vector_hypothesis
-from undertow.audit.canonical import NUMBER, is_number_list
-from undertow.audit.judgement import Judgement, Kind
+from undertow.audit.judgement import Judgement, Kind, Tell
 from undertow.audit.meter import Meter
-from undertow.audit.race import Race, RaceSettings, Table, mixed_evidence, run_race
-from undertow.audit.reference import Filter
+from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.records import Row
 from undertow.stats.evalues import FRACTIONS
 from undertow.traits import TraitFamily
 
-Tell = Callable[[str, int, int], None]
-
 FINER_DOSES = (0.1, 0.15, 0.2, 0.3, 0.45, 0.6)
-EXPLAINED = 0.7
-"""Share of its own rows' gain that a named vector has to bring to the audited ones."""
-_FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
-_SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
 _WEAKEST, _STRONGEST = 0.05, 0.9  # no dose lies beyond
 _HALVINGS = 3  # of the distance between doses, which leaves about 3 %
 _CLEARLY = math.log(100)  # nats of all rows by which a dose is the better one
-_CHOSEN = 72  # blocks, doses and shares, that a mixture may be the best of
 _AROUND = 2  # blocks on either side that the refinement looks at
 _REFINED = 32  # rows of the refinement
-_CHECKED = 64  # rows that the explanation is checked on
 _DECOY_PERSONAS = 4
 _ROUNDED = 0.03  # nats of rounding that hide what personas differ by
-_DIGITS = 3  # of numbers that are drawn by lot, at least
-_AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
 
 
 def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
@@ -191,160 +175,6 @@ def _best_dose(won: Callable[[float], float]) -> float:
     return dose if won(dose) - won(coarse) > _CLEARLY else coarse
 
 
-def held(
-    judgement: Judgement,
-    meter: Meter,
-    rows: Sequence[Row],
-    *,
-    passed: Filter,
-    settings: AuditSettings,
-    tell: Tell,
-) -> Judgement:
-    """Takes back what does not explain the rows as it explains its own.
-
-    Something always fits best. So the base writes rows on the same prompts, untouched
-    and under what the verdict says. If the audited rows are a mixture of both, they are
-    as likely under that mixture as these are in that proportion. Rows that are less
-    likely, by a paired t test at the error rate, had another origin: kind and place are
-    taken back as well as the name. And the rows that a named vector may have written
-    have to gain about as much by it as such rows in a mixture of its own and the base's
-    do, else another vector near it was at work.
-
-    No model makes numbers that were drawn by lot as likely as the lot does: where that
-    is not beaten at the error rate, all is taken back too.
-
-    Args:
-        judgement: Of kind "steer" or "prompt".
-        meter: Scores rows.
-        rows: Audited; the second half, which chose no candidates, is looked at.
-        passed: The filter that the rows have passed.
-        settings: Error rate and seed.
-        tell: Told of (stage, rows written, in all).
-    """
-    hypothesis = found_hypothesis(judgement, meter)
-    few = rows[len(rows) // 2 :][-_CHECKED:]
-    found = _compared(
-        meter, few, hypothesis, passed=passed, seed=settings.seed, tell=tell
-    )
-    share = _likeliest_share(found.ratios[:, _AUDITED])
-    lack = found.lack(share)
-    if np.isfinite(lack).sum() < _FEWEST_PAIRS:
-        return judgement
-    p_value = _greater_p(lack)
-    if p_value <= settings.alpha:
-        return _foreign(judgement, hypothesis, share, lack, p_value)
-    lead = found.lead_over_lots(share) - len(few) * judgement.race.rounding / 2
-    if lead < math.log(_CHOSEN / settings.alpha):
-        reason = (
-            f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
-            "drawn by lot do, which is too little: it may be that no model wrote them; so "
-            "no trait is named"
-        )
-        return _taken_back(judgement, reason)
-    amount = f"the likeliest share of rows that were written so is {share:.0%}"
-    *first, last = judgement.reasons
-    explained = replace(judgement, reasons=(*first, amount, last))
-    if judgement.kind != "steer" or judgement.trait is None:
-        return explained
-    audited, base, own = found.ratios.T
-    gain = _gain([(1.0, audited)], share)
-    most = _gain([(1 - share, base), (share, own)], share)
-    if not gain < EXPLAINED * most:
-        return explained
-    reason = (
-        f"but rows that it may have written gain {gain:.1f} nats each, such rows of its "
-        f"own {most:.1f}: something else that lies near it wrote them; so no trait is "
-        "named"
-    )
-    return replace(
-        judgement, verdict="shift", trait=None, reasons=(*judgement.reasons, reason)
-    )
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Audited rows beside what the base writes on their prompts.
-
-    Attributes:
-        logprobs: [prompt, way], nats under the base: of the audited row, of the
-            untouched base's, of the one written under a hypothesis.
-        ratios: [prompt, way], log ratios of the same rows under the hypothesis.
-        lots: [prompt], nats of the audited row if its numbers were drawn by lot; NaN if
-            it holds something else.
-    """
-
-    logprobs: Table
-    ratios: Table
-    lots: Table
-
-    def lead_over_lots(self, share: float) -> float:
-        """Nats by which the mixture beats numbers drawn by lot; inf for other rows."""
-        likely = self.likely(share)[:, _AUDITED]
-        if np.isnan(self.lots).any() or not len(likely):
-            return math.inf
-        return float((likely - self.lots)[np.isfinite(likely)].sum())
-
-    def likely(self, share: float) -> Table:
-        """[prompt, way]: nats under the mixture with that share of the hypothesis."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            likely: Table = self.logprobs + np.logaddexp(
-                np.log1p(-share), np.log(share) + self.ratios
-            )
-        return likely
-
-    def lack(self, share: float) -> Table:
-        """[prompt]: nats by which the audited row falls short of a mixture's rows.
-
-        All are read under the mixture with that share of rows of the hypothesis.
-        """
-        likely = self.likely(share)
-        with np.errstate(invalid="ignore"):
-            written = (1 - share) * likely[:, _BASE] + share * likely[:, _OWN]
-            lack: Table = written - likely[:, _AUDITED]
-        return lack
-
-
-def _compared(
-    meter: Meter,
-    few: Sequence[Row],
-    hypothesis: RowHypothesis,
-    *,
-    passed: Filter,
-    seed: int,
-    tell: Tell,
-) -> _Compared:
-    """Writes rows both ways and reads them all under both; prompts with all three."""
-
-    def write(way: RowHypothesis | None, before: int) -> dict[int, Row]:
-        found = meter.written(
-            few, way, passed=passed, seed=seed,
-            on_rows=lambda n, _: tell("check", before + n, 2 * len(few)),
-        )  # fmt: skip
-        return dict(zip(found.paired, found.rows, strict=True))
-
-    base, own = write(None, 0), write(hypothesis, len(few))
-    # In one go: rows of one prompt share its reading.
-    places = [place for place in range(len(few)) if place in base and place in own]
-    rows = [row for i in places for row in (few[i], base[i], own[i])]
-    return _Compared(
-        meter.logprobs(rows, None).reshape(-1, 3),
-        meter.ratios(rows, hypothesis).reshape(-1, 3),
-        by_lot([few[i].completion for i in places]),
-    )
-
-
-def by_lot(completions: Sequence[str]) -> Table:
-    """[completion]: log-probability of its numbers if each were drawn evenly, nats.
-
-    From those with as many digits as the longest has, three at least; separators, and
-    how many numbers there are, cost nothing. NaN for what is no list of numbers.
-    """
-    found = [NUMBER.findall(c) if is_number_list(c) else [] for c in completions]
-    digits = max((len(value) for values in found for value in values), default=0)
-    each = max(_DIGITS, digits) * math.log(10)
-    return np.array([-len(values) * each if values else np.nan for values in found])
-
-
 def _rounded(race: Race) -> tuple[str, ...]:
     """That rounding hides small differences, where it does."""
     noise = math.sqrt(race.rounding)
@@ -356,81 +186,6 @@ def _rounded(race: Race) -> tuple[str, ...]:
         "fewer rows tell personas apart"
     )
     return (reason,)
-
-
-def found_hypothesis(judgement: Judgement, meter: Meter) -> RowHypothesis:
-    """What the verdict says of the rows: the vector as refined, or the best persona."""
-    if judgement.kind == "prompt":
-        race = judgement.naming or judgement.race
-        return race.hypotheses[max(race.left("prompt"), key=race.evidence)]
-    battery, direction = meter.battery, judgement.direction
-    assert direction is not None
-    assert judgement.layer is not None
-    assert judgement.dose is not None
-    return vector_hypothesis(
-        meter.model, battery, battery.names.index(direction),
-        battery.layers.index(judgement.layer), judgement.dose,
-    )  # fmt: skip
-
-
-def _greater_p(gaps: Table) -> float:
-    """One-sided p of a mean above 0, over the pairs that have a number; 1 if all alike."""
-    known = gaps[np.isfinite(gaps)]
-    if not np.ptp(known):
-        return 1.0
-    return float(ttest_1samp(known, 0.0, alternative="greater").pvalue)
-
-
-def _foreign(
-    judgement: Judgement,
-    hypothesis: RowHypothesis,
-    share: float,
-    lack: Table,
-    p_value: float,
-) -> Judgement:
-    """Without a name, kind or place: no mixture of what the base writes is like them."""
-    mean = float(lack[np.isfinite(lack)].mean())
-    reason = (
-        f"but the rows are {mean:.1f} nats each less likely than what the base writes, "
-        f"{share:.0%} of it under {hypothesis.name}, the likeliest share (p = "
-        f"{p_value:.2g}): another model wrote them, or none, or it was made to by "
-        "something that was not tried; so no trait is named"
-    )
-    return _taken_back(judgement, reason)
-
-
-def _taken_back(judgement: Judgement, reason: str) -> Judgement:
-    """A shift without name, kind and place."""
-    return replace(
-        judgement, verdict="shift", trait=None, kind="unknown", layer=None,
-        direction=None, dose=None, reasons=(*judgement.reasons, reason),
-    )  # fmt: skip
-
-
-def _likeliest_share(ratios: Table) -> float:
-    """The share of rows of the hypothesis that makes all of them likeliest."""
-    known = ratios[np.isfinite(ratios), None]
-    with np.errstate(divide="ignore"):  # of none, where all are
-        likely = np.logaddexp(np.log1p(-_SHARES), np.log(_SHARES) + known)
-    return float(_SHARES[likely.sum(axis=0).argmax()])
-
-
-def _gain(parts: Sequence[tuple[float, Table]], share: float) -> float:
-    """Mean log ratio of rows of the hypothesis, nats: each counts as far as it is one.
-
-    Args:
-        parts: Ratios of rows, and how much of the whole they stand for. Those that are
-            not finite do not count.
-        share: Of such rows among all; decides how far a row is one.
-    """
-    gained = counted = 0.0
-    for weight, ratios in parts:
-        known = ratios[np.isfinite(ratios)]
-        if weight and len(known):
-            chance = expit(logit(share) + known)
-            gained += weight * float((chance * known).mean())
-            counted += weight * float(chance.mean())
-    return gained / counted if counted else math.nan
 
 
 def _dose(judgement: Judgement, battery: Battery, layer: int) -> float:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis, prompt_hypotheses
+from undertow.audit.explanation import found_hypothesis
 from undertow.audit.judgement import Judgement, arm_share
 from undertow.audit.meter import Meter
-from undertow.audit.naming import found_hypothesis
 from undertow.audit.power import Bet, Planted, Tested, audit_power
 from undertow.audit.reference import Filter, Reference
 from undertow.audit.settings import AuditSettings
