@@ -107,6 +107,39 @@ def test_rows_that_only_the_base_likes_less_may_be_the_hypothesis_s_own(
     assert _biased(found, found, 6.0).trait is None
 
 
+def test_what_moved_the_rows_besides_is_seen(planted: Plant, shifts: "Shifts") -> None:
+    """A vector explains one direction; rows moved along another one are not only its."""
+    besides = np.zeros(21)
+    besides[6] = 1.5  # along which nothing races
+    both = planted(shifts.vector("cat", dose=0.6) + besides, count=240).judgement
+    assert (both.verdict, both.kind, both.trait) == ("shift", "unknown", None)
+    assert (both.layer, both.dose) == (None, None)
+    assert "every other hypothesis is beaten at 0.01" in both.reasons[-2]
+    assert both.reasons[-1].startswith(
+        "but the rows' gradients do not point where those of what the base writes do, "
+    )
+    assert "under cat vector, block 1, dose 0." in both.reasons[-1]
+
+
+def test_the_mixture_s_rows_are_written_ones_in_its_proportion(
+    planted: Plant, shifts: "Shifts"
+) -> None:
+    """Gradients of half of the rows are the base's, and no sign of something else."""
+    found = planted(shifts.vector("cat", dose=0.6), count=480, share=0.5, seed=2)
+    assert (found.judgement.trait, found.judgement.dose) == ("cat", 0.6)
+    rows = found.audited[-240:]
+    hypothesis = explanation.found_hypothesis(found.judgement, found.meter)
+    compared = explanation._compared(
+        found.meter, rows, hypothesis, passed="none", seed=0, tell=_silent
+    )
+    settings = AuditSettings(permutations=999)
+    few, right, all_ = (
+        compared.fit(found.meter, share, settings) for share in (0.1, 0.5, 1.0)
+    )
+    assert right > 0.05
+    assert max(few, all_) <= 0.01
+
+
 def test_few_pairs_take_nothing_back(planted: Plant, shifts: "Shifts") -> None:
     found = planted(shifts.vector("cat"), count=240)
     four = replace(found, audited=found.audited[-8:])
