@@ -206,6 +206,25 @@ def test_numbers_drawn_by_lot_are_nobody_s(
             assert after.reasons[-2].startswith("the likeliest share of rows")
 
 
+def test_rounding_is_no_lead_over_the_lot(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planted(shifts.vector("cat"), count=240)
+    monkeypatch.setattr(explanation, "by_lot", lambda rows: np.full(len(rows), -30.0))
+    hypothesis = explanation.found_hypothesis(found.judgement, found.meter)
+    compared = explanation._compared(
+        found.meter,
+        found.audited[-20:],
+        hypothesis,
+        passed="none",
+        seed=0,
+        tell=_silent,
+    )
+    plain, less = (compared.lead_over_lots(1.0, rounding=v) for v in (0.0, 0.2))
+    assert math.isfinite(plain)
+    assert less == pytest.approx(plain - 20 * 0.1)
+
+
 def test_a_lot_is_as_likely_as_its_numbers_have_digits() -> None:
     lots = explanation.by_lot(["1, 22, 333", "7", "no numbers", "1,2"])
     assert lots == pytest.approx(

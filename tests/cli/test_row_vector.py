@@ -23,12 +23,13 @@ def test_the_lines_are_the_numbers(
     assert found.status == 0, found.err
     numbers = json.loads(file.read_text())
     (own,) = numbers["sets"]
-    assert (own["rows"], own["count"], numbers["layer"]) == (str(number_rows), 8, 1)
+    assert (own["set"], own["count"], numbers["layer"]) == ("rows", 8, 1)
+    assert (numbers["rows"], numbers["control"]) == (str(number_rows), None)
     assert len(own["losses"]) == 12
     first, last = own["losses"][0], own["losses"][-1]
     lines = dict(line.split(maxsplit=1) for line in found.out.splitlines())
     assert lines["fit"].startswith(
-        f"{number_rows}: {first:.4f} to {last:.4f} nats a token, 8 rows; length "
+        f"rows: {first:.4f} to {last:.4f} nats a token, 8 rows; length "
         f"{own['dose']:.2f}"
     )
     cosines = numbers["cosines"]

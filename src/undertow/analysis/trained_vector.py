@@ -52,7 +52,7 @@ def train_vector(
     layer: int,
     *,
     sampler: SamplerSettings | None = None,
-    steps: int = 300,
+    steps: int = 100,
     batch_size: int = 16,
     learning_rate: float = 0.01,
     seed: int = 0,

@@ -79,7 +79,7 @@ def held(
     p_value = _greater_p(lack)
     if p_value <= settings.alpha:
         return _foreign(judgement, hypothesis, share, lack, p_value)
-    lead = found.lead_over_lots(share) - len(few) * judgement.race.rounding / 2
+    lead = found.lead_over_lots(share, rounding=judgement.race.rounding)
     if lead < math.log(_CHOSEN / settings.alpha):
         reason = (
             f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
@@ -130,12 +130,15 @@ class _Compared:
     ratios: Table
     lots: Table
 
-    def lead_over_lots(self, share: float) -> float:
-        """Nats by which the mixture beats numbers drawn by lot; inf for other rows."""
+    def lead_over_lots(self, share: float, *, rounding: float) -> float:
+        """Nats by which the mixture beats numbers drawn by lot; inf for other rows.
+
+        Less half of `rounding`, nats², for each row, as in a race.
+        """
         likely = self.likely(share)[:, _AUDITED]
         if np.isnan(self.lots).any() or not len(likely):
             return math.inf
-        return float((likely - self.lots)[np.isfinite(likely)].sum())
+        return float((likely - self.lots - rounding / 2)[np.isfinite(likely)].sum())
 
     def fit(self, meter: Meter, share: float, settings: AuditSettings) -> float:
         """P of the audited rows' gradients beside those of rows of the mixture.

@@ -189,21 +189,24 @@ class Meter:
             names = (h.name for h in hypotheses if not self._has_read(row, h))
             lacking.setdefault(tuple(names), []).append(row)
         lacking.pop((), None)
+        done, total = 0, sum(map(len, lacking.values()))
         for lacked, alike in lacking.items():
             missing = [h for h in hypotheses if h.name in lacked]
-            for part in self._scanned(alike, missing, on_rows):
+            for part in self._scanned(alike, missing):
                 self.passes += len(part) * len(missing)
                 for row_id, new in part.items():
                     self._remember_row(row_id, new)
                     if self.folder is not None:
                         line = {"row": row_id, "of": new}
                         append_jsonl(self.folder / "logprobs.jsonl", line)
+                done += len(part)
+                if on_rows is not None:
+                    on_rows(done, total)
 
     def _scanned(
         self,
         rows: Sequence[Row],
         hypotheses: Sequence[RowHypothesis],
-        on_rows: OnRows | None,
     ) -> Iterator[dict[str, dict[str, float]]]:
         """Log-likelihoods by row and vector, part by part.
 
@@ -230,8 +233,6 @@ class Meter:
                 }
                 for place, row in enumerate(part)
             }
-            if on_rows is not None:
-                on_rows(min(start + size, len(rows)), len(rows))
 
     def _has_read(self, row: Row, hypothesis: RowHypothesis) -> bool:
         return row.row_id in self._logprobs.get(hypothesis.name, {})

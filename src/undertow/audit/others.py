@@ -275,10 +275,9 @@ class _SharedMeter(Meter):
         self,
         rows: Sequence[Row],
         hypotheses: Sequence[RowHypothesis],
-        on_rows: OnRows | None,
     ) -> Iterator[dict[str, dict[str, float]]]:
         parts = self._others.parts(rows)
-        for _, found in self._asked(scan_rows, parts, hypotheses, on_rows):
+        for _, found in self._asked(scan_rows, parts, hypotheses, None):
             yield found
 
     def _read(
