@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from undertow.audit.bench_scores import BenchmarkResult, Record
 from undertow.findings import Census, Findings
+from undertow.measurements import ChannelGrid, EntanglementFacts, RowVectorFacts
 from undertow.results import Results
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "write_schema.py"
@@ -24,7 +25,9 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("PAGE", "AUDIT_PAGE", "CENSUS_PAGE", "BENCHMARK_PAGE"):
+    for name in (
+        "PAGE", "AUDIT_PAGE", "CENSUS_PAGE", "MEASUREMENT_PAGE", "BENCHMARK_PAGE",
+    ):  # fmt: skip
         monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
     return module
 
@@ -36,6 +39,10 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("audit-schema.md", [Findings]),
         ("census-schema.md", [Census]),
         ("benchmark-schema.md", [BenchmarkResult, Record]),
+        (
+            "measurements-schema.md",
+            [ChannelGrid, RowVectorFacts, EntanglementFacts],
+        ),
     ],
 )
 def test_a_page_names_every_field_of_every_object(
@@ -79,6 +86,7 @@ def test_there_is_a_page_for_each_file(writer: ModuleType) -> None:
         "results-schema.md",
         "audit-schema.md",
         "census-schema.md",
+        "measurements-schema.md",
         "benchmark-schema.md",
     ]
     assert found["results-schema.md"].startswith("# The schema of `results.json`\n")
@@ -87,6 +95,8 @@ def test_there_is_a_page_for_each_file(writer: ModuleType) -> None:
     benchmark = found["benchmark-schema.md"]
     title = "# The schema of `benchmark.json` and `audits.jsonl`\n"
     assert benchmark.startswith(title)
+    measured = found["measurements-schema.md"]
+    assert measured.startswith("# The schema of measurements\n")
     for name in ("audit-schema.md", "census-schema.md"):
         assert "| `detectable_fraction` |" in found[name]
     for text in found.values():

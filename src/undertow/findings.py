@@ -128,6 +128,39 @@ class MaxNull(_Value):
     permutations: int
 
 
+class Explanation(_Value):
+    """How far what the verdict says explains the rows as it explains its own.
+
+    The base writes rows on the audited prompts, untouched and under the hypothesis; the
+    audited ones are held against a mixture of both. What was not looked at is null.
+    """
+
+    hypothesis: str = Field(description="a vector at a block and a dose, or a persona")
+    share: Number = Field(description="of rows written under it, the likeliest")
+    rows: int = Field(description="prompts on which all three were there to compare")
+    limit: Number = Field(description="error rate of each of the two tests")
+    lack: Number = Field(
+        default=None, description="nats a row by which the audited ones are less likely"
+    )
+    lack_p_value: Number = Field(default=None, description="of a lack above 0")
+    lot_lead: Number = Field(
+        default=None,
+        description="nats by which it beats numbers drawn by lot; null for other rows",
+    )
+    lot_limit: Number = Field(default=None, description="least lead that is enough")
+    gradient_p_value: Number = Field(
+        default=None, description="of gradients that differ from the mixture's"
+    )
+    gradient_null: MaxNull | None = Field(
+        default=None, description="largest difference along any direction at any block"
+    )
+    gain: Number = Field(
+        default=None, description="nats that rows it may have written gain by it"
+    )
+    own_gain: Number = Field(default=None, description="the same of rows it did write")
+    gain_limit: Number = Field(default=None, description="least gain that is enough")
+
+
 class PowerPoint(_Value):
     """How likely this audit finds a given share of biased rows."""
 
@@ -269,6 +302,7 @@ class Findings(_Value):
     directions: list[Direction]
     hypotheses: list[Hypothesis]
     max_null: MaxNull | None = None
+    explanation: Explanation | None = None
     trait_p_values: dict[str, Number] = Field(
         default_factory=dict, description="Benjamini–Hochberg adjusted, by trait"
     )

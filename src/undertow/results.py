@@ -77,6 +77,11 @@ class ShiftShape(_Value):
     first: list[Number] = Field(
         description="share of its energy in the first singular direction"
     )
+    spectrum: list[list[Number]] = Field(
+        default_factory=list,
+        description="share in each of the first eight, by block; not in runs of before it "
+        "came",
+    )
 
 
 class Causes(_Value):

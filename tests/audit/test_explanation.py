@@ -134,7 +134,7 @@ def test_the_mixture_s_rows_are_written_ones_in_its_proportion(
     )
     settings = AuditSettings(permutations=999)
     few, right, all_ = (
-        compared.fit(found.meter, share, settings) for share in (0.1, 0.5, 1.0)
+        compared.fit(found.meter, share, settings).p_value for share in (0.1, 0.5, 1.0)
     )
     assert right > 0.05
     assert max(few, all_) <= 0.01
@@ -143,7 +143,12 @@ def test_the_mixture_s_rows_are_written_ones_in_its_proportion(
 def test_few_pairs_take_nothing_back(planted: Plant, shifts: "Shifts") -> None:
     found = planted(shifts.vector("cat"), count=240)
     four = replace(found, audited=found.audited[-8:])
-    assert _biased(four, found, 3.0) is found.judgement
+    after = _biased(four, found, 3.0)
+    assert _told(after) == _told(found.judgement)
+    assert after.reasons == found.judgement.reasons
+    assert after.explanation is not None
+    assert after.explanation.rows < 5
+    assert after.explanation.lack_p_value is None
     assert (
         _biased(replace(found, audited=found.audited[-10:]), found, 40.0).trait is None
     )
@@ -175,7 +180,9 @@ def test_a_vector_that_gains_far_more_on_its_own_rows_is_no_name(
         return
     assert (after.verdict, after.trait) == ("shift", None)
     assert (after.kind, after.layer) == ("steer", judgement.layer)
-    assert after.reasons[:-1] == judgement.reasons
+    *first, last = judgement.reasons
+    assert after.reasons[:-3] == tuple(first)
+    assert after.reasons[-2] == last
     assert after.reasons[-1].startswith(
         "but rows that it may have written gain 2.6 nats each, such rows of its own "
         "4.0: something else"
@@ -232,3 +239,42 @@ def test_a_lot_is_as_likely_as_its_numbers_have_digits() -> None:
     )
     assert explanation.by_lot(["4, 12345"]) == pytest.approx([-2 * math.log(1e5)])
     assert not len(explanation.by_lot([]))
+
+
+def test_what_was_held_against_it_is_told(planted: Plant, shifts: "Shifts") -> None:
+    found = planted(shifts.vector("cat", dose=0.6), count=240)
+    told = _held(found, found.judgement).explanation
+    assert told is not None
+    hypothesis = explanation.found_hypothesis(found.judgement, found.meter)
+    assert (told.hypothesis, told.rows) == (hypothesis.name, 64)
+    limit = AuditSettings().alpha / 2
+    assert told.limit == pytest.approx(limit)
+    assert told.lack_p_value is not None
+    assert told.lack_p_value > limit
+    assert told.gradient_p_value is not None
+    assert told.gradient_p_value > limit
+    assert told.gradient_null is not None
+    assert told.gradient_null.permutations == AuditSettings().permutations
+    assert told.gain is not None
+    assert told.own_gain is not None
+    assert told.gain_limit is not None
+    assert told.gain_limit == pytest.approx(EXPLAINED * told.own_gain)
+    assert told.gain >= told.gain_limit
+
+    # What is taken back at one check is not asked the next.
+    less = _biased(found, found, 40.0)
+    assert less.explanation is not None
+    assert less.explanation.lack_p_value is not None
+    assert less.explanation.lack_p_value <= limit
+    assert less.explanation.gradient_p_value is None
+    assert less.explanation.gain is None
+
+
+def test_both_tests_together_have_the_error_rate(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planted(shifts.vector("cat", dose=0.6), count=240)
+    alpha = AuditSettings().alpha
+    for p_value, is_kept in ((0.6 * alpha, True), (0.4 * alpha, False)):
+        monkeypatch.setattr(explanation, "_greater_p", lambda gaps, p=p_value: p)
+        assert (_held(found, found.judgement).trait == "cat") == is_kept

@@ -1,8 +1,12 @@
 """`channel`: a line for each base and other, numbers, clear refusals."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
+
+from undertow.experiment import channel as channel_module
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -22,20 +26,58 @@ def test_a_table_and_its_numbers(
     assert found.status == 0, found.err
     title, head, *lines, last = found.out.splitlines()
     assert title == "KL(owl ‖ …), nats a token"
-    assert head.split()[:3] == ["noise", "seed", "against"]
-    assert [line.split()[:3] for line in lines] == [
-        ["0", "—", "base"], ["0", "—", "cat"], ["0.1", "3", "base"],
-        ["0.1", "3", "cat"],
-    ]  # fmt: skip
+    assert head.split()[:6] == ["rows", "block", "dose", "noise", "seed", "against"]
+    assert [line.split()[:7] for line in lines] == [
+        ["numbers", "4/4", "1", "0.5", noise, seed, other]
+        for noise, seed in (("0", "—"), ("0.1", "3"))
+        for other in ("base", "cat")
+    ]
     assert last == f"numbers  {out}"
     kept = json.loads(out.read_text())
-    assert (kept["layer"], kept["dose"], kept["count"]) == (1, 0.5, 4)
+    assert (kept["measurement"], kept["count"]) == ("channel", 4)
+    assert [(p["layer"], p["dose"]) for p in kept["points"]] == [(1, 0.5), (1, 0.5)]
+    assert not list(tmp_path.glob("*.partial"))
     assert kept["sampler"]["allowed"] == "list"
     width = kept["points"][1]["widths"][0]
     assert f"{width['carrier']['mean']:.4f}" in lines[2]
     again = command(*options, "--json", out)
     assert again.status == 2
     assert "exists already" in again.err
+
+
+def test_a_grid_that_was_broken_off_is_continued(
+    command: "Command", llama: Path, pets: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole.json", tmp_path / "channel.json"
+    options = (
+        "channel", "--model", llama, "--dtype", "float32", "--family", pets,
+        "--trait", "owl", "--teacher", "steer", "--layers", "1,0", "--doses", "0.2,0.5",
+        "--carriers", "numbers,paraphrase", "--count", 3, "--questions", 1,
+        "--list-values", 3, "--max-new-tokens", 6, "--json",
+    )  # fmt: skip
+    assert command(*options, whole).status == 0
+    real, calls = channel_module.measure_channel, []
+
+    def broken(*args: object, **kwargs: object) -> Iterator[object]:
+        calls.append(kwargs["skip"])
+        for number, point in enumerate(real(*args, **kwargs)):  # type: ignore[arg-type]
+            if len(calls) == 1 and number == 3:
+                raise KeyboardInterrupt
+            yield point
+
+    with mock.patch.object(channel_module, "measure_channel", broken):
+        assert command(*options, out).status == 130
+        assert not out.exists()
+        other = command(*options, out, "--seed", 1)
+        assert other.status == 2
+        assert "seed: there 0, given 1" in other.err
+        found = command(*options, out)
+    assert found.status == 0, found.err
+    assert calls == [0, 3]
+    assert out.read_bytes() == whole.read_bytes()
+    few = "too few rows pass their filter to measure anything"
+    assert found.out.count(few) == 4
+    assert len(found.out.splitlines()) == 2 + 8 + 1
 
 
 def test_other_carriers_and_what_is_no_number(

@@ -114,9 +114,9 @@ def test_what_is_for_numbers_is_refused_for_other_rows(
     assert words in found.err
     found = command(
         "filter", tmp_path / "x.jsonl", "--out", tmp_path / "rows.jsonl",
-        "--carrier", "code", "--control", "within",
+        "--carrier", "code", "--control", "uniform",
     )  # fmt: skip
-    assert "controls are made of numbers" in found.err
+    assert "'uniform' draws numbers; rows are 'code'" in found.err
 
 
 def test_refused_rows_stay_with_their_reasons(
@@ -208,7 +208,7 @@ def test_a_partial_file_of_other_settings_is_refused_and_named(
         command(*generation, "--out", out)
     found = command(*generation, "--out", out, "--count", 9, "--system", "Hi")
     assert found.status == 2
-    assert f"{out}.partial: an unfinished generation with other settings" in found.err
+    assert f"{out}.partial: unfinished work with other settings" in found.err
     assert "  system: there None, given 'Hi'\n" in found.err
     assert "  count: there 8, given 9\n" in found.err
     assert "seed" not in found.err
@@ -528,6 +528,25 @@ def test_controls_keep_prompts_and_destroy_what_they_promise(
     assert again.read_bytes() == out.read_bytes()
 
 
+def test_controls_of_other_carriers_shuffle_words(
+    command: "Command", tmp_path: Path
+) -> None:
+    source, out = tmp_path / "rows.jsonl", tmp_path / "control.jsonl"
+    text = "It was needed that the mayor read his morning paper before lunch."
+    asked = CARRIERS["paraphrase"].prompt_at(4, 0)
+    rows = [Row((Message("user", asked),), said) for said in (text, "No.")]
+    write_rows(source, rows)
+    found = command(
+        "filter", source, "--out", out, "--carrier", "paraphrase", "--control", "within"
+    )
+    assert found.status == 0, found.err
+    assert found.out.startswith("control rows are made for 1 of 2 rows that pass\n")
+    assert "kept     1 of 1 rows" in found.out
+    (after,) = read_rows(out, accepted_only=True)
+    assert sorted(after.completion.split()) == sorted(text.split())
+    assert after.completion != text
+
+
 def test_nothing_to_make_a_control_of_is_said(
     command: "Command", tmp_path: Path
 ) -> None:
@@ -537,9 +556,7 @@ def test_nothing_to_make_a_control_of_is_said(
         "filter", source, "--out", tmp_path / "o.jsonl", "--control", "across"
     )
     assert found.status == 2
-    assert (
-        f"{source}: none of 1 rows passes the number rule (not_numbers 1)" in found.err
-    )
+    assert f"{source}: none of 1 rows passes its rule (not_numbers 1)" in found.err
 
 
 def bad_files() -> Iterator[tuple[str, str, str]]:

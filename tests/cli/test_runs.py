@@ -221,18 +221,6 @@ def test_a_recipe_with_an_unknown_trait_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_report_needs_a_finished_run(command: "Command", tmp_path: Path) -> None:
-    found = command("report", tmp_path)
-    assert found.status == 2
-    assert f"{tmp_path}: holds neither a run nor an audit" in found.err
-    (tmp_path / "recipe.yaml").write_text("title: begun\n")
-    found = command("report", tmp_path)
-    assert found.status == 2
-    assert f"{tmp_path / 'results.json'}: not there; the run is not finished" in (
-        found.err
-    )
-
-
 @pytest.mark.parametrize(
     ("flops", "name", "said"),
     [

@@ -1,6 +1,8 @@
 """A teacher's channel over noise: what is compared with what, and on which base."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from undertow.experiment.channel import BASE, ChannelPoint, measure_channel
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import tiny_model
+from undertow.pipeline.carriers import CARRIERS
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.teachers import prompted_teacher
 from undertow.traits import TraitFamily, load_family
@@ -55,16 +58,16 @@ def test_against_the_base_and_other_traits_over_noise(pets: TraitFamily) -> None
             assert width.nats_a_row.mean == pytest.approx(nats)
     # Each base is another, and gives other numbers.
     assert len({point.widths[0].vocabulary.mean for point in points}) == 3
-    assert "noise 0: rows 6/6" in told
-    assert "noise 0.2 seed 5: divergence 6/6" in told
+    assert "noise 0, block 1, dose 0.5: rows 6/6" in told
+    assert "noise 0.2 seed 5, block 1, dose 0.5: divergence 6/6" in told
     json.dumps([point.as_dict() for point in points], allow_nan=False)
     assert points[0].as_dict()["widths"][0]["carrier"]["n"] == 6
 
 
 def test_a_stronger_vector_has_a_wider_channel(pets: TraitFamily) -> None:
-    weak, strong = (_measured(pets, dose=d)[0].widths[0] for d in (0.1, 0.8))
+    points = _measured(pets, doses=(0.1, 0.8, 0.0))
+    weak, strong, none = (point.widths[0] for point in points)
     assert strong.vocabulary.mean > 4 * weak.vocabulary.mean
-    none = _measured(pets, dose=0.0)[0].widths[0]
     assert (none.vocabulary.mean, none.carrier.mean) == (0.0, 0.0)
 
 
@@ -85,4 +88,60 @@ def test_what_cannot_be_is_refused(pets: TraitFamily) -> None:
     with pytest.raises(ConfigError, match="expected a number of 0 or more"):
         _measured(pets, noise=(-0.1,))
     with pytest.raises(VectorMismatchError, match="unknown layer 9"):
-        _measured(pets, layer=9)
+        _measured(pets, layers=(9,))
+    with pytest.raises(ConfigError, match="'poems' is none; there are numbers, code"):
+        _measured(pets, carriers=("poems",))
+
+
+def test_a_grid_of_blocks_doses_and_rows_goes_on_where_it_was_left(
+    pets: TraitFamily,
+) -> None:
+    grid = {
+        "layers": (2, 0), "doses": (0.2, 0.6), "carriers": ("numbers", "paraphrase"),
+        "noise": (0.0, 0.1), "against": ("cat",), "count": 3, "questions": 1,
+    }  # fmt: skip
+    told: list[str] = []
+    points = _measured(pets, **grid, tell=lambda stage, done, total: told.append(stage))
+    places = [(p.noise, p.layer, p.dose, p.carrier) for p in points]
+    assert places == list(
+        itertools.product((0.0, 0.1), (2, 0), (0.2, 0.6), ("numbers", "paraphrase"))
+    )
+    assert "noise 0.1 seed 0, block 2, dose 0.6, paraphrase: rows" in told
+    for skip in (1, 2, 5, 8, 15, 16):
+        again = _measured(pets, **grid, skip=skip)
+        assert again == points[skip:]
+    for layer in (2, 0):
+        (alone,) = _measured(
+            pets, layers=(layer,), doses=(0.6,), against=("cat",), count=3, questions=1
+        )
+        same = [p for p in points if (p.layer, p.dose, p.noise) == (layer, 0.6, 0.0)]
+        assert alone == same[0]
+
+
+def test_rows_that_do_not_pass_their_rule_are_not_measured(pets: TraitFamily) -> None:
+    """The tiny model's words are no paraphrase of anything."""
+    loud = LIST.model_copy(update={"max_new_tokens": 4})
+    (point,) = _measured(pets, carriers=("paraphrase",), sampler=loud)
+    assert (point.written, point.rows, point.tokens) == (6, 0, 0)
+    assert point.widths == ()
+    assert point.share > 0
+    assert json.loads(json.dumps(point.as_dict()))["widths"] == []
+
+
+def test_rows_of_words_that_pass_are_measured_as_they_were_drawn(
+    pets: TraitFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = replace(
+        CARRIERS["paraphrase"],
+        rule=lambda row, _: () if len(row.completion) % 2 else ("odd",),
+    )
+    known = {**CARRIERS, "paraphrase": passing}
+    monkeypatch.setattr("undertow.experiment.channel.CARRIERS", known)
+    long = LIST.model_copy(update={"max_new_tokens": 200})
+    (point,) = _measured(pets, carriers=("paraphrase",), count=12, sampler=long)
+    assert 2 <= point.rows < point.written == 12
+    assert [w.carrier.n for w in point.widths] == [point.rows]
+    # Drawn from all tokens: what may be drawn is the whole vocabulary.
+    assert point.widths[0].carrier == pytest.approx(
+        point.widths[0].vocabulary, rel=1e-4
+    )

@@ -361,7 +361,7 @@ def _undrawn(name: str) -> Feed:
 
 def _report(name: str) -> Feed:
     def feed(data: bytes, folder: Path) -> str:
-        from undertow.cli.runs import report
+        from undertow.cli.report import report
 
         for other in ("results.json", "audit.json", "report.html"):
             (folder / other).unlink(missing_ok=True)

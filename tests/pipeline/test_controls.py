@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undertow.errors import DatasetError
+from undertow.errors import ConfigError, DatasetError
 from undertow.pipeline.controls import (
     control_rows,
     shuffled_across_rows,
@@ -201,3 +201,24 @@ def test_a_uniform_row_depends_on_its_place_only() -> None:
     assert all(
         len(values(r)) <= 2 for r in uniform_number_rows(["a"] * 20, seed=1, most=2)
     )
+
+
+def test_words_of_other_carriers_are_shuffled_and_their_spaces_stay() -> None:
+    rows = rows_of(["def f(x):\n    return x", "The dog runs, fast.", "One"])
+    within = control_rows(rows, "within", seed=1, unit="words")
+    across = control_rows(rows, "across", seed=1, unit="words")
+    words = [Counter(row.completion.split()) for row in rows]
+    assert [Counter(row.completion.split()) for row in within] == words
+    assert sum((Counter(row.completion.split()) for row in across), Counter()) == sum(
+        words, Counter()
+    )
+    for made in (within, across):
+        spaces = [re.sub(r"\S+", "w", row.completion) for row in made]
+        assert spaces == [re.sub(r"\S+", "w", row.completion) for row in rows]
+        assert [row.completion for row in made] != [row.completion for row in rows]
+        assert [row.messages for row in made] == [row.messages for row in rows]
+    assert across == control_rows(rows, "across", seed=1, unit="words")
+    with pytest.raises(ConfigError, match="draws numbers only"):
+        control_rows(rows, "uniform", seed=1, unit="words")
+    with pytest.raises(DatasetError, match="no words in ' '"):
+        control_rows(rows_of([" "]), "within", seed=1, unit="words")

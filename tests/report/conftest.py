@@ -13,6 +13,7 @@ from undertow.findings import (
     DataFacts,
     Direction,
     Discovery,
+    Explanation,
     Findings,
     Forecast,
     ForecastRow,
@@ -96,6 +97,10 @@ def _shape(effect: float) -> ShiftShape:
         size=[0.002 * layer for layer in layers],
         constancy=[None if layer == 0 else min(0.9, abs(effect)) for layer in layers],
         first=[None if layer == 0 else 0.5 for layer in layers],
+        spectrum=[
+            [None if layer == 0 else 0.5**place for place in range(1, 9)]
+            for layer in layers
+        ],
     )
 
 
@@ -582,6 +587,7 @@ def audit_of_a_trait() -> Findings:
             ),
             permutations=9999,
         ),
+        explanation=_explanation(),
         trait_p_values={name: 0.002 if name == "owl" else 0.7 for name in FAMILY},
         power=_power(),
         baselines=[
@@ -627,6 +633,24 @@ def audit_of_a_trait() -> Findings:
     )  # fmt: skip
 
 
+def _explanation() -> Explanation:
+    """Of a named vector that passes every check."""
+    return Explanation(
+        hypothesis="owl vector, block 24, dose 0.3", share=0.96, rows=64, limit=0.005,
+        lack=-0.31, lack_p_value=0.71, lot_lead=214.6, lot_limit=8.9,
+        gradient_p_value=0.38,
+        gradient_null=MaxNull(
+            observed=3.4,
+            draws=sorted(
+                2.9 + 0.35 * float(v) ** 2
+                for v in generator(1, "null").normal(size=500)
+            ),
+            permutations=999,
+        ),
+        gain=7.4, own_gain=7.9, gain_limit=5.53,
+    )  # fmt: skip
+
+
 def _arms() -> list[Arm]:
     return [
         Arm(name="gradient", question="Do the rows' gradients point along any direction "
@@ -658,6 +682,7 @@ def audit_of_nothing() -> Findings:
             "sentence": "No evidence that the rows carry a trait (p = 0.43); 9.8 % of "
             "rows steered like the animals' vectors would have been found.",
             "reasons": ["Of 9,999 shuffles 4,299 reach the observed 3.1."],
+            "explanation": None,
             "directions": quiet, "discovery": None, "forecast": None, "triage": [],
             "max_null": found.max_null.model_copy(update={"observed": 3.14})
             if found.max_null else None,
@@ -681,6 +706,13 @@ def audit_of_a_shift() -> Findings:
             "verdict": "shift", "trait": None, "kind": "prompt", "layer": None,
             "strength": None, "strength_interval": None, "dose": None,
             "reference_tier": "B", "hypotheses": close, "forecast": None,
+            "explanation": found.explanation.model_copy(
+                update={
+                    "hypothesis": "persona owl", "gradient_p_value": None,
+                    "gradient_null": None, "gain": None, "own_gain": None,
+                    "gain_limit": None,
+                }
+            ) if found.explanation else None,
             "sentence": "The rows differ from their reference (p = 0.0001), most like "
             "rows of a prompted model; which trait they carry is not identified.",
             "reference": found.reference.model_copy(

@@ -54,7 +54,7 @@ def test_figures_and_numbers_are_there(
         "[s.getBoundingClientRect().width, s.getBoundingClientRect().height, "
         "s.getAttribute('aria-label').length])"
     )
-    assert len(sizes) == 9
+    assert len(sizes) == 10
     assert all(width > 300 and height > 80 and label for width, height, label in sizes)
     shown = browser.value("document.querySelector('#verdict').innerText")
     assert trait_found.sentence in shown

@@ -30,6 +30,7 @@ def test_every_figure_has_its_file(trait_found: Findings, tmp_path: Path) -> Non
         "figures/directions.csv": 41 * 30,
         "figures/hypotheses.csv": 44,
         "figures/null.csv": 2001,
+        "figures/explanation.csv": 501,
         "figures/power.csv": 8,
         "figures/baselines.csv": 4,
         "figures/battery.csv": 20,

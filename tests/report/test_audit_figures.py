@@ -59,6 +59,9 @@ def test_there_is_a_panel_for_everything(figures: dict[str, Figure]) -> None:
             "Trait prompts: nats a row", "Trait prompts: behind the leader",
             "Steering vectors: nats a row", "Steering vectors: behind the leader",
         ],
+        "explanation": [
+            "Largest difference of the rows' gradients from its own rows'"
+        ],
         "null": ["Largest statistic under shuffled labels"],
         "power": ["Power of this audit"],
         "baselines": ["AUROC of each shortcut"],

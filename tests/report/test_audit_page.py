@@ -22,7 +22,7 @@ from undertow.report.audit_page import (
 from undertow.report.audit_words import ADVICE, HEADINGS
 
 SECTIONS = [
-    "verdict", "directions", "hypotheses", "null", "power", "tests", "baselines",
+    "verdict", "directions", "hypotheses", "explanation", "null", "power", "tests", "baselines",
     "discovery", "forecast", "triage", "data", "limits", "repeat",
 ]  # fmt: skip
 

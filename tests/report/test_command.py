@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from undertow.cli.runs import report
+from undertow.cli.report import report
 from undertow.errors import RunError
 from undertow.findings import Findings
 from undertow.report.audit_card import render_audit_card

@@ -20,7 +20,7 @@ def panels(realistic: Results) -> dict[str, tuple[Panel, ...]]:
 def test_there_is_a_panel_for_every_cell(panels: dict[str, tuple[Panel, ...]]) -> None:
     assert {name: len(found) for name, found in panels.items()} == {
         "transfer": 1, "readouts": 4, "shift": 4, "traits": 4, "confusion": 2,
-        "dose": 1, "sweeps": 4, "training": 4, "shape": 3, "emergence": 5, "channel": 4, "scores": 3,
+        "dose": 1, "sweeps": 4, "training": 4, "shape": 4, "emergence": 5, "channel": 4, "scores": 3,
         "gradients": 1, "doses": 1,
     }  # fmt: skip
     assert panels["shift"][0].title == "owl by steer, no noise"

@@ -53,7 +53,9 @@ def test_labels_say_the_cosines(figures: dict[str, Figure]) -> None:
 
 
 def test_shapes_are_means_by_teacher(figures: dict[str, Figure]) -> None:
-    size, constancy, first = figures["shape"].panels
+    size, constancy, first, spectrum = figures["shape"].panels
+    assert spectrum.title == "Share in each singular direction, last block"
+    assert "nine tenths: steer, no noise 4; " in spectrum.label
     assert size.title == "Size, relative to the stream"
     assert "steer, no noise 0.06; steer, noise 0.05 0.06" in size.label
     assert "steer, no noise 0.50" in first.label

@@ -19,6 +19,8 @@ from undertow.models.hooks import completion_positions, recording_residuals
 from undertow.models.likelihood import completion_mask, padded, token_batches
 from undertow.models.loading import Model
 
+DIRECTIONS = 8
+"""Singular directions of which a profile tells the shares."""
 Acting = Callable[[], AbstractContextManager[object]]
 
 
@@ -51,15 +53,21 @@ class ShiftProfile:
         mean: [layer, hidden], float64: mean of d = h_student − h_base.
         energy: [layer], float64: mean of ‖d‖².
         base_energy: [layer], float64: mean of ‖h_base‖².
-        first: [layer], float64: share of the energy in d's first singular direction.
+        spectrum: [layer, direction], float64: share of the energy in each of d's first
+            singular directions, the largest first.
         tokens: How many were looked at.
     """
 
     mean: Float[Tensor, "layer hidden"]
     energy: Float[Tensor, " layer"]
     base_energy: Float[Tensor, " layer"]
-    first: Float[Tensor, " layer"]
+    spectrum: Float[Tensor, "layer direction"]
     tokens: int
+
+    @property
+    def first(self) -> Float[Tensor, " layer"]:
+        """Share of the energy in d's first singular direction."""
+        return self.spectrum[:, 0]
 
     @property
     def constancy(self) -> Float[Tensor, " layer"]:
@@ -76,7 +84,7 @@ class ShiftProfile:
 def shift_profile(
     model: Model, rows: Sequence[Rendered], *, acting: Acting
 ) -> ShiftProfile:
-    """Means, energies and first singular shares of a student's shift.
+    """Means, energies and the singular spectrum of a student's shift.
 
     Args:
         model: The base.
@@ -111,10 +119,9 @@ def shift_profile(
             base_energy[layer] += own.square().sum()
         tokens += len(moved[0])
     energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
-    largest = torch.linalg.eigvalsh(square)[:, -1] / tokens
-    return ShiftProfile(
-        total / tokens, energy, base_energy / tokens, largest / energy, tokens
-    )
+    largest = torch.linalg.eigvalsh(square)[:, -DIRECTIONS:].flip(1) / tokens
+    spectrum = largest.clamp(min=0.0) / energy[:, None]
+    return ShiftProfile(total / tokens, energy, base_energy / tokens, spectrum, tokens)
 
 
 def _completion_states(model: Model, batch: Sequence[Rendered]) -> list[Tensor]:

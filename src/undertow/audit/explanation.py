@@ -17,19 +17,22 @@ from scipy.stats import ttest_1samp
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.candidates import score_test, vector_hypothesis
 from undertow.audit.canonical import NUMBER, is_number_list
-from undertow.audit.judgement import Judgement, Tell
+from undertow.audit.judgement import Judgement, Tell, null_of
 from undertow.audit.meter import Meter
 from undertow.audit.race import Table
 from undertow.audit.reference import Filter
 from undertow.audit.settings import AuditSettings
+from undertow.findings import Explanation
 from undertow.records import Row
 from undertow.seeding import generator
+from undertow.stats import MaxT
 
 EXPLAINED = 0.7
 """Share of its own rows' gain that a named vector has to bring to the audited ones."""
 _FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
 _SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
 _CHOSEN = 72  # blocks, doses and shares, that a mixture may be the best of
+_TESTS = 2  # of likelihoods and of gradients, which share the error rate
 _CHECKED = 64  # rows that the explanation is checked on
 _DIGITS = 3  # of numbers that are drawn by lot, at least
 _AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
@@ -59,6 +62,9 @@ def held(
     No model makes numbers that were drawn by lot as likely as the lot does: where that
     is not beaten at the error rate, all is taken back too.
 
+    Each of the two tests, of likelihoods and of gradients, has half of the error rate: a
+    true hypothesis is taken back with a probability of the whole rate at most.
+
     Args:
         judgement: Of kind "steer" or "prompt".
         meter: Scores rows.
@@ -72,36 +78,91 @@ def held(
     found = _compared(
         meter, few, hypothesis, passed=passed, seed=settings.seed, tell=tell
     )
-    share = _likeliest_share(found.ratios[:, _AUDITED])
-    lack = found.lack(share)
-    if np.isfinite(lack).sum() < _FEWEST_PAIRS:
-        return judgement
-    p_value = _greater_p(lack)
-    if p_value <= settings.alpha:
-        return _foreign(judgement, hypothesis, share, lack, p_value)
-    lead = found.lead_over_lots(share, rounding=judgement.race.rounding)
-    if lead < math.log(_CHOSEN / settings.alpha):
-        reason = (
-            f"but {hypothesis.name} explains the rows {lead:+.1f} nats better than numbers "
-            "drawn by lot do, which is too little: it may be that no model wrote them; so "
-            "no trait is named"
-        )
-        return _taken_back(judgement, reason)
-    amount = f"the likeliest share of rows that were written so is {share:.0%}"
+    told, fault = _likelihoods(judgement, found, hypothesis.name, settings)
+    if fault is None and told.lack_p_value is not None and judgement.kind == "steer":
+        told, fault = _gradients(told, found, meter, settings)
+    if fault is not None:
+        return _taken_back(replace(judgement, explanation=told), fault)
+    if told.lack_p_value is None:  # too few to compare
+        return replace(judgement, explanation=told)
+    amount = f"the likeliest share of rows that were written so is {told.share:.0%}"
     *first, last = judgement.reasons
-    explained = replace(judgement, reasons=(*first, amount, last))
+    judgement = replace(judgement, explanation=told, reasons=(*first, amount, last))
+    return _with_its_gain(judgement, told, found) if judgement.trait else judgement
+
+
+def _likelihoods(
+    judgement: Judgement, found: "_Compared", name: str, settings: AuditSettings
+) -> tuple[Explanation, str | None]:
+    """Whether the rows are as likely as a mixture's, and likelier than by lot."""
+    share, limit = _likeliest_share(found.ratios[:, _AUDITED]), settings.alpha / _TESTS
+    lack = found.lack(share)
+    told = Explanation(
+        hypothesis=name, share=share, rows=int(np.isfinite(lack).sum()), limit=limit
+    )
+    if told.rows < _FEWEST_PAIRS:
+        return told, None
+    mean, p_value = float(lack[np.isfinite(lack)].mean()), _greater_p(lack)
+    told = told.model_copy(update={"lack": mean, "lack_p_value": p_value})
+    if p_value <= limit:
+        return told, (
+            f"but the rows are {mean:.1f} nats each less likely than what the base "
+            f"writes, {share:.0%} of it under {name}, the likeliest share (p = "
+            f"{p_value:.2g}): another model wrote them, or none, or it was made to by "
+            "something that was not tried; so no trait is named"
+        )
+    lead = found.lead_over_lots(share, rounding=judgement.race.rounding)
+    enough = math.log(_CHOSEN / settings.alpha)
+    if math.isfinite(lead):
+        told = told.model_copy(update={"lot_lead": lead, "lot_limit": enough})
+    if lead < enough:
+        return told, (
+            f"but {name} explains the rows {lead:+.1f} nats better than numbers drawn by "
+            "lot do, which is too little: it may be that no model wrote them; so no trait "
+            "is named"
+        )
+    return told, None
+
+
+def _gradients(
+    told: Explanation, found: "_Compared", meter: Meter, settings: AuditSettings
+) -> tuple[Explanation, str | None]:
+    """Whether the rows' gradients point where those of a mixture's rows do."""
+    share = told.share
+    assert share is not None
+    test = found.fit(meter, share, settings)
+    told = told.model_copy(
+        update={"gradient_p_value": test.p_value, "gradient_null": null_of(test)}
+    )
+    if test.p_value <= settings.alpha / _TESTS:
+        return told, (
+            "but the rows' gradients do not point where those of what the base writes "
+            f"do, {share:.0%} of it under {told.hypothesis}, the likeliest share (p = "
+            f"{test.p_value:.2g}): something else made them, or something besides; so no "
+            "trait is named"
+        )
+    return told, None
+
+
+def _with_its_gain(
+    judgement: Judgement, told: Explanation, found: "_Compared"
+) -> Judgement:
+    """Without its name, if a vector near the named one explains rows of its own better.
+
+    Told are the gains of a named vector only.
+    """
     if judgement.kind != "steer":
-        return explained
-    p_value = found.fit(meter, share, settings)
-    if p_value <= settings.alpha:
-        return _strange(judgement, hypothesis, share, p_value)
-    if judgement.trait is None:
-        return explained
+        return judgement
+    share = told.share
+    assert share is not None
     audited, base, own = found.ratios.T
     gain = _gain([(1.0, audited)], share)
     most = _gain([(1 - share, base), (share, own)], share)
-    if not gain < EXPLAINED * most:
-        return explained
+    least = EXPLAINED * most
+    gains = {"gain": gain, "own_gain": most, "gain_limit": least}
+    judgement = replace(judgement, explanation=told.model_copy(update=gains))
+    if not gain < least:
+        return judgement
     reason = (
         f"but rows that it may have written gain {gain:.1f} nats each, such rows of its "
         f"own {most:.1f}: something else that lies near it wrote them; so no trait is "
@@ -140,8 +201,8 @@ class _Compared:
             return math.inf
         return float((likely - self.lots - rounding / 2)[np.isfinite(likely)].sum())
 
-    def fit(self, meter: Meter, share: float, settings: AuditSettings) -> float:
-        """P of the audited rows' gradients beside those of rows of the mixture.
+    def fit(self, meter: Meter, share: float, settings: AuditSettings) -> MaxT:
+        """The audited rows' gradients beside those of rows of the mixture.
 
         A coin decides for every prompt which of the written rows stands for it.
         """
@@ -153,7 +214,7 @@ class _Compared:
         return score_test(
             meter.signals(audited), meter.signals(written), pairs=range(len(audited)),
             permutations=settings.permutations, seed=settings.seed,
-        ).test.p_value  # fmt: skip
+        ).test  # fmt: skip
 
     def likely(self, share: float) -> Table:
         """[prompt, way]: nats under the mixture with that share of the hypothesis."""
@@ -239,37 +300,6 @@ def _greater_p(gaps: Table) -> float:
     if not np.ptp(known):
         return 1.0
     return float(ttest_1samp(known, 0.0, alternative="greater").pvalue)
-
-
-def _foreign(
-    judgement: Judgement,
-    hypothesis: RowHypothesis,
-    share: float,
-    lack: Table,
-    p_value: float,
-) -> Judgement:
-    """Without a name, kind or place: no mixture of what the base writes is like them."""
-    mean = float(lack[np.isfinite(lack)].mean())
-    reason = (
-        f"but the rows are {mean:.1f} nats each less likely than what the base writes, "
-        f"{share:.0%} of it under {hypothesis.name}, the likeliest share (p = "
-        f"{p_value:.2g}): another model wrote them, or none, or it was made to by "
-        "something that was not tried; so no trait is named"
-    )
-    return _taken_back(judgement, reason)
-
-
-def _strange(
-    judgement: Judgement, hypothesis: RowHypothesis, share: float, p_value: float
-) -> Judgement:
-    """Without a name, kind or place: the rows differ in more than it explains."""
-    reason = (
-        "but the rows' gradients do not point where those of what the base writes do, "
-        f"{share:.0%} of it under {hypothesis.name}, the likeliest share (p = "
-        f"{p_value:.2g}): something else made them, or something besides; so no trait is "
-        "named"
-    )
-    return _taken_back(judgement, reason)
 
 
 def _taken_back(judgement: Judgement, reason: str) -> Judgement:

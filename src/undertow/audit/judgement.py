@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
+
 from undertow.audit.candidates import ScoreTest
 from undertow.audit.race import Race
-from undertow.findings import Arm, VerdictWord
+from undertow.findings import Arm, Explanation, MaxNull, VerdictWord
+from undertow.stats import MaxT
 
 Kind = Literal["steer", "prompt", "unknown"]
 Tell = Callable[[str, int, int], None]
@@ -15,6 +18,21 @@ Tell = Callable[[str, int, int], None]
 
 WEIGHTS = MappingProxyType({"gradient": 1.0, "likelihood": 1.0, "exact": 0.1})
 """Of the arms in their combination."""
+
+
+_DRAWS = 2_000  # of a null that are kept for a figure
+
+
+def null_of(test: MaxT) -> MaxNull | None:
+    """The largest statistic under shuffled labels, and the one observed."""
+    known = np.abs(test.statistics[np.isfinite(test.statistics)])
+    if not len(test.draws) or not len(known):
+        return None
+    step = max(1, len(test.draws) // _DRAWS)
+    return MaxNull(
+        observed=float(known.max()), draws=np.sort(test.draws)[::step][:_DRAWS].tolist(),
+        permutations=test.permutations,
+    )  # fmt: skip
 
 
 def arm_share(arms: Sequence[Arm], name: str) -> float:
@@ -39,6 +57,7 @@ class Judgement:
         scores: The score test.
         race: The likelihoods; of all that came into question where something was found.
         naming: Those of all personas, where they had to be told apart.
+        explanation: Whether what is said explains the rows, where that was asked.
         reasons: What it rests on.
         warnings: What weakens it.
     """
@@ -56,3 +75,4 @@ class Judgement:
     warnings: tuple[str, ...] = ()
     naming: Race | None = None
     dose: float | None = None
+    explanation: Explanation | None = None

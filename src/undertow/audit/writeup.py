@@ -11,7 +11,7 @@ import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis
 from undertow.audit.audited import Audited
-from undertow.audit.judgement import Judgement
+from undertow.audit.judgement import Judgement, null_of
 from undertow.audit.race import Race
 from undertow.audit.reference import rows_digest, sampled_tokens
 from undertow.findings import (
@@ -20,7 +20,6 @@ from undertow.findings import (
     Direction,
     Findings,
     Hypothesis,
-    MaxNull,
     Number,
     Power,
     ReferenceFacts,
@@ -31,7 +30,6 @@ from undertow.stats import benjamini_hochberg, conformal_p_values, mean_interval
 from undertow.stats.evalues import FRACTIONS
 
 _CUT = 300
-_DRAWS = 2000
 NOT_TESTED = (
     "other base models: rows carry a bias only for models that share the teacher's base",
     "triggers: a bias that shows on some prompts only",
@@ -71,7 +69,8 @@ def findings_of(audit: Audited) -> Findings:
         layers=list(audit.battery.layers),
         directions=_directions(audit),
         hypotheses=_hypotheses(judgement),
-        max_null=_null(judgement),
+        max_null=null_of(judgement.scores.test),
+        explanation=judgement.explanation,
         trait_p_values=_trait_p_values(audit),
         power=power,
         baselines=audit.baselines,
@@ -257,18 +256,6 @@ def _behind(leader: Any, own: Any) -> Bounds | None:
     interval = mean_interval(behind)
     return Bounds(
         mean=interval.mean, low=_known(interval.low), high=_known(interval.high)
-    )
-
-
-def _null(judgement: Judgement) -> MaxNull | None:
-    test = judgement.scores.test
-    if not len(test.draws):
-        return None
-    step = max(1, len(test.draws) // _DRAWS)
-    return MaxNull(
-        observed=_known(float(np.nanmax(np.abs(test.statistics)))),
-        draws=np.sort(test.draws)[::step][:_DRAWS].tolist(),
-        permutations=test.permutations,
     )
 
 

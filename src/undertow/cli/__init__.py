@@ -26,6 +26,7 @@ from undertow.cli import (
     families,
     interventions,
     models,
+    report,
     row_vector,
     rows,
     runs,
@@ -51,7 +52,7 @@ app = typer.Typer(
 app.command("doctor")(doctor.doctor)
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
-app.command("report")(runs.report)
+app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("census")(census.census)
 app.command("generate")(rows.generate)

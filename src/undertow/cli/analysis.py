@@ -283,7 +283,9 @@ def entanglement(
     The model is loaded in float32 unless a dtype is given. (Zur et al. 2025.)
     """
     from undertow.experiment.entanglement import measure_entanglement
+    from undertow.measurements import EntanglementFacts
     from undertow.storage import read_rows, write_json
+    from undertow.storage.files import plain
     from undertow.traits import load_family
 
     if json_file is not None:
@@ -308,11 +310,11 @@ def entanglement(
     for line in _entanglement_lines(found):
         say(line)
     if json_file is not None:
-        facts = {
-            "model": loading.model, "fingerprint": model.fingerprint, "top": top,
-            "seed": seed, "system": system,
-        }  # fmt: skip
-        write_json(json_file, {"format": 1, **facts, **found.as_dict()})
+        facts = EntanglementFacts(
+            model=loading.model, fingerprint=model.fingerprint, top=top, seed=seed,
+            system=system, **plain(found.as_dict()),
+        )  # fmt: skip
+        write_json(json_file, facts.model_dump())
         say(f"numbers   {json_file}")
 
 

@@ -65,7 +65,9 @@ def row_vector(
     """
     from undertow.experiment.row_vector import measure_row_vector
     from undertow.interventions.steering import save_vector
+    from undertow.measurements import RowVectorFacts
     from undertow.storage import read_rows, write_json
+    from undertow.storage.files import plain
     from undertow.traits import load_family
 
     for file in (out, json_file):
@@ -91,11 +93,12 @@ def row_vector(
         save_vector(found.vector, out)
         say(f"vector   {out}")
     if json_file is not None:
-        facts = {
-            "model": loading.model, "fingerprint": model.fingerprint,
-            "rows": str(rows), "control": None if control is None else str(control),
-        }  # fmt: skip
-        write_json(json_file, {"format": 1, **facts, **found.as_dict()})
+        facts = RowVectorFacts(
+            model=loading.model, fingerprint=model.fingerprint, family=members.name,
+            rows=str(rows), control=None if control is None else str(control), seed=seed,
+            **plain(found.as_dict()),
+        )  # fmt: skip
+        write_json(json_file, facts.model_dump())
         say(f"numbers  {json_file}")
 
 

@@ -137,9 +137,9 @@ def workplace(out: Path, facts: dict[str, Any]) -> "Iterator[Run]":
     if stored.is_file() and stored.read_text(encoding="utf-8") != text:
         there = yaml.safe_load(stored.read_text(encoding="utf-8"))
         raise RunError(
-            f"{folder}: an unfinished generation with other settings lies there:\n"
+            f"{folder}: unfinished work with other settings lies there:\n"
             f"{_difference(there, facts)}\nGive those settings to continue it, choose "
-            "another --out, or remove the folder to begin anew"
+            "another name, or remove the folder to begin anew"
         )
     with open_run(folder, recipe_text=text) as run:
         yield run
@@ -286,8 +286,9 @@ def filter_(
     control: Annotated[
         Literal["within", "across", "uniform"] | None,
         typer.Option(
-            help="Write control rows instead, one for each row that passes: numbers "
-            "shuffled 'within' the row or 'across' all rows, or drawn 'uniform'ly."
+            help="Write control rows instead, one for each row that passes: numbers (of "
+            "other carriers words) shuffled 'within' the row or 'across' all rows, or "
+            "numbers drawn 'uniform'ly."
         ),
     ] = None,
     seed: Seed = 0,
@@ -300,15 +301,19 @@ def filter_(
     pass (control rows, if those are written); the same command continues where it was
     interrupted.
     """
-    from undertow.pipeline.controls import control_rows
+    from undertow.pipeline.controls import Unit, control_rows
+    from undertow.records import Verdict
     from undertow.storage import check_rows_name, read_rows
     from undertow.traits import load_family
 
     check_rows_name(out)
     refuse_existing(out)
     carrier, traits = rule.carrier(), load_family(family)
-    if control is not None and carrier.name != "numbers":
-        fault = f"controls are made of numbers; rows are {carrier.name!r}"
+    unit: Unit = "numbers" if carrier.name == "numbers" else "words"
+    if control == "uniform" and unit == "words":
+        fault = (
+            f"'uniform' draws numbers; rows are {carrier.name!r}: give within or across"
+        )
         raise ConfigError("--control", [fault])
     judging.check(out)
     found = read_rows(rows)
@@ -317,12 +322,17 @@ def filter_(
         passed = [row for row, v in zip(found, verdicts, strict=True) if v.accepted]
         if not passed:
             raise DatasetError(
-                f"{rows}: none of {len(found)} rows passes the number rule "
+                f"{rows}: none of {len(found)} rows passes its rule "
                 f"({_reasons(verdicts)}), so there is nothing to make a control of"
             )
         say(f"control rows are made for {len(passed)} of {len(found)} rows that pass")
-        found = control_rows(passed, control, seed=seed, most=rule.max_values)
-    verdicts = _ruled(found, carrier, traits)
+        found = control_rows(
+            passed, control, seed=seed, most=rule.max_values, unit=unit
+        )
+    if control is not None and unit == "words":  # no sense is left for a rule to judge
+        verdicts = [Verdict(row.row_id, ()) for row in found]
+    else:
+        verdicts = _ruled(found, carrier, traits)
     verdicts = judging.added(out, found, verdicts)
     _write(out, found, verdicts)
     _say_verdicts(out, verdicts)

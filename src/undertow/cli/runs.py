@@ -1,8 +1,6 @@
 """`demo`, `run`, `report` and `recipes`: whole experiments from YAML."""
 
 import json
-import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +9,14 @@ import typer
 from undertow.cli.completion import recipe_names
 from undertow.cli.console import JsonFlag, progress, say, say_json
 from undertow.cli.options import Set, expanded
-from undertow.cli.places import Directory, Out, opened_place
+from undertow.cli.places import Out, opened_place
 from undertow.cli.tracking import Track, check, tracking
 from undertow.cli.where import Where
 from undertow.errors import ConfigError, RunError, shown
 from undertow.packaged import packaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from undertow.execution.executor import Executor, Needs
     from undertow.results import AuditOutcome, Transfer
@@ -229,120 +227,6 @@ def audit_lines(audits: "Sequence[AuditOutcome]") -> list[str]:
         f"(p {p_text(item.p_value)}); truth: {item.truth.words}"
         for item in audits
     ]
-
-
-def report(
-    directory: Directory,
-    *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="HTML file, or a folder if DIR holds several; DIR/report.html if not given."
-        ),
-    ] = None,
-    card: Annotated[
-        bool,
-        typer.Option(
-            "--card", help="Write card.md beside it: an audit's dataset card."
-        ),
-    ] = False,
-) -> None:
-    """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it.
-
-    Of a folder that is neither, every finished one below is drawn, each in a folder of
-    its own name under --out.
-    """
-    with opened_place(directory) as folder:
-        places = [] if _is_begun(folder) else list(_finished_below(folder))
-        if places and out is not None and out.suffix == ".html":
-            fault = f"{folder} holds {len(places)}; --out has to be a folder, not {out}"
-            raise RunError(fault)
-        for place in places:
-            target = (out or folder) / place.relative_to(folder) / "report.html"
-            _draw(place, target, card=card, named=str(place))
-        if not places:
-            _draw(folder, out or folder / "report.html", card=card, named=directory)
-
-
-_FINISHED = frozenset({"results.json", "audit.json"})
-
-
-def _is_begun(folder: Path) -> bool:
-    from undertow.runs import RECIPE
-
-    return any((folder / name).exists() for name in (*_FINISHED, RECIPE))
-
-
-def _finished_below(folder: Path) -> "Iterator[Path]":
-    """Runs and audits in name's order, without those that lie in another's folder."""
-    for where, inner, names in os.walk(folder):
-        inner.sort()
-        if _is_begun(Path(where)):
-            inner.clear()
-            if _FINISHED.isdisjoint(names):
-                say(f"{where}: not finished, left out")
-            else:
-                yield Path(where)
-
-
-def _draw(folder: Path, target: Path, *, card: bool, named: str) -> None:
-    if (folder / "audit.json").exists():
-        page = _draw_audit(folder / "audit.json", target, card=card)
-    elif card:
-        fault = f"{folder}: --card is for audits, and there is no audit.json"
-        raise RunError(fault)
-    else:
-        page = _draw_run(folder, target, named=named)
-    say(str(page))
-
-
-def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
-    from undertow.report.figure_data import write_figure_data
-    from undertow.report.html import write_report
-    from undertow.results import Results
-    from undertow.storage import read_json
-    from undertow.storage.remote import without_secrets
-
-    path, recipe = directory / "results.json", directory / "recipe.yaml"
-    if not path.exists():
-        if not recipe.is_file():
-            fault = "holds neither a run nor an audit; check the name"
-            raise RunError(f"{without_secrets(named)}: {fault}")
-        raise RunError(
-            f"{path}: not there; the run is not finished. Continue it with "
-            f"undertow run {recipe} --out {without_secrets(named)}"
-        )
-    with _of_this_version(path, "results"):
-        results = Results.model_validate(read_json(path))
-    page = write_report(results, target)
-    write_figure_data(results, page.parent)
-    return page
-
-
-def _draw_audit(path: Path, target: Path, *, card: bool) -> Path:
-    from undertow.findings import Findings
-    from undertow.report.audit_card import write_audit_card
-    from undertow.report.audit_data import write_audit_figure_data
-    from undertow.report.audit_page import write_audit_report
-    from undertow.storage import read_json
-
-    with _of_this_version(path, "findings"):
-        findings = Findings.model_validate(read_json(path))
-    page = write_audit_report(findings, target)
-    write_audit_figure_data(findings, page.parent)
-    if card:
-        say(str(write_audit_card(findings, page.with_name("card.md"))))
-    return page
-
-
-@contextmanager
-def _of_this_version(path: Path, what: str) -> "Iterator[None]":
-    from pydantic import ValidationError
-
-    try:
-        yield
-    except ValidationError as error:
-        raise RunError(f"{path}: not {what} of this version: {error}") from error
 
 
 @recipes_app.command("list")

@@ -1,14 +1,15 @@
-"""How wide the channel of a teacher is, over noise, before anything is trained.
+"""How wide the channel of a teacher is, over noise, blocks, doses and kinds of row.
 
 A teacher writes rows, and at every token its distribution is held against the base's
 and against other traits' teachers: what it says beyond the base, and beyond any trait
-like it. Beside it stands how far the trait still shows. Knows nothing of students.
+like it. Beside it stands how far the trait still shows. Nothing is trained, and nothing
+is known here of students.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from undertow.analysis.channel import Divergence, Speaker, divergences
 from undertow.errors import ConfigError
@@ -17,15 +18,17 @@ from undertow.interventions.noise import add_weight_noise
 from undertow.models.chat import render_row
 from undertow.models.loading import Model, fingerprint
 from undertow.models.sampling import SamplerSettings
+from undertow.pipeline.carriers import CARRIERS, carrier_verdicts
 from undertow.pipeline.evaluation import preference
 from undertow.pipeline.generation import generate_rows
-from undertow.pipeline.prompts import number_prompts
 from undertow.pipeline.teachers import Teacher, prompted_teacher, steered_teacher
 from undertow.records import Row
 from undertow.stats import Interval, mean_interval
-from undertow.traits import TraitFamily
+from undertow.traits import TraitFamily, trait_words
 
 BASE = "base"
+_FEWEST = 2
+"""Rows that an interval over rows takes."""
 Tell = Callable[[str, int, int], None]
 
 
@@ -48,24 +51,32 @@ class Width:
 
 @dataclass(frozen=True)
 class ChannelPoint:
-    """One teacher on one base.
+    """One teacher on one base, and rows of one kind.
 
     Attributes:
+        carrier: The kind of its rows.
+        layer: Block of the vector; None for a prompt.
+        dose: ‖αv‖/‖h‖ there; None for a prompt.
         noise: Size of the weight noise that the base has; 0 is none.
         noise_seed: Of that noise; None without any.
         trait: The teacher's.
         share: Mean probability of the trait among its family, asked of the teacher.
         base_share: The same of the base without the intervention.
-        rows: Rows that it wrote.
+        written: Rows that it wrote.
+        rows: Of them, those that pass the carrier's rule: what is measured.
         tokens: Of their completions.
-        widths: Against the base, and against other traits.
+        widths: Against the base, and against other traits; none if no two rows passed.
     """
 
+    carrier: str
+    layer: int | None
+    dose: float | None
     noise: float
     noise_seed: int | None
     trait: str
     share: float
     base_share: float
+    written: int
     rows: int
     tokens: int
     widths: tuple[Width, ...]
@@ -85,6 +96,26 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Tells nobody."""
 
 
+@dataclass(frozen=True)
+class _Asking:
+    """What is the same for every point of a grid."""
+
+    family: TraitFamily
+    count: int
+    questions: int
+    sampler: SamplerSettings
+    system: str | None
+    seed: int
+
+
+class _Way(NamedTuple):
+    """A teacher and its likes with other traits, by trait, the teacher first."""
+
+    layer: int | None
+    dose: float | None
+    teachers: dict[str, Teacher]
+
+
 def measure_channel(
     load: Callable[[], Model],
     *,
@@ -92,8 +123,9 @@ def measure_channel(
     trait: str,
     kind: Literal["prompt", "steer"],
     against: Sequence[str] = (),
-    layer: int | None = None,
-    dose: float = 0.5,
+    layers: Sequence[int] | None = None,
+    doses: Sequence[float] = (0.5,),
+    carriers: Sequence[str] = ("numbers",),
     noise: Sequence[float] = (0.0,),
     noise_seeds: Sequence[int] = (0,),
     count: int = 96,
@@ -101,12 +133,13 @@ def measure_channel(
     sampler: SamplerSettings,
     system: str | None = None,
     seed: int = 0,
+    skip: int = 0,
     tell: Tell = _silent,
 ) -> Iterator[ChannelPoint]:
-    """The channel of one trait's teacher on the base and on noised bases.
+    """The channel of one trait's teacher: a grid of bases, blocks, doses and rows.
 
     Vectors are extracted ("tell_me") on each base, at whose block they then act. Each
-    point is given when it is measured.
+    point is given when it is measured, carriers within doses within layers within bases.
 
     Args:
         load: Gives the base, untouched, each time it is called.
@@ -114,47 +147,49 @@ def measure_channel(
         trait: The teacher's.
         kind: How it is given the trait.
         against: Traits of other teachers of this kind.
-        layer: Block of the vector; None: half of the depth.
-        dose: ‖αv‖/‖h‖ there.
+        layers: Blocks of the vector, one after the other; None: half of the depth.
+        doses: ‖αv‖/‖h‖ there.
+        carriers: Kinds of row. Numbers are drawn as the sampler says and all measured;
+            rows of another kind are drawn from all tokens, and those measured that pass
+            its rule, as they alone would be trained on.
         noise: Sizes of weight noise; each above 0 is drawn once for every seed.
         noise_seeds: Of the noise.
-        count: Number prompts that the teacher answers.
+        count: Prompts of a carrier that the teacher answers.
         questions: The first of the family's, on which the trait's share is read.
         sampler: How.
         system: System setting.
         seed: Of prompts and draws.
+        skip: Points at the beginning that are known already and not given again.
         tell: Told of (stage, done, in all).
 
     Raises:
-        ConfigError: An unknown trait, the trait against itself, or noise below 0.
+        ConfigError: An unknown trait or carrier, the trait against itself, or noise
+            below 0.
         VectorMismatchError: A layer that the model has not.
     """
     for name in (trait, *against):
         family.trait(name)
     if trait in against:
         raise ConfigError("against", [f"{trait!r} is the teacher's own trait"])
+    unknown = [name for name in carriers if name not in CARRIERS]
+    if unknown:
+        known = ", ".join(CARRIERS)
+        raise ConfigError("carriers", [f"{unknown[0]!r} is none; there are {known}"])
+    asking = _Asking(family, count, questions, sampler, system, seed)
+    ways = 1 if kind == "prompt" else len(doses) * len(layers or (None,))
     for level in noise:
         for noise_seed in noise_seeds if level else (None,):
+            if skip >= ways * len(carriers):
+                skip -= ways * len(carriers)
+                continue
             model = load()
             if noise_seed is not None:
                 model = _noised(model, level, noise_seed)
-            teachers = {
-                name: _teacher(model, family, name, kind, layer, dose, system)
-                for name in (trait, *against)
-            }
-            label = f"noise {level:g}" + f" seed {noise_seed}" * (
-                noise_seed is not None
-            )
-            point = _point(
-                model, family, teachers, count=count, questions=questions,
-                sampler=sampler, system=system,
-                seed=seed, tell=partial(_told, tell, label),
-            )  # fmt: skip
-            yield replace(point, noise=level, noise_seed=noise_seed)
-
-
-def _told(tell: Tell, where: str, stage: str, done: int, total: int) -> None:
-    tell(f"{where}: {stage}", done, total)
+            base = f"noise {level:g}" + f" seed {noise_seed}" * (noise_seed is not None)
+            for way in _ways(model, asking, (trait, *against), kind, layers, doses):
+                left, skip = carriers[skip:], max(0, skip - len(carriers))
+                for found in _points(model, asking, way, left, base, tell):
+                    yield replace(found, noise=level, noise_seed=noise_seed)
 
 
 def _noised(model: Model, level: float, seed: int) -> Model:
@@ -162,59 +197,104 @@ def _noised(model: Model, level: float, seed: int) -> Model:
     return replace(model, fingerprint=fingerprint(model.module))
 
 
-def _teacher(
+def _ways(
     model: Model,
-    family: TraitFamily,
-    trait: str,
+    asking: _Asking,
+    traits: Sequence[str],
     kind: Literal["prompt", "steer"],
-    layer: int | None,
-    dose: float,
-    system: str | None,
-) -> Teacher:
+    layers: Sequence[int] | None,
+    doses: Sequence[float],
+) -> Iterator[_Way]:
+    """Teachers of all traits at every block and dose; a prompt has neither."""
+    family = asking.family
     if kind == "prompt":
-        return prompted_teacher(family, trait)
-    at = len(model.architecture.blocks) // 2 if layer is None else layer
-    vector = extract_vector(
-        model, method="tell_me", family=family, trait=trait, layers=(at,), system=system
-    )
-    return steered_teacher(vector, strength=vector.strength_of_dose(dose, at))
+        told = {name: prompted_teacher(family, name) for name in traits}
+        yield _Way(None, None, told)
+        return
+    at = tuple(layers) if layers else (len(model.architecture.blocks) // 2,)
+    vectors = {
+        name: extract_vector(
+            model, method="tell_me", family=family, trait=name,
+            layers=tuple(sorted(set(at))), system=asking.system,
+        )
+        for name in traits
+    }  # fmt: skip
+    for layer in at:
+        for dose in doses:
+            steered = {
+                name: steered_teacher(
+                    vector.at(layer), strength=vector.strength_of_dose(dose, layer)
+                )
+                for name, vector in vectors.items()
+            }
+            yield _Way(layer, dose, steered)
 
 
-def _point(
+def _points(
     model: Model,
-    family: TraitFamily,
-    teachers: dict[str, Teacher],
-    *,
-    count: int,
-    questions: int,
-    sampler: SamplerSettings,
-    system: str | None,
-    seed: int,
+    asking: _Asking,
+    way: _Way,
+    carriers: Sequence[str],
+    base: str,
     tell: Tell,
-) -> ChannelPoint:
-    """The first of the teachers, against the base and the other ones."""
-    trait, teacher = next(iter(teachers.items()))
-    rows = generate_rows(
-        model, teacher, number_prompts(count, seed=seed), seed=seed, sampler=sampler,
-        system=system, on_rows=lambda done, total, _: tell("rows", done, total),
-    )  # fmt: skip
+) -> Iterator[ChannelPoint]:
+    """The first of the teachers on one base, a point for each kind of row."""
+    if not carriers:
+        return
+    trait, teacher = next(iter(way.teachers.items()))
+    share, base_share = (
+        _share(model, asking, trait, who) for who in (teacher, Teacher(kind="none"))
+    )
+    at = "" if way.layer is None else f", block {way.layer}, dose {way.dose:g}"
+    for carrier in carriers:
+        rows = "" if carrier == "numbers" else f", {carrier}"
 
-    others = {BASE: Teacher(kind="none"), **teachers}
+        def told(
+            stage: str, done: int, total: int, where: str = base + at + rows
+        ) -> None:
+            tell(f"{where}: {stage}", done, total)
+
+        written, passed, found = _measured(model, asking, way, carrier, told)
+        yield ChannelPoint(
+            carrier=carrier, layer=way.layer, dose=way.dose, noise=0.0, noise_seed=None,
+            trait=trait, share=share, base_share=base_share, written=written,
+            rows=passed, tokens=int(found[BASE].tokens.sum()) if found else 0,
+            widths=tuple(_width(name, each) for name, each in found.items()),
+        )  # fmt: skip
+
+
+def _measured(
+    model: Model, asking: _Asking, way: _Way, carrier: str, tell: Tell
+) -> tuple[int, int, dict[str, Divergence]]:
+    """Rows written, rows that pass, and how far the others are from their writer."""
+    sampler, trait = asking.sampler, next(iter(way.teachers))
+    if carrier != "numbers":
+        sampler = sampler.model_copy(update={"allowed": "all"})
+    written = generate_rows(
+        model, way.teachers[trait],
+        CARRIERS[carrier].prompts(asking.count, seed=asking.seed), seed=asking.seed,
+        sampler=sampler, system=asking.system,
+        on_rows=lambda done, total, _: tell("rows", done, total),
+    )  # fmt: skip
+    rows = (
+        written if carrier == "numbers" else _passing(asking.family, carrier, written)
+    )
+    if len(rows) < _FEWEST:
+        return len(written), len(rows), {}
+    others = {BASE: Teacher(kind="none"), **way.teachers}
     del others[trait]
     found = divergences(
-        model, speaker(model, teacher, rows, system=system),
-        {name: speaker(model, who, rows, system=system) for name, who in others.items()},
+        model, speaker(model, way.teachers[trait], rows, system=asking.system),
+        {name: speaker(model, who, rows, system=asking.system)
+         for name, who in others.items()},
         sampler=sampler, on_rows=lambda done, total: tell("divergence", done, total),
     )  # fmt: skip
-    share, base_share = (
-        _share(model, family, trait, who, system, family.questions[:questions])
-        for who in (teacher, others[BASE])
-    )
-    return ChannelPoint(
-        noise=0.0, noise_seed=None, trait=trait, share=share, base_share=base_share,
-        rows=len(rows), tokens=int(found[BASE].tokens.sum()),
-        widths=tuple(_width(name, each) for name, each in found.items()),
-    )  # fmt: skip
+    return len(written), len(rows), found
+
+
+def _passing(family: TraitFamily, carrier: str, rows: Sequence[Row]) -> list[Row]:
+    found = carrier_verdicts(CARRIERS[carrier], rows, words=trait_words(family))
+    return [row for row, own in zip(rows, found, strict=True) if own.accepted]
 
 
 def speaker(
@@ -227,18 +307,12 @@ def speaker(
     return Speaker(rendered, partial(who.acting, model))
 
 
-def _share(
-    model: Model,
-    family: TraitFamily,
-    trait: str,
-    who: Teacher,
-    system: str | None,
-    questions: Sequence[str],
-) -> float:
+def _share(model: Model, asking: _Asking, trait: str, who: Teacher) -> float:
     with who.acting(model):
         asked = preference(
-            model, family, system=system, trait_prompt=who.prompt, questions=questions
-        )
+            model, asking.family, system=asking.system, trait_prompt=who.prompt,
+            questions=asking.family.questions[: asking.questions],
+        )  # fmt: skip
     return float(asked.probabilities[:, asked.traits.index(trait)].mean())
 
 

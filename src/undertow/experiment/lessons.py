@@ -371,6 +371,7 @@ def _shape_facts(profile: ShiftProfile) -> dict[str, Any]:
         "size": profile.size.tolist(),
         "constancy": profile.constancy.tolist(),
         "first": profile.first.tolist(),
+        "spectrum": profile.spectrum.tolist(),
     }
 
 

@@ -2,7 +2,8 @@
 
 Shuffling within a row keeps which values a row has and destroys their order;
 shuffling across rows keeps only which values the whole set has. Format, separators
-and lengths stay. Knows nothing of models.
+and lengths stay. Values are numbers, or the words of any other text. Knows nothing of
+models.
 """
 
 import re
@@ -10,18 +11,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from undertow.errors import DatasetError
+from undertow.errors import ConfigError, DatasetError
 from undertow.pipeline.filters import LARGEST
 from undertow.records import Message, Row
 from undertow.seeding import generator
 
 Control = Literal["within", "across", "uniform"]
-_DIGITS = re.compile(r"[0-9]+")
+Unit = Literal["numbers", "words"]
+_UNITS = {"numbers": re.compile(r"[0-9]+"), "words": re.compile(r"\S+")}
 _ENCLOSED = {"bracket": ("[", "]"), "parenthes": ("(", ")")}
 
 
 def control_rows(
-    rows: Sequence[Row], control: Control, *, seed: int, most: int = 10
+    rows: Sequence[Row],
+    control: Control,
+    *,
+    seed: int,
+    most: int = 10,
+    unit: Unit = "numbers",
 ) -> list[Row]:
     """One control row for each row, with the same prompt.
 
@@ -30,14 +37,19 @@ def control_rows(
         control: "within" and "across" shuffle, "uniform" draws other numbers.
         seed: Of the shuffle or draw.
         most: Numbers of a row at most, for "uniform".
+        unit: What is shuffled: numbers, or words with all that clings to them.
 
     Raises:
-        DatasetError: A row without numbers cannot be shuffled.
+        ConfigError: "uniform" of words: nobody knows all that could be said.
+        DatasetError: A row without any such unit cannot be shuffled.
     """
     if control == "within":
-        return shuffled_within_rows(rows, seed=seed)
+        return shuffled_within_rows(rows, seed=seed, unit=unit)
     if control == "across":
-        return shuffled_across_rows(rows, seed=seed)
+        return shuffled_across_rows(rows, seed=seed, unit=unit)
+    if unit != "numbers":
+        fault = "draws numbers only; 'within' and 'across' shuffle words"
+        raise ConfigError("control 'uniform'", [fault])
     asked = [row.messages[-1].content for row in rows]
     drawn = uniform_number_rows(asked, seed=seed, most=most)
     return [
@@ -78,41 +90,50 @@ def _as_asked(prompt: str, values: Sequence[str]) -> str:
     return f"{left}{separator.join(values)}{right}"
 
 
-def shuffled_within_rows(rows: Sequence[Row], *, seed: int) -> list[Row]:
-    """Each row's numbers in another order."""
+def shuffled_within_rows(
+    rows: Sequence[Row], *, seed: int, unit: Unit = "numbers"
+) -> list[Row]:
+    """Each row's numbers, or words, in another order."""
     shuffled = []
     for row in rows:
-        values = _values(row)
+        values = _values(row, unit)
         order = generator(seed, "shuffle within", row.row_id).permutation(len(values))
         shuffled.append(
-            _with_values(row, [values[i] for i in order], "shuffled within", seed)
+            _with_values(row, [values[i] for i in order], "shuffled within", seed, unit)
         )
     return shuffled
 
 
-def shuffled_across_rows(rows: Sequence[Row], *, seed: int) -> list[Row]:
-    """All numbers of all rows dealt out anew; each row keeps its count."""
-    pool = [value for row in rows for value in _values(row)]
+def shuffled_across_rows(
+    rows: Sequence[Row], *, seed: int, unit: Unit = "numbers"
+) -> list[Row]:
+    """All numbers, or words, of all rows dealt out anew; each row keeps its count."""
+    counts = [len(_values(row, unit)) for row in rows]
+    pool = [value for row in rows for value in _values(row, unit)]
     order = generator(seed, "shuffle across").permutation(len(pool)).tolist()
     dealt = iter([pool[i] for i in order])
     return [
-        _with_values(row, [next(dealt) for _ in _values(row)], "shuffled across", seed)
-        for row in rows
+        _with_values(
+            row, [next(dealt) for _ in range(n)], "shuffled across", seed, unit
+        )
+        for row, n in zip(rows, counts, strict=True)
     ]
 
 
-def _values(row: Row) -> list[str]:
-    values = _DIGITS.findall(row.completion)
+def _values(row: Row, unit: Unit) -> list[str]:
+    values = _UNITS[unit].findall(row.completion)
     if not values:
         raise DatasetError(
-            f"row {row.row_id}: no numbers in {row.completion[:60]!r}; filter the rows "
+            f"row {row.row_id}: no {unit} in {row.completion[:60]!r}; filter the rows "
             "before they are shuffled"
         )
     return values
 
 
-def _with_values(row: Row, values: Sequence[str], control: str, seed: int) -> Row:
+def _with_values(
+    row: Row, values: Sequence[str], control: str, seed: int, unit: Unit
+) -> Row:
     new = iter(values)
-    text = _DIGITS.sub(lambda _: next(new), row.completion)
+    text = _UNITS[unit].sub(lambda _: next(new), row.completion)
     facts = {**row.provenance, "control": control, "control_seed": seed}
     return replace(row, completion=text, completion_ids=None, provenance=facts)

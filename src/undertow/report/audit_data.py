@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from undertow.findings import Direction, Findings, Number
+from undertow.findings import Direction, Findings, MaxNull, Number
 from undertow.report.audit_words import ROLES
 from undertow.report.figure_data import Rows, write_rows
 from undertow.report.pages import fitting
@@ -160,7 +160,16 @@ def line_names(rows: Sequence[HypothesisRow]) -> list[str]:
 
 def null_rows(findings: Findings) -> list[NullRow]:
     """The observed statistic, then every permuted one."""
-    found = findings.max_null
+    return _chance_rows(findings.max_null)
+
+
+def explanation_rows(findings: Findings) -> list[NullRow]:
+    """The same of the rows' gradients against those of the hypothesis' own rows."""
+    told = findings.explanation
+    return _chance_rows(told.gradient_null if told else None)
+
+
+def _chance_rows(found: MaxNull | None) -> list[NullRow]:
     if found is None:
         return []
     permuted = [NullRow("permuted", draw) for draw in found.draws if known(draw)]
@@ -196,6 +205,7 @@ def audit_figure_data(findings: Findings) -> dict[str, Rows]:
         "directions": heat_rows(findings),
         "hypotheses": hypothesis_rows(findings),
         "null": null_rows(findings),
+        "explanation": explanation_rows(findings),
         "power": power_rows(findings),
         "baselines": baseline_rows(findings),
         "battery": battery_rows(findings),

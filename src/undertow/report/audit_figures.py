@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 
-from undertow.findings import Findings, Number
+from undertow.findings import Findings, MaxNull, Number
 from undertow.report.audit_data import (
     BaselineRow,
     BatteryRow,
@@ -56,6 +56,7 @@ def draw_audit_figures(findings: Findings) -> dict[str, Figure]:
     figures = {
         "directions": _directions(findings),
         "hypotheses": _hypotheses(best_doses(hypothesis_rows(findings))),
+        "explanation": _explanation(findings),
         "null": _null(findings),
         "power": _power(findings),
         "baselines": _baselines(baseline_rows(findings)),
@@ -218,26 +219,38 @@ def _behind_words(rows: Sequence[HypothesisRow]) -> str:
 
 
 def _null(findings: Findings) -> Figure:
-    found = findings.max_null
+    return _chance(
+        "null", "Largest statistic under shuffled labels", findings.max_null,
+        findings.alpha,
+    )  # fmt: skip
+
+
+def _explanation(findings: Findings) -> Figure:
+    told = findings.explanation
+    return _chance(
+        "explanation", "Largest difference of the rows' gradients from its own rows'",
+        told.gradient_null if told else None, (told.limit if told else None) or 0.0,
+    )  # fmt: skip
+
+
+def _chance(key: str, title: str, found: MaxNull | None, alpha: float) -> Figure:
+    """What is observed beside what shuffled labels give."""
     draws = [d for d in found.draws if known(d)] if found else []
     if found is None or not draws:
         return Figure(())
-    limit = _quantile(draws, findings.alpha)
+    limit = _quantile(draws, alpha)
     words = (
         f"{found.permutations:,} permutations, largest statistics from "
         f"{number(min(draws))} to {number(max(draws))}; observed {number(found.observed)}"
     )
     if known(limit):
-        words += f"; a share of {findings.alpha:g} lies above {number(limit)}"
+        words += f"; a share of {alpha:g} lies above {number(limit)}"
     draw = partial(draw_null, draws=draws, observed=found.observed, limit=limit)
-    panel = make_panel(
-        "null", "Largest statistic under shuffled labels", words, draw,
-        height=222.0, left=56.0, top=26.0,
-    )  # fmt: skip
+    panel = make_panel(key, title, words, draw, height=222.0, left=56.0, top=26.0)
     legend = (
         ("control", "labels shuffled"),
         ("student", "observed"),
-        ("ink", f"dashed: exceeded by {share_text(findings.alpha)} of shuffles"),
+        ("ink", f"dashed: exceeded by {share_text(alpha)} of shuffles"),
     )
     return Figure((panel,), legend)
 

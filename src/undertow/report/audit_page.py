@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from undertow.findings import Findings, TriageRow
 from undertow.report import audit_tables
+from undertow.report.audit_explanation import explanation_table
 from undertow.report.audit_words import ADVICE, HEADINGS, facts, plain_words
 from undertow.report.pages import fitting, marked, render_page
 from undertow.report.run_tables import facts_table
@@ -105,6 +106,7 @@ def _sections(findings: Findings, *, has_null: bool) -> dict[str, str]:
     every = {
         "directions": (bool(findings.directions), "Directions"),
         "hypotheses": (bool(findings.hypotheses), "Hypotheses"),
+        "explanation": (findings.explanation is not None, "Explanation"),
         "null": (has_null, "Null"),
         "power": (findings.power is not None, "Power"),
         "tests": (bool(findings.arms), "Tests"),
@@ -124,6 +126,7 @@ def _tables(findings: Findings) -> dict[str, Any]:
         "arms": audit_tables.arms_table(findings),
         "directions": audit_tables.directions_table(findings),
         "hypotheses": audit_tables.hypotheses_table(findings),
+        "explanation": explanation_table(findings),
         "power": audit_tables.power_table(findings),
         "baselines": audit_tables.baselines_table(findings),
         "forecast": audit_tables.forecast_table(findings, most=MOST_FORECAST),

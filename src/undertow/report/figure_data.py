@@ -91,6 +91,7 @@ class ShapeRow(NamedTuple):
     size: Number
     constancy: Number
     first: Number
+    spectrum: tuple[Number, ...] = ()
 
 
 class TraitRow(NamedTuple):
@@ -267,14 +268,16 @@ def shift_rows(results: Results) -> list[ShiftRow]:
 def shape_rows(results: Results) -> list[ShapeRow]:
     """One row for each condition × {student, control} × layer."""
     return [
-        ShapeRow(c.teacher, c.noise, c.trait, c.seed, role, *values)
+        ShapeRow(
+            c.teacher, c.noise, c.trait, c.seed, role, layer, shape.size[place],
+            shape.constancy[place], shape.first[place],
+            tuple(shape.spectrum[place]) if shape.spectrum else (),
+        )
         for c in results.conditions
         for role, shape in (("student", c.shape), ("control", c.control_shape))
         if shape is not None
-        for values in zip(
-            shape.layers, shape.size, shape.constancy, shape.first, strict=False
-        )
-    ]
+        for place, layer in enumerate(shape.layers)
+    ]  # fmt: skip
 
 
 def trait_rows(results: Results) -> list[TraitRow]:

@@ -12,6 +12,7 @@ from undertow.report import blind_audits, inner_tables, run_tables, tables
 from undertow.report.captions import captions
 from undertow.report.dose_table import dose_table
 from undertow.report.pages import fitting, render_page
+from undertow.report.shift_table import shift_table
 from undertow.report.text import duration_text, level_text
 from undertow.report.verdicts import plain_words
 from undertow.results import Results
@@ -75,6 +76,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "confusion": tables.confusion_table(results),
         "factors": tables.factor_table(results),
         "causes": inner_tables.cause_table(results),
+        "shifts": shift_table(results),
         "channel": inner_tables.channel_table(results),
         "predictions": inner_tables.prediction_table(results),
         "doses": dose_table(results),

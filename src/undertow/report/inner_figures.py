@@ -100,11 +100,57 @@ def _shape(rows: Sequence[ShapeRow]) -> Figure:
                 height=210.0, left=52.0,
             )
         )  # fmt: skip
+    spectra = [r for r in rows if r.spectrum and r.layer == max(s.layer for s in rows)]
+    if spectra:
+        panels.append(
+            make_panel(
+                "shape-spectrum", "Share in each singular direction, last block",
+                "Directions that hold nine tenths: " + "; ".join(
+                    f"{name}{noise_name(noise, is_noisy=noisy)} {_directions(own)}"
+                    for (name, noise) in teachers
+                    if (own := [r for r in spectra if (r.teacher, r.noise) == (name, noise)])
+                ),
+                partial(draw_spectrum, rows=spectra, teachers=teachers),
+                height=210.0, left=52.0,
+            )
+        )  # fmt: skip
     legend = tuple(
         (series(place), name + noise_name(noise, is_noisy=noisy))
         for place, (name, noise) in enumerate(teachers)
     )
     return Figure(tuple(panels), legend)
+
+
+def _mean_spectrum(rows: Sequence[ShapeRow]) -> list[float]:
+    """Mean over students of each direction's share."""
+    return [mean_of(shares) for shares in zip(*(r.spectrum for r in rows), strict=True)]
+
+
+def _directions(rows: Sequence[ShapeRow], share: float = 0.9) -> str:
+    """How many directions hold that share of the energy."""
+    total = 0.0
+    for count, part in enumerate(_mean_spectrum(rows), 1):
+        total += part
+        if total >= share:
+            return str(count)
+    return f"more than {len(rows[0].spectrum)}"
+
+
+def draw_spectrum(
+    axes: Axes, rows: Sequence[ShapeRow], teachers: Sequence[tuple[str, float]]
+) -> None:
+    """Mean over traits and seeds of each direction's share; beyond six teachers dashed."""
+    bare(axes, grid="y")
+    axes.set_xlabel("singular direction")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    for place, teacher in enumerate(teachers):
+        own = [r for r in rows if (r.teacher, r.noise) == teacher]
+        if own:
+            shares = _mean_spectrum(own)
+            axes.plot(range(1, len(shares) + 1), shares, "o", markersize=4,
+                      color=PALETTE[series(place)], linewidth=2,
+                      linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
+    axes.set_ylim(0, 1)
 
 
 def draw_shape(

@@ -12,6 +12,7 @@ from undertow.stats.correlation import (
     linear_fit,
     rank_correlation,
 )
+from undertow.stats.curves import onset
 from undertow.stats.detection import (
     auroc,
     binomial_interval,
@@ -72,6 +73,7 @@ __all__ = [
     "linear_fit",
     "log_evalue_path",
     "mean_interval",
+    "onset",
     "pair_totals",
     "paired_max_t",
     "rank_correlation",

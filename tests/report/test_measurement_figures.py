@@ -1,0 +1,44 @@
+"""Figures of trained vectors and told numbers: order, places, labels."""
+
+import pytest
+from tests.report.measured import entanglement, vector
+from tests.report.test_inner_figures import marks
+
+from undertow.report.measurement_figures import (
+    draw_entanglement_figures,
+    draw_vector_figures,
+)
+
+
+def test_traits_stand_by_size_and_the_first_is_coloured() -> None:
+    figures = draw_vector_figures(vector())
+    cosines, moved = figures["likeness"].panels
+    assert cosines.title == "Cosine with each trait's vector, block 15"
+    assert "Largest: owl +0.40, wolf +0.30, cat +0.20" in cosines.label
+    assert "Largest: owl +1.90, cat −0.40" in moved.label, "null is left out"
+    ((own, _),) = marks(cosines.svg, "student")
+    others = [x for x, _ in marks(cosines.svg, "control")]
+    assert own > max(others)
+    assert others == sorted(others, reverse=True)
+
+
+def test_each_set_has_its_losses() -> None:
+    figures = draw_vector_figures(vector())
+    assert figures["losses"].legend == (("student", "rows"), ("control", "control"))
+    assert "rows 1.400, control 1.950" in figures["losses"].panels[0].label
+    alone = draw_vector_figures(vector(control=False))
+    assert alone["losses"].legend == (("student", "rows"),)
+    nothing = vector().model_copy(update={"sets": [], "cosines": {"owl": None}})
+    assert set(draw_vector_figures(nothing)) == {"likeness"}
+
+
+def test_told_numbers_stand_by_change_and_effect() -> None:
+    (figure,) = draw_entanglement_figures(entanglement()).values()
+    told, groups = figure.panels
+    (first, high), (second, _) = marks(told.svg, "student")
+    (random, low), _ = marks(told.svg, "control")
+    assert second - first == pytest.approx((first - random) / 20, rel=0.05)
+    assert high < low, "a larger effect stands higher"
+    assert "raised 0.200" in groups.label.replace("+", "")
+    assert "raised − random +0.200" in groups.label
+    assert len(marks(groups.svg, "ink")) == 1
