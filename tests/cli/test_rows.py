@@ -533,7 +533,7 @@ def test_controls_of_other_carriers_shuffle_words(
 ) -> None:
     source, out = tmp_path / "rows.jsonl", tmp_path / "control.jsonl"
     text = "It was needed that the mayor read his morning paper before lunch."
-    asked = CARRIERS["paraphrase"].prompt_at(4, 0)
+    asked = CARRIERS["paraphrase"].prompt_at(3, 0)
     rows = [Row((Message("user", asked),), said) for said in (text, "No.")]
     write_rows(source, rows)
     found = command(

@@ -98,7 +98,7 @@ def test_the_page_says_what_to_do(page: str, trait_found: Findings) -> None:
 
 def test_what_has_nothing_to_show_is_left_out(none_found: Findings) -> None:
     raw = render_audit_report(none_found)
-    left = {"discovery", "forecast", "triage"}
+    left = {"explanation", "discovery", "forecast", "triage"}
     assert sections(raw) == [name for name in SECTIONS if name not in left]
     bare = none_found.model_copy(
         update={"directions": [], "hypotheses": [], "max_null": None, "power": None,

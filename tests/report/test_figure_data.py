@@ -19,7 +19,8 @@ def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
         "figures/channel.csv", "figures/confusion.csv", "figures/emergence.csv",
         "figures/gradients.csv",
         "figures/noise_factors.csv", "figures/readouts.csv",
-        "figures/shape.csv", "figures/shift.csv", "figures/sweeps.csv", "figures/training.csv",
+        "figures/shape.csv", "figures/shift.csv", "figures/spectrum.csv",
+        "figures/sweeps.csv", "figures/training.csv",
         "figures/traits.csv", "figures/transfer.csv",
     ]  # fmt: skip
     assert {path.stem: len(read(path)) for path in written} == {
@@ -27,6 +28,7 @@ def test_every_figure_has_its_file(realistic: Results, tmp_path: Path) -> None:
         "readouts": 20 * 4 * 4,  # conditions × roles × measures
         "shift": 20 * 2 * 30,
         "shape": 20 * 2 * 30,
+        "spectrum": 20 * 2 * 30 * 8,
         "emergence": 20 * 3,
         "traits": 20 * 20,
         "confusion": 2 * 2 * 2,

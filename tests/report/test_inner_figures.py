@@ -52,23 +52,6 @@ def test_labels_say_the_cosines(figures: dict[str, Figure]) -> None:
     assert "Mean cosine with the own vector +0.12" in figures["scores"].panels[0].label
 
 
-def test_shapes_are_means_by_teacher(figures: dict[str, Figure]) -> None:
-    size, constancy, first, spectrum = figures["shape"].panels
-    assert spectrum.title == "Share in each singular direction, last block"
-    assert "nine tenths: steer, no noise 4; " in spectrum.label
-    assert size.title == "Size, relative to the stream"
-    assert "steer, no noise 0.06; steer, noise 0.05 0.06" in size.label
-    assert "steer, no noise 0.50" in first.label
-    quiet, loud = (
-        float(text.rsplit(maxsplit=1)[1])
-        for text in constancy.label.split(": ")[1].split("; ")
-    )
-    assert quiet < loud, "more transfer was planted with noise"
-    assert [words for _, words in figures["shape"].legend] == [
-        "steer, no noise", "steer, noise 0.05"
-    ]  # fmt: skip
-
-
 def test_students_are_drawn_update_by_update(figures: dict[str, Figure]) -> None:
     *cells, direction = figures["emergence"].panels
     assert [panel.title for panel in cells] == [

@@ -31,7 +31,7 @@ def test_a_channel_s_answers() -> None:
     ) in page
     assert "with a share of 0.900, at numbers, block 16, dose 0.45" in page
     assert "it is 0.1417 [0.1215, 0.1620] nats a token at most (cat," in page
-    assert "n: 6 spots of 32 to 32 rows" in page
+    assert "n: 6 spots of 32 rows" in page
     line = next(line for line in page.splitlines() if "undertow channel" in line)
     words = shlex.split(line[line.index("undertow") : line.index("</code>")])
     options = dict(zip(words[2::2], words[3::2], strict=True))

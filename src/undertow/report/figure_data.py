@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from undertow.errors import visible
 from undertow.report.pages import fitting
+from undertow.report.shape_data import shape_rows, spectrum_rows
 from undertow.report.text import known
 from undertow.results import (
     Alignment,
@@ -77,21 +78,6 @@ class ShiftRow(NamedTuple):
     layer: int
     vector_layer: int
     cosine: Number
-
-
-class ShapeRow(NamedTuple):
-    """How one student's shift is made after one block."""
-
-    teacher: str
-    noise: float
-    trait: str
-    seed: int
-    role: str
-    layer: int
-    size: Number
-    constancy: Number
-    first: Number
-    spectrum: tuple[Number, ...] = ()
 
 
 class TraitRow(NamedTuple):
@@ -265,21 +251,6 @@ def shift_rows(results: Results) -> list[ShiftRow]:
     ]  # fmt: skip
 
 
-def shape_rows(results: Results) -> list[ShapeRow]:
-    """One row for each condition × {student, control} × layer."""
-    return [
-        ShapeRow(
-            c.teacher, c.noise, c.trait, c.seed, role, layer, shape.size[place],
-            shape.constancy[place], shape.first[place],
-            tuple(shape.spectrum[place]) if shape.spectrum else (),
-        )
-        for c in results.conditions
-        for role, shape in (("student", c.shape), ("control", c.control_shape))
-        if shape is not None
-        for place, layer in enumerate(shape.layers)
-    ]  # fmt: skip
-
-
 def trait_rows(results: Results) -> list[TraitRow]:
     """One row for each condition and trait of the family."""
     return [
@@ -420,6 +391,7 @@ def figure_data(results: Results) -> dict[str, Rows]:
         "readouts": readout_rows(results),
         "shift": shift_rows(results),
         "shape": shape_rows(results),
+        "spectrum": spectrum_rows(results),
         "traits": trait_rows(results),
         "confusion": lift_rows(results),
         "noise_factors": factor_rows(results),

@@ -27,11 +27,9 @@ from undertow.report.figure_data import (
     EmergenceRow,
     GradientRow,
     LiftRow,
-    ShapeRow,
     channel_rows,
     emergence_rows,
     gradient_rows,
-    shape_rows,
 )
 from undertow.report.inner_tables import (
     MEASURES,
@@ -42,6 +40,8 @@ from undertow.report.inner_tables import (
     ways_of,
 )
 from undertow.report.panels import WIDTH, Figure, Panel, make_panel
+from undertow.report.shape_data import shape_rows, spectrum_rows
+from undertow.report.shape_figures import shape_figure
 from undertow.report.svg import PALETTE
 from undertow.report.text import cell_name, known, noise_name, number
 from undertow.results import Number, Results
@@ -52,7 +52,7 @@ MARKS = "osD^vP"
 def draw_inner_figures(results: Results) -> dict[str, Figure]:
     """Every figure of this module that has something to show, by name."""
     figures = {
-        "shape": _shape(shape_rows(results)),
+        "shape": shape_figure(shape_rows(results), spectrum_rows(results)),
         "emergence": _emergence(emergence_rows(results)),
         "channel": _channel(results),
         "scores": _scores(gradient_rows(results)),
@@ -64,115 +64,6 @@ def draw_inner_figures(results: Results) -> dict[str, Figure]:
 
 def _legend(traits: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((series(place), trait) for place, trait in enumerate(traits))
-
-
-# ── shapes of shifts ─────────────────────────────────────────────────────────────
-
-SHAPES = {
-    "size": "size, relative to the stream",
-    "constancy": "share of energy in the mean",
-    "first": "share in the first direction",
-}
-
-
-def _shape(rows: Sequence[ShapeRow]) -> Figure:
-    """Each measure block by block, a line for each kind of teacher."""
-    rows = [r for r in rows if r.role == "student" and known(r.size)]
-    teachers = list(dict.fromkeys((r.teacher, r.noise) for r in rows))
-    noisy, panels = any(r.noise for r in rows), []
-    for measure, words in SHAPES.items() if rows else ():
-        last = max(r.layer for r in rows)
-        ends = {
-            teacher: mean_of(
-                getattr(r, measure) for r in rows
-                if r.layer == last and (r.teacher, r.noise) == teacher
-            )
-            for teacher in teachers
-        }  # fmt: skip
-        panels.append(
-            make_panel(
-                f"shape-{measure}", words[0].upper() + words[1:],
-                "After the last block: " + "; ".join(
-                    f"{name}{noise_name(noise, is_noisy=noisy)} {number(value)}"
-                    for (name, noise), value in ends.items()
-                ),
-                partial(draw_shape, rows=rows, measure=measure, teachers=teachers),
-                height=210.0, left=52.0,
-            )
-        )  # fmt: skip
-    spectra = [r for r in rows if r.spectrum and r.layer == max(s.layer for s in rows)]
-    if spectra:
-        panels.append(
-            make_panel(
-                "shape-spectrum", "Share in each singular direction, last block",
-                "Directions that hold nine tenths: " + "; ".join(
-                    f"{name}{noise_name(noise, is_noisy=noisy)} {_directions(own)}"
-                    for (name, noise) in teachers
-                    if (own := [r for r in spectra if (r.teacher, r.noise) == (name, noise)])
-                ),
-                partial(draw_spectrum, rows=spectra, teachers=teachers),
-                height=210.0, left=52.0,
-            )
-        )  # fmt: skip
-    legend = tuple(
-        (series(place), name + noise_name(noise, is_noisy=noisy))
-        for place, (name, noise) in enumerate(teachers)
-    )
-    return Figure(tuple(panels), legend)
-
-
-def _mean_spectrum(rows: Sequence[ShapeRow]) -> list[float]:
-    """Mean over students of each direction's share."""
-    return [mean_of(shares) for shares in zip(*(r.spectrum for r in rows), strict=True)]
-
-
-def _directions(rows: Sequence[ShapeRow], share: float = 0.9) -> str:
-    """How many directions hold that share of the energy."""
-    total = 0.0
-    for count, part in enumerate(_mean_spectrum(rows), 1):
-        total += part
-        if total >= share:
-            return str(count)
-    return f"more than {len(rows[0].spectrum)}"
-
-
-def draw_spectrum(
-    axes: Axes, rows: Sequence[ShapeRow], teachers: Sequence[tuple[str, float]]
-) -> None:
-    """Mean over traits and seeds of each direction's share; beyond six teachers dashed."""
-    bare(axes, grid="y")
-    axes.set_xlabel("singular direction")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    for place, teacher in enumerate(teachers):
-        own = [r for r in rows if (r.teacher, r.noise) == teacher]
-        if own:
-            shares = _mean_spectrum(own)
-            axes.plot(range(1, len(shares) + 1), shares, "o", markersize=4,
-                      color=PALETTE[series(place)], linewidth=2,
-                      linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
-    axes.set_ylim(0, 1)
-
-
-def draw_shape(
-    axes: Axes,
-    rows: Sequence[ShapeRow],
-    measure: str,
-    teachers: Sequence[tuple[str, float]],
-) -> None:
-    """Mean over traits and seeds after each block; beyond six teachers dashed."""
-    bare(axes, grid="y")
-    axes.set_xlabel("layer (block, from 0)")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    for place, teacher in enumerate(teachers):
-        own = [r for r in rows if (r.teacher, r.noise) == teacher]
-        layers = sorted({r.layer for r in own})
-        means = [
-            mean_of(getattr(r, measure) for r in own if r.layer == layer)
-            for layer in layers
-        ]
-        axes.plot(layers, means, color=PALETTE[series(place)], linewidth=2,
-                  linestyle="-" if place < 6 else (0, (4, 2)))  # fmt: skip
-    axes.set_ylim(0, None if measure == "size" else 1)
 
 
 # ── emergence ────────────────────────────────────────────────────────────────────

@@ -122,8 +122,8 @@ def _channel(grid: ChannelGrid) -> Content:
     seeds = sorted({s.noise_seed for s in grid.points if s.noise_seed is not None})
     noisy = f"; of the noise {', '.join(map(str, seeds))}" if seeds else ""
     spots = f"{len(grid.points)} spot{'s' if len(grid.points) != 1 else ''}"
-    rows = [s.rows for s in grid.points]
-    n = f"{spots} of {min(rows)} to {max(rows)} rows" if rows else spots
+    low, high = (end(s.rows for s in grid.points) for end in (min, max))
+    n = f"{spots} of {low} rows" if low == high else f"{spots} of {low} to {high} rows"
     bases = {
         "widths": Basis(n, f"{grid.seed} alone{noisy}", f"{LEVEL}, over rows, not over seeds"),
         "shares": Basis(f"{spots}, {grid.questions} questions each",
