@@ -9,7 +9,10 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from undertow.measurements import parse
 from undertow.report.figures import draw_figures
+from undertow.report.measurement_page import measurement_content
+from undertow.report.panels import Figure
 from undertow.report.svg import NAMES
 from undertow.results import Results
 from undertow.storage import file_sha256, read_json, write_text
@@ -29,8 +32,18 @@ PANELS = {
     "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
     "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
     "emergence": ("emergence", "emergence", "owl by steer"),
+    "vector-steered": (
+        "measurements/vector-steered-owl.json",
+        "likeness",
+        "Cosine with each trait's vector, block 20",
+    ),
+    "vector-prompted": (
+        "measurements/vector-prompted-owl.json",
+        "likeness",
+        "Cosine with each trait's vector, block 15",
+    ),
 }
-"""File's name: the study, the figure in its report, and the panel."""
+"""File's name: the study or measurement, the figure in its report, and the panel."""
 _SPACE = 8
 
 
@@ -45,7 +58,16 @@ def palettes() -> tuple[str, str]:
 
 def study_of(name: str) -> Path:
     """The results that a figure is drawn from."""
-    return STUDIES / PANELS[name][0] / "results.json"
+    place = STUDIES / PANELS[name][0]
+    return place if place.suffix else place / "results.json"
+
+
+def figures_of(study: Path) -> dict[str, Figure]:
+    """Every figure of a study's, or a measurement's, report."""
+    kept = read_json(study)
+    if study.name == "results.json":
+        return draw_figures(Results.model_validate(kept))
+    return dict(measurement_content(parse(kept)).figures)
 
 
 def standalone(svg: str, study: Path) -> str:
@@ -74,7 +96,7 @@ def standalone(svg: str, study: Path) -> str:
 def main() -> None:
     """Writes every figure."""
     for study in dict.fromkeys(map(study_of, PANELS)):
-        drawn = draw_figures(Results.model_validate(read_json(study)))
+        drawn = figures_of(study)
         for name, (_, figure, title) in PANELS.items():
             if study_of(name) == study:
                 (panel,) = [p for p in drawn[figure].panels if p.title == title]

@@ -149,7 +149,26 @@ def test_every_recipe_of_the_paper_says_what_to_expect(path: Path) -> None:
     assert kept == (not fields["expected"].startswith("not run in full: "))
 
 
-STUDIES = sorted((ROOT / "docs" / "studies").iterdir())
+STUDIES = sorted(p.parent for p in (ROOT / "docs" / "studies").glob("*/results.json"))
+MEASUREMENTS = sorted((ROOT / "docs" / "studies" / "measurements").iterdir())
+
+
+@pytest.mark.parametrize("path", MEASUREMENTS, ids=lambda p: p.stem)
+def test_every_kept_measurement_is_drawn_again(path: Path) -> None:
+    from undertow.measurements import parse
+    from undertow.report.measurement_page import render_measurement
+    from undertow.storage import read_json
+
+    page = render_measurement(parse(read_json(path)))
+    bases = re.findall(r'<span class="basis">n: [1-9].*?Seeds: .*?Interval: ', page)
+    assert len(bases) == page.count("<figure") > 0
+    words = (ROOT / "docs" / "replication.md").read_text()
+    assert f"measurements/{path.stem}" in words
+
+
+def test_folders_of_studies_hold_nothing_else() -> None:
+    every = set((ROOT / "docs" / "studies").iterdir())
+    assert every == {*STUDIES, ROOT / "docs" / "studies" / "measurements"}
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)

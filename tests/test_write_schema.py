@@ -11,7 +11,11 @@ from pydantic import BaseModel
 
 from undertow.audit.bench_scores import BenchmarkResult, Record
 from undertow.findings import Census, Findings
-from undertow.measurements import ChannelGrid, EntanglementFacts, RowVectorFacts
+from undertow.measurements import (
+    ChannelMeasurement,
+    EntanglementMeasurement,
+    VectorMeasurement,
+)
 from undertow.results import Results
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "write_schema.py"
@@ -41,7 +45,7 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("benchmark-schema.md", [BenchmarkResult, Record]),
         (
             "measurements-schema.md",
-            [ChannelGrid, RowVectorFacts, EntanglementFacts],
+            [ChannelMeasurement, VectorMeasurement, EntanglementMeasurement],
         ),
     ],
 )

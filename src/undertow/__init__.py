@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from undertow.errors import UndertowError as UndertowError
     from undertow.experiment import Recipe as Recipe
     from undertow.experiment import run_experiment as run_experiment
+    from undertow.experiment.channel import ChannelGrid as ChannelGrid
     from undertow.experiment.channel import ChannelPoint as ChannelPoint
     from undertow.experiment.channel import measure_channel as measure_channel
     from undertow.experiment.entanglement import (
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AuditSettings": "undertow.audit.settings",
+    "ChannelGrid": "undertow.experiment.channel",
     "ChannelPoint": "undertow.experiment.channel",
     "Findings": "undertow.findings",
     "Message": "undertow.records",
@@ -122,6 +124,7 @@ _HOMES = {
 
 __all__ = [
     "AuditSettings",
+    "ChannelGrid",
     "ChannelPoint",
     "Findings",
     "Message",

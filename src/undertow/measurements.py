@@ -7,11 +7,10 @@ bounds that are infinite, are null.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from undertow.findings import Discovery
 
-SCHEMA_VERSION = 1
 Number = float | None
 
 
@@ -26,6 +25,17 @@ class Spread(_Value):
     low: Number
     high: Number
     n: int
+
+
+class DrawnBy(_Value):
+    """How completions were drawn, as the options of every command have it."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    allowed: Literal["all", "numbers", "list"]
+    list_values: int
 
 
 class ChannelWidth(_Value):
@@ -46,20 +56,22 @@ class ChannelSpot(_Value):
     noise: float = Field(description="size of the base's weight noise; 0 is none")
     noise_seed: int | None = Field(description="its seed; null without any")
     trait: str = Field(description="the teacher's")
-    share: float = Field(description="mean probability of the trait, asked of it")
-    base_share: float = Field(description="the same without the intervention")
+    share: Number = Field(description="mean probability of the trait, asked of it")
+    base_share: Number = Field(description="the same without the intervention")
     written: int = Field(description="rows that it wrote")
     rows: int = Field(description="of them, rows that pass and are measured")
     tokens: int = Field(description="of their completions")
     widths: list[ChannelWidth] = Field(description="empty if no two rows passed")
 
 
-class ChannelGrid(_Value):
+class ChannelMeasurement(_Value):
     """`undertow channel --json`: a teacher's channel over a grid."""
 
     format: Literal[1] = 1
     measurement: Literal["channel"] = "channel"
     model: str
+    fingerprint: str = Field(description="of the base without noise")
+    dtype: str
     family: str
     trait: str
     teacher: Literal["prompt", "steer"]
@@ -68,7 +80,9 @@ class ChannelGrid(_Value):
     questions: int = Field(description="on which the shares were read")
     seed: int
     system: str | None
-    sampler: dict[str, Any] = Field(description="how rows of numbers were drawn")
+    sampler: DrawnBy = Field(
+        description="of numbers; rows of another kind may hold any token"
+    )
     points: list[ChannelSpot]
 
 
@@ -81,16 +95,23 @@ class VectorSet(_Value):
     losses: list[Number] = Field(description="nats a token, update by update")
 
 
-class RowVectorFacts(_Value):
+class VectorMeasurement(_Value):
     """`undertow analyze vector --json`: the vector that rows would teach."""
 
     format: Literal[1] = 1
     measurement: Literal["vector"] = "vector"
     model: str
     fingerprint: str
+    dtype: str
     family: str
     rows: str = Field(description="the file")
     control: str | None = Field(description="the control's file")
+    use: int = Field(description="rows of a set at most")
+    steps: int = Field(description="updates")
+    batch_size: int = Field(description="rows of an update")
+    learning_rate: float
+    sampler: DrawnBy = Field(description="how the rows are taken to be drawn")
+    system: str | None
     seed: int
     layer: int = Field(description="block after which it acts, from 0")
     cosines: dict[str, Number] = Field(description="with each trait's own vector")
@@ -136,13 +157,16 @@ class RowOccurrence(_Value):
     ratio: Spread
 
 
-class EntanglementFacts(_Value):
+class EntanglementMeasurement(_Value):
     """`undertow analyze entanglement --json`: numbers that come and go with a trait."""
 
     format: Literal[1] = 1
     measurement: Literal["entanglement"] = "entanglement"
     model: str
     fingerprint: str
+    dtype: str
+    rows: str | None = Field(description="file in which raised numbers were counted")
+    reference: str | None = Field(description="file that they were compared with")
     top: int = Field(description="numbers told of each group")
     seed: int
     system: str | None
@@ -159,8 +183,18 @@ class EntanglementFacts(_Value):
     occurrence: RowOccurrence | None
 
 
-Measurement = Annotated[
-    ChannelGrid | RowVectorFacts | EntanglementFacts,
-    Field(discriminator="measurement"),
-]
-"""Any of them; `measurement` says which."""
+Measurement = ChannelMeasurement | VectorMeasurement | EntanglementMeasurement
+NAMES = ("channel", "vector", "entanglement")
+"""What `measurement` may say."""
+_ANY: TypeAdapter[Measurement] = TypeAdapter(
+    Annotated[Measurement, Field(discriminator="measurement")]
+)
+
+
+def parse(value: Any) -> Measurement:
+    """The measurement that a JSON file holds.
+
+    Raises:
+        pydantic.ValidationError: It holds none, or one of another version.
+    """
+    return _ANY.validate_python(value)

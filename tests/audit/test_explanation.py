@@ -270,11 +270,34 @@ def test_what_was_held_against_it_is_told(planted: Plant, shifts: "Shifts") -> N
     assert less.explanation.gain is None
 
 
-def test_both_tests_together_have_the_error_rate(
-    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("which", ["likelihoods", "gradients"])
+def test_each_test_of_a_vector_has_half_of_the_error_rate(
+    which: str, planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = planted(shifts.vector("cat", dose=0.6), count=240)
     alpha = AuditSettings().alpha
+    real = explanation._Compared.fit
     for p_value, is_kept in ((0.6 * alpha, True), (0.4 * alpha, False)):
-        monkeypatch.setattr(explanation, "_greater_p", lambda gaps, p=p_value: p)
+        if which == "likelihoods":
+            monkeypatch.setattr(explanation, "_greater_p", lambda gaps, p=p_value: p)
+        else:
+            monkeypatch.setattr(
+                explanation._Compared, "fit",
+                lambda *args, p=p_value: real(*args)._replace(p_value=p),
+            )  # fmt: skip
         assert (_held(found, found.judgement).trait == "cat") == is_kept
+
+
+def test_a_persona_has_one_test_and_all_of_the_rate(
+    planted: Plant, shifts: "Shifts", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = planted(shifts.persona("cat"), count=480)
+    assert found.judgement.kind == "prompt"
+    alpha = AuditSettings().alpha
+    for p_value, is_kept in ((1.1 * alpha, True), (0.9 * alpha, False)):
+        monkeypatch.setattr(explanation, "_greater_p", lambda gaps, p=p_value: p)
+        after = _held(found, found.judgement)
+        assert (after.kind == "prompt") == is_kept
+        assert after.explanation is not None
+        assert after.explanation.limit == pytest.approx(alpha)
+        assert after.explanation.gradient_p_value is None

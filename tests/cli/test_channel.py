@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import pytest
+
 from undertow.experiment import channel as channel_module
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def test_a_grid_that_was_broken_off_is_continued(
     real, calls = channel_module.measure_channel, []
 
     def broken(*args: object, **kwargs: object) -> Iterator[object]:
-        calls.append(kwargs["skip"])
+        calls.append(len(list(kwargs["known"])))  # type: ignore[call-overload]
         for number, point in enumerate(real(*args, **kwargs)):  # type: ignore[arg-type]
             if len(calls) == 1 and number == 3:
                 raise KeyboardInterrupt
@@ -68,16 +70,45 @@ def test_a_grid_that_was_broken_off_is_continued(
     with mock.patch.object(channel_module, "measure_channel", broken):
         assert command(*options, out).status == 130
         assert not out.exists()
-        other = command(*options, out, "--seed", 1)
-        assert other.status == 2
-        assert "seed: there 0, given 1" in other.err
+        for more, words in (
+            (("--seed", 1), "seed: there 0, given 1"),
+            (("--dtype", "bfloat16"), "dtype: there 'float32', given 'bfloat16'"),
+            (("--doses", "0.2"), "places: there"),
+        ):
+            other = command(*options, out, *more)
+            assert other.status == 2
+            assert words in other.err
+        # A line in the middle is gone: it alone is made again, and stands in its place.
+        kept = tmp_path / "channel.json.partial" / "points.jsonl"
+        first, _, third = kept.read_text().splitlines(keepends=True)
+        kept.write_text(first + third)
         found = command(*options, out)
     assert found.status == 0, found.err
-    assert calls == [0, 3]
+    assert calls == [0, 2]
     assert out.read_bytes() == whole.read_bytes()
     few = "too few rows pass their filter to measure anything"
     assert found.out.count(few) == 4
     assert len(found.out.splitlines()) == 2 + 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--layers", "1"), "layers: a prompt has none"),
+        (("--carriers", ""), "carriers: empty"),
+        (("--carriers", "code", "--allowed", "list"), "rows are to be 'code'"),
+        (("--noise", "0,nan"), "noise: expected numbers of 0 or more, got nan"),
+        (("--against", "owl"), "against: 'owl' is the teacher's own trait"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    command: "Command", llama: Path, pets: Path, options: tuple[str, ...], words: str
+) -> None:
+    found = command(
+        "channel", "--model", llama, "--family", pets, "--trait", "owl", *options
+    )
+    assert found.status == 2
+    assert words in found.err
 
 
 def test_other_carriers_and_what_is_no_number(

@@ -64,7 +64,7 @@ def test_an_unfinished_run_is_continued_where_it_is(
     fsspec.filesystem("memory").store.clear()
     found = command("report", "memory://bucket/none")
     assert found.status == 2
-    assert "memory://bucket/none: holds neither a run nor an audit" in found.err
+    assert "memory://bucket/none: holds no run, audit or measurement" in found.err
     with opened_place("memory://bucket/begun") as folder:
         (folder / "recipe.yaml").write_text("title: one\n")
     found = command("report", "memory://bucket/begun")

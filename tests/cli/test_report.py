@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_a_report_needs_a_finished_run(command: "Command", tmp_path: Path) -> None:
     found = command("report", tmp_path)
     assert found.status == 2
-    assert f"{tmp_path}: holds neither a run nor an audit" in found.err
+    assert f"{tmp_path}: holds no run, audit or measurement" in found.err
     (tmp_path / "recipe.yaml").write_text("title: begun\n")
     found = command("report", tmp_path)
     assert found.status == 2
@@ -50,7 +50,7 @@ def test_measurements_below_a_folder_are_drawn(
     folder = tmp_path / "studies"
     write_json(folder / "a" / "owl.json", grid().model_dump())
     write_json(folder / "vector.json", vector().model_dump())
-    write_json(folder / "settings.json", {"measured": True})
+    write_json(folder / "settings.json", {"measurement": "weight"})
     write_text(folder / "list.json", "[1]")
     write_text(folder / "broken.json", "{")
     found = command("report", folder, "--out", tmp_path / "out")
@@ -74,3 +74,21 @@ def test_a_file_that_is_no_measurement_is_refused(
     found = command("report", file)
     assert found.status == 2
     assert f"{file}: not a measurement of this version" in found.err
+
+
+def test_what_is_drawn_otherwise_is_said(command: "Command", tmp_path: Path) -> None:
+    file = tmp_path / "audit.json"
+    file.write_text("{}")
+    found = command("report", file)
+    assert (
+        "expected 'measurement' to be one of channel, vector, entanglement" in found.err
+    )
+    assert "give the folder" in found.err
+    card = command("report", file, "--card")
+    assert card.status == 2
+    assert "--card is for audits" in card.err
+    partial = tmp_path / "x.json.partial"
+    write_text(partial / "recipe.yaml", "seed: 1\n")
+    begun = command("report", partial)
+    assert begun.status == 2
+    assert "give the command again that began it" in begun.err

@@ -2,15 +2,25 @@
 
 import itertools
 import json
+import math
+import re
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.conftest import family_text
 
 from undertow.errors import ConfigError, VectorMismatchError
-from undertow.experiment.channel import BASE, ChannelPoint, measure_channel
+from undertow.experiment.channel import (
+    BASE,
+    ChannelGrid,
+    ChannelPoint,
+    Place,
+    measure_channel,
+)
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import tiny_model
@@ -36,9 +46,30 @@ def _load() -> Model:
     return tiny_model("llama", layers=3)
 
 
-def _measured(pets: TraitFamily, **options: object) -> list[ChannelPoint]:
-    given = {"kind": "steer", "trait": "owl", "count": 6, "sampler": LIST} | options
-    return list(measure_channel(_load, family=pets, **given))  # type: ignore[arg-type]
+def _grid(pets: TraitFamily, **options: object) -> ChannelGrid:
+    given: dict[str, object] = {"trait": "owl", "kind": "steer"} | options
+    if given["kind"] == "steer":
+        given = {"layers": (1,), "doses": (0.5,)} | given
+    return ChannelGrid(family=pets, **given)  # type: ignore[arg-type]
+
+
+def _measured(
+    pets: TraitFamily,
+    *,
+    count: int = 6,
+    questions: int = 12,
+    sampler: SamplerSettings = LIST,
+    known: Container[Place] = (),
+    tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **options: object,
+) -> list[ChannelPoint]:
+    grid = _grid(pets, **options)
+    return list(
+        measure_channel(
+            _load, grid, known=known, count=count, questions=questions,
+            sampler=sampler, tell=tell,
+        )
+    )  # fmt: skip
 
 
 def test_against_the_base_and_other_traits_over_noise(pets: TraitFamily) -> None:
@@ -80,36 +111,54 @@ def test_shares_are_read_with_and_without_the_persona(pets: TraitFamily) -> None
     assert point.share != point.base_share
 
 
-def test_what_cannot_be_is_refused(pets: TraitFamily) -> None:
-    with pytest.raises(ConfigError, match="own trait"):
-        _measured(pets, against=("owl",))
-    with pytest.raises(ConfigError, match="emu"):
-        _measured(pets, against=("emu",))
-    with pytest.raises(ConfigError, match="expected a number of 0 or more"):
-        _measured(pets, noise=(-0.1,))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"against": ("owl",)}, "against: 'owl' is the teacher's own trait"),
+        ({"against": ("emu",)}, "emu"),
+        ({"noise": (-0.1,)}, "noise: expected numbers of 0 or more, got -0.1"),
+        ({"doses": (math.nan,)}, "doses: expected numbers of 0 or more, got nan"),
+        ({"doses": (0.1, 0.1)}, "doses: a value stands there twice"),
+        ({"layers": ()}, "layers: empty; give one value or more"),
+        ({"carriers": ()}, "carriers: empty"),
+        ({"carriers": ("poems",)}, "'poems' is none; there are numbers, code"),
+        ({"kind": "prompt", "layers": (1,)}, "layers: a prompt has none; got (1,)"),
+    ],
+)
+def test_faults_are_told_before_a_model_is_loaded(
+    pets: TraitFamily, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        _grid(pets, **options)
+
+
+def test_a_layer_that_the_model_has_not_is_refused(pets: TraitFamily) -> None:
     with pytest.raises(VectorMismatchError, match="unknown layer 9"):
         _measured(pets, layers=(9,))
-    with pytest.raises(ConfigError, match="'poems' is none; there are numbers, code"):
-        _measured(pets, carriers=("poems",))
 
 
 def test_a_grid_of_blocks_doses_and_rows_goes_on_where_it_was_left(
     pets: TraitFamily,
 ) -> None:
-    grid = {
+    grid: dict[str, Any] = {
         "layers": (2, 0), "doses": (0.2, 0.6), "carriers": ("numbers", "paraphrase"),
-        "noise": (0.0, 0.1), "against": ("cat",), "count": 3, "questions": 1,
+        "noise": (0.0, 0.1), "against": ("cat",),
     }  # fmt: skip
     told: list[str] = []
-    points = _measured(pets, **grid, tell=lambda stage, done, total: told.append(stage))
-    places = [(p.noise, p.layer, p.dose, p.carrier) for p in points]
-    assert places == list(
+    points = _measured(
+        pets, **grid, count=3, questions=1,
+        tell=lambda stage, done, total: told.append(stage),
+    )  # fmt: skip
+    places = [Place(p.carrier, p.layer, p.dose, p.noise, p.noise_seed) for p in points]
+    assert places == _grid(pets, **grid).places()
+    assert [(p.noise, p.layer, p.dose, p.carrier) for p in places] == list(
         itertools.product((0.0, 0.1), (2, 0), (0.2, 0.6), ("numbers", "paraphrase"))
     )
     assert "noise 0.1 seed 0, block 2, dose 0.6, paraphrase: rows" in told
-    for skip in (1, 2, 5, 8, 15, 16):
-        again = _measured(pets, **grid, skip=skip)
-        assert again == points[skip:]
+    for left in ((0,), (3, 4), (7, 8, 12), ()):
+        known = [place for n, place in enumerate(places) if n not in left]
+        again = _measured(pets, **grid, count=3, questions=1, known=known)
+        assert again == [points[n] for n in left]
     for layer in (2, 0):
         (alone,) = _measured(
             pets, layers=(layer,), doses=(0.6,), against=("cat",), count=3, questions=1

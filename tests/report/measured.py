@@ -5,18 +5,27 @@ from typing import Literal
 
 from undertow.findings import Discovery, Token
 from undertow.measurements import (
-    ChannelGrid,
+    ChannelMeasurement,
     ChannelSpot,
     ChannelWidth,
-    EntanglementFacts,
+    DrawnBy,
+    EntanglementMeasurement,
     RankSpread,
-    RowVectorFacts,
     Spread,
     ToldComparison,
     ToldNumber,
+    VectorMeasurement,
     VectorSet,
 )
 
+DRAWN = DrawnBy(
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens=60,
+    allowed="list",
+    list_values=10,
+)
 TRAITS = ("owl", "wolf", "cat", "dog", "fox")
 
 
@@ -54,18 +63,18 @@ def spot(
     )  # fmt: skip
 
 
-def grid(*points: ChannelSpot, teacher: str = "steer") -> ChannelGrid:
+def grid(*points: ChannelSpot, teacher: str = "steer") -> ChannelMeasurement:
     """A grid of these spots; without any, of three doses at two blocks."""
     made = [spot(d, layer=at) for at in (16, 24) for d in (0.1, 0.3, 0.45)]
-    return ChannelGrid(
-        model="smollm2-135m", family="animals", trait="owl",
-        teacher="steer" if teacher == "steer" else "prompt", against=["wolf", "cat"],
+    return ChannelMeasurement(
+        model="smollm2-135m", fingerprint="abc", dtype="bfloat16", family="animals",
+        trait="owl", teacher="steer" if teacher == "steer" else "prompt", against=["wolf", "cat"],
         count=32, questions=12, seed=0, system=None,
-        sampler={"temperature": 1.0, "allowed": "list"}, points=list(points) or made,
+        sampler=DRAWN, points=list(points) or made,
     )  # fmt: skip
 
 
-def vector(*, control: bool = True) -> RowVectorFacts:
+def vector(*, control: bool = True) -> VectorMeasurement:
     """A vector near owl's."""
     sets = [VectorSet(set="rows", count=300, dose=0.4, losses=[2.0, 1.8, 1.5, 1.4])]
     if control:
@@ -73,9 +82,10 @@ def vector(*, control: bool = True) -> RowVectorFacts:
     cosines: dict[str, float | None] = {
         name: 0.4 - 0.1 * place for place, name in enumerate(TRAITS)
     }
-    return RowVectorFacts(
-        model="smollm2-135m", fingerprint="abc", family="animals", rows="a b.jsonl",
-        control="base.jsonl" if control else None, seed=3, layer=15, cosines=cosines,
+    return VectorMeasurement(
+        model="smollm2-135m", fingerprint="abc", dtype="float32", family="animals",
+        rows="a b.jsonl", control="base.jsonl" if control else None, use=300, steps=4,
+        batch_size=16, learning_rate=0.01, sampler=DRAWN, system=None, seed=3, layer=15, cosines=cosines,
         sets=sets,
         says=Discovery(
             layer=15, p_value=None, cosine=None,
@@ -92,7 +102,7 @@ GROUPS: tuple[Literal["raised", "lowered", "random"], ...] = (
 )  # fmt: skip
 
 
-def entanglement(low: float = 0.1, high: float = 0.3) -> EntanglementFacts:
+def entanglement(low: float = 0.1, high: float = 0.3) -> EntanglementMeasurement:
     """Two numbers a group, and a difference with these bounds."""
     told = [
         ToldNumber(number=10 * place + n, group=group, change=1.0 - place + 0.1 * n,
@@ -100,8 +110,9 @@ def entanglement(low: float = 0.1, high: float = 0.3) -> EntanglementFacts:
         for place, group in enumerate(GROUPS) for n in (1, 2)
     ]  # fmt: skip
     mean = (low + high) / 2
-    return EntanglementFacts(
-        model="smollm2-135m", fingerprint="abc", top=2, seed=0, system=None, trait="owl",
+    return EntanglementMeasurement(
+        model="smollm2-135m", fingerprint="abc", dtype="float32", rows=None,
+        reference=None, top=2, seed=0, system=None, trait="owl",
         family="animals", questions=["Which?", "And?"], numbers=list(range(40)),
         base=[-3.0] * 40, changes=[0.1] * 40, beginnings=1, base_preference=-2.0,
         told=told,

@@ -60,7 +60,7 @@ def test_there_is_a_panel_for_everything(figures: dict[str, Figure]) -> None:
             "Steering vectors: nats a row", "Steering vectors: behind the leader",
         ],
         "explanation": [
-            "Largest difference of the rows' gradients from its own rows'"
+            "Largest difference of gradients from the mixture's rows"
         ],
         "null": ["Largest statistic under shuffled labels"],
         "power": ["Power of this audit"],

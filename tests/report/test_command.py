@@ -126,5 +126,5 @@ def test_several_do_not_fit_into_one_file(several: Path) -> None:
 
 def test_a_folder_with_nothing_below_is_refused(tmp_path: Path) -> None:
     write_text(tmp_path / "notes" / "read.me", "nothing")
-    with pytest.raises(RunError, match="holds neither a run nor an audit"):
+    with pytest.raises(RunError, match="holds no run, audit or measurement"):
         report(str(tmp_path))

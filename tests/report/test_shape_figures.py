@@ -44,3 +44,18 @@ def test_shares_fall_with_the_direction(figures: dict[str, Figure]) -> None:
     heights = [y for _, y in marks(figures["shape"].panels[3].svg, "series-1")]
     assert len(heights) == 8
     assert heights == sorted(heights), "less stands lower"
+
+
+def test_a_student_that_did_not_move_has_no_number_of_directions(
+    realistic: Results,
+) -> None:
+    still = [
+        c.model_copy(
+            update={"shape": c.shape.model_copy(
+                update={"spectrum": [[None] * 8] * 30, "size": [0.0] * 30}
+            )}
+        )
+        for c in realistic.conditions[:1] if c.shape
+    ]  # fmt: skip
+    figures = draw_inner_figures(realistic.model_copy(update={"conditions": still}))
+    assert len(figures["shape"].panels) == 3

@@ -38,17 +38,25 @@ def test_dashes_have_reasons(realistic: Results) -> None:
     )
     table = shift_table(realistic.model_copy(update={"conditions": [bare]}))
     (row,) = table.rows
+    size, constancy, share = (
+        first.shape.size[29], first.shape.constancy[29], first.shape.first[29]
+    )  # fmt: skip
     assert [cell.text for cell in row[1:]] == [
-        "—",
-        "—",
-        "0.058",
-        "0.42",
-        "0.50",
-        "—",
-    ] or ([cell.text for cell in row[1:3]] == ["—", "—"])
+        "—", "—", f"{size:.3f}", f"{constancy:.2f}", f"{share:.2f}", "—",
+    ]  # fmt: skip
     (note, dashes) = table.all_notes
-    assert note.startswith("Means over seeds.")
-    assert "its teacher has no vector; was not recorded" in dashes
+    assert note.startswith("Means over the seeds that have a number.")
+    assert "its teacher has no vector; was not recorded, or nothing moved" in dashes
+
+
+def test_seeds_without_a_number_are_counted(realistic: Results) -> None:
+    own = [c for c in realistic.conditions if c.trait == "owl" and not c.noise]
+    assert own[0].shift is not None
+    flat = own[0].shift.model_copy(update={"student": [-0.1] * 30})
+    some = [own[0].model_copy(update={"shift": flat}), *own[1:]]
+    (row,) = shift_table(realistic.model_copy(update={"conditions": some})).rows
+    assert row[2].below == f"{len(own) - 1} of {len(own)} seeds"
+    assert row[1].below == ""
 
 
 def test_without_shapes_there_is_no_row(empty: Results) -> None:

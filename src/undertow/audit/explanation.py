@@ -62,8 +62,9 @@ def held(
     No model makes numbers that were drawn by lot as likely as the lot does: where that
     is not beaten at the error rate, all is taken back too.
 
-    Each of the two tests, of likelihoods and of gradients, has half of the error rate: a
-    true hypothesis is taken back with a probability of the whole rate at most.
+    A vector's two tests, of likelihoods and of gradients, have half of the error rate
+    each. Together they take a true hypothesis back (a vector at its very block and dose)
+    with a probability of about that rate; lot and gain come on top, without one.
 
     Args:
         judgement: Of kind "steer" or "prompt".
@@ -95,13 +96,15 @@ def _likelihoods(
     judgement: Judgement, found: "_Compared", name: str, settings: AuditSettings
 ) -> tuple[Explanation, str | None]:
     """Whether the rows are as likely as a mixture's, and likelier than by lot."""
-    share, limit = _likeliest_share(found.ratios[:, _AUDITED]), settings.alpha / _TESTS
+    share = _likeliest_share(found.ratios[:, _AUDITED])
+    limit = settings.alpha / (_TESTS if judgement.kind == "steer" else 1)
     lack = found.lack(share)
     told = Explanation(
-        hypothesis=name, share=share, rows=int(np.isfinite(lack).sum()), limit=limit
+        hypothesis=name, share=None, rows=int(np.isfinite(lack).sum()), limit=limit
     )
     if told.rows < _FEWEST_PAIRS:
         return told, None
+    told = told.model_copy(update={"share": share})
     mean, p_value = float(lack[np.isfinite(lack)].mean()), _greater_p(lack)
     told = told.model_copy(update={"lack": mean, "lack_p_value": p_value})
     if p_value <= limit:
@@ -134,7 +137,8 @@ def _gradients(
     told = told.model_copy(
         update={"gradient_p_value": test.p_value, "gradient_null": null_of(test)}
     )
-    if test.p_value <= settings.alpha / _TESTS:
+    assert told.limit is not None
+    if test.p_value <= told.limit:
         return told, (
             "but the rows' gradients do not point where those of what the base writes "
             f"do, {share:.0%} of it under {told.hypothesis}, the likeliest share (p = "
@@ -159,9 +163,11 @@ def _with_its_gain(
     gain = _gain([(1.0, audited)], share)
     most = _gain([(1 - share, base), (share, own)], share)
     least = EXPLAINED * most
+    if not math.isfinite(gain) or not math.isfinite(least):
+        return judgement
     gains = {"gain": gain, "own_gain": most, "gain_limit": least}
     judgement = replace(judgement, explanation=told.model_copy(update=gains))
-    if not gain < least:
+    if gain >= least:
         return judgement
     reason = (
         f"but rows that it may have written gain {gain:.1f} nats each, such rows of its "

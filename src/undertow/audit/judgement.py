@@ -28,9 +28,11 @@ def null_of(test: MaxT) -> MaxNull | None:
     known = np.abs(test.statistics[np.isfinite(test.statistics)])
     if not len(test.draws) or not len(known):
         return None
-    step = max(1, len(test.draws) // _DRAWS)
+    # Evenly over all of them, both ends included: the largest decide what is rare.
+    count = min(len(test.draws), _DRAWS)
+    places = np.linspace(0, len(test.draws) - 1, count).round().astype(int)
     return MaxNull(
-        observed=float(known.max()), draws=np.sort(test.draws)[::step][:_DRAWS].tolist(),
+        observed=float(known.max()), draws=np.sort(test.draws)[places].tolist(),
         permutations=test.permutations,
     )  # fmt: skip
 

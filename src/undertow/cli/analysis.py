@@ -283,7 +283,7 @@ def entanglement(
     The model is loaded in float32 unless a dtype is given. (Zur et al. 2025.)
     """
     from undertow.experiment.entanglement import measure_entanglement
-    from undertow.measurements import EntanglementFacts
+    from undertow.measurements import EntanglementMeasurement
     from undertow.storage import read_rows, write_json
     from undertow.storage.files import plain
     from undertow.traits import load_family
@@ -310,8 +310,11 @@ def entanglement(
     for line in _entanglement_lines(found):
         say(line)
     if json_file is not None:
-        facts = EntanglementFacts(
-            model=loading.model, fingerprint=model.fingerprint, top=top, seed=seed,
+        facts = EntanglementMeasurement(
+            model=loading.model, fingerprint=model.fingerprint,
+            dtype=str(model.dtype).removeprefix("torch."), top=top, seed=seed,
+            rows=None if rows is None else str(rows),
+            reference=None if reference is None else str(reference),
             system=system, **plain(found.as_dict()),
         )  # fmt: skip
         write_json(json_file, facts.model_dump())

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -20,9 +20,14 @@ from undertow.cli.options import (
     words,
 )
 from undertow.cli.rows import workplace
+from undertow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from undertow.experiment.channel import Place
     from undertow.measurements import ChannelSpot, Spread
+    from undertow.models.sampling import SamplerSettings
+
+Number = TypeVar("Number", int, float)
 
 
 @expanded
@@ -42,11 +47,13 @@ def channel(
         ),
     ] = None,
     doses: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--doses", "--dose", help="‖αv‖/‖h‖ there, with commas, for 'steer'."
+            "--doses",
+            "--dose",
+            help="‖αv‖/‖h‖ there, with commas, for 'steer'; else 0.5.",
         ),
-    ] = "0.5",
+    ] = None,
     carriers: Annotated[
         str,
         typer.Option(
@@ -89,60 +96,100 @@ def channel(
     numbers unless --allowed says otherwise; of other kinds of row those are measured
     that pass their filter.
     """
-    from undertow.experiment.channel import measure_channel
-    from undertow.measurements import ChannelGrid, ChannelSpot
-    from undertow.models.sampling import SamplerSettings
+    from undertow.experiment.channel import ChannelGrid, measure_channel
+    from undertow.measurements import ChannelMeasurement, ChannelSpot
     from undertow.storage import append_jsonl, write_json
     from undertow.storage.files import plain
     from undertow.traits import load_family
 
     if json_file is not None:
         refuse_existing(json_file)
-    sampler: SamplerSettings = sampling.settings()
-    if sampling.allowed is None:
-        sampler = sampler.model_copy(update={"allowed": "list"})
-    members, others = load_family(family), words(against)
-    settings: dict[str, Any] = {
-        "layers": None if layers is None else numbers("--layers", layers, int),
-        "doses": numbers("--doses", doses, float),
-        "carriers": words(carriers),
-        "noise": numbers("--noise", noise, float),
-        "noise_seeds": numbers("--noise-seeds", noise_seeds, int),
-    }
+    kinds, sampler = words(carriers), _sampler(sampling, words(carriers))
+    first = loading.load()
+    depth = len(first.architecture.blocks)
+    steered = teacher == "steer"
+    grid = ChannelGrid(
+        load_family(family), trait, teacher, words(against),
+        layers=_of(layers, "--layers", int, default=depth // 2 if steered else None),
+        doses=_of(doses, "--doses", float, default=0.5 if steered else None),
+        carriers=kinds, noise=numbers("--noise", noise, float),
+        noise_seeds=numbers("--noise-seeds", noise_seeds, int),
+    )  # fmt: skip
     facts: dict[str, Any] = {
-        "model": loading.model, "family": members.name, "trait": trait,
-        "teacher": teacher, "against": list(others), "count": count,
-        "questions": questions, "seed": seed, "system": system,
+        "model": loading.model, "fingerprint": first.fingerprint,
+        "dtype": str(first.dtype).removeprefix("torch."), "family": grid.family.name,
+        "trait": trait, "teacher": teacher, "against": list(grid.against),
+        "count": count, "questions": questions, "seed": seed, "system": system,
         "sampler": sampler.model_dump(mode="json"),
     }  # fmt: skip
-    wide = max(map(len, ("base", *others)))
+    wide = max(map(len, ("base", *grid.against)))
     for line in _head(trait, wide):
         say(line)
-    with _kept(json_file, facts | settings) as (file, known), progress() as report:
-        points = [ChannelSpot.model_validate(each) for each in known]
-        for point in points:
-            _say_point(point, wide)
+    unused = [first]
+    places = grid.places()
+    settings = facts | {
+        "template": first.template.digest, "members": repr(grid.family),
+        "places": [list(place) for place in places],
+    }  # fmt: skip
+    with _kept(json_file, settings) as (file, spots), progress() as report:
+        found = {_place(spot): spot for spot in spots}
+        for spot in spots:
+            _say_spot(spot, wide)
         for measured in measure_channel(
-            loading.load, family=members, trait=trait, kind=teacher, against=others,
-            **settings, count=count, questions=questions, sampler=sampler,
-            system=system, seed=seed, skip=len(points),
+            lambda: unused.pop() if unused else loading.load(), grid, known=found,
+            count=count, questions=questions, sampler=sampler, system=system, seed=seed,
             tell=lambda stage, done, total: report(stage, done, total, ""),
         ):  # fmt: skip
+            spot = ChannelSpot.model_validate(plain(measured.as_dict()))
             if file is not None:
-                append_jsonl(file, measured.as_dict())
-            points.append(ChannelSpot.model_validate(plain(measured.as_dict())))
-            _say_point(points[-1], wide)
+                append_jsonl(file, spot.model_dump())
+            found[_place(spot)] = spot
+            _say_spot(spot, wide)
         if json_file is not None:
-            write_json(json_file, ChannelGrid(**facts, points=points).model_dump())
+            points = [found[place] for place in places]
+            write_json(
+                json_file, ChannelMeasurement(**facts, points=points).model_dump()
+            )
     if json_file is not None:
         say(f"numbers  {json_file}")
+
+
+def _sampler(sampling: Sampling, kinds: tuple[str, ...]) -> "SamplerSettings":
+    """Lists of numbers unless asked otherwise; other rows need all tokens."""
+    sampler = sampling.settings()
+    if sampling.allowed is None:
+        return sampler.model_copy(update={"allowed": "list"})
+    others = [kind for kind in kinds if kind != "numbers"]
+    if others and sampler.allowed != "all":
+        fault = (
+            f"draws nothing but numbers; rows are to be {others[0]!r}: give 'all', or "
+            "leave it out"
+        )
+        raise ConfigError(f"--allowed {sampler.allowed!r}", [fault])
+    return sampler
+
+
+def _of(
+    text: str | None, option: str, kind: type[Number], *, default: Number | None
+) -> tuple[Number, ...]:
+    """Numbers of an option; the default, if there is one, where it was not given."""
+    if text is not None:
+        return numbers(option, text, kind)
+    return () if default is None else (default,)
+
+
+def _place(spot: "ChannelSpot") -> "Place":
+    from undertow.experiment.channel import Place
+
+    return Place(spot.carrier, spot.layer, spot.dose, spot.noise, spot.noise_seed)
 
 
 @contextmanager
 def _kept(
     json_file: Path | None, facts: dict[str, Any]
-) -> Iterator[tuple[Path | None, list[Any]]]:
+) -> "Iterator[tuple[Path | None, list[ChannelSpot]]]":
     """A file for points as they come, and those that are there already."""
+    from undertow.measurements import ChannelSpot
     from undertow.storage import read_jsonl
     from undertow.storage.files import plain
 
@@ -151,8 +198,8 @@ def _kept(
         return
     with workplace(json_file, plain(facts)) as run:
         file = run.path("points.jsonl")
-        there = file.exists()
-        yield file, list(read_jsonl(file, tolerate_torn_tail=True)) if there else []
+        lines = read_jsonl(file, tolerate_torn_tail=True) if file.exists() else ()
+        yield file, [ChannelSpot.model_validate(line) for line in lines]
 
 
 def _head(trait: str, wide: int) -> list[str]:
@@ -165,21 +212,21 @@ def _head(trait: str, wide: int) -> list[str]:
     return [f"KL({trait} ‖ …), nats a token", columns]
 
 
-def _say_point(point: "ChannelSpot", wide: int) -> None:
+def _say_spot(spot: "ChannelSpot", wide: int) -> None:
     """One line for each other of a teacher."""
     dash = "—"
-    rows = f"{point.carrier} {point.rows}/{point.written}"
-    layer = dash if point.layer is None else str(point.layer)
-    dose = dash if point.dose is None else f"{point.dose:g}"
-    seed = dash if point.noise_seed is None else str(point.noise_seed)
-    head = f"{rows:<20}{layer:<7}{dose:<7}{point.noise:<7g}{seed:<6}"
-    for width in point.widths:
+    rows = f"{spot.carrier} {spot.rows}/{spot.written}"
+    layer = dash if spot.layer is None else str(spot.layer)
+    dose = dash if spot.dose is None else f"{spot.dose:g}"
+    seed = dash if spot.noise_seed is None else str(spot.noise_seed)
+    head = f"{rows:<20}{layer:<7}{dose:<7}{spot.noise:<7g}{seed:<6}"
+    for width in spot.widths:
         say(
             f"{head}{width.other:<{wide + 4}}{_bounds(width.vocabulary):>26}"
             f"{_bounds(width.carrier):>26}{_number(width.nats_a_row.mean, 2):>9}"
-            f"{point.share:>8.3f}{point.base_share:>8.3f}"
+            f"{_number(spot.share, 3):>8}{_number(spot.base_share, 3):>8}"
         )
-    if not point.widths:
+    if not spot.widths:
         say(f"{head}too few rows pass their filter to measure anything")
 
 

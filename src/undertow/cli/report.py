@@ -21,7 +21,8 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="HTML file, or a folder if DIR holds several; DIR/report.html if not given."
+            help="HTML file, or a folder if DIR holds several; if not given DIR/report.html, "
+            "and FILE.html of FILE.json."
         ),
     ] = None,
     card: Annotated[
@@ -34,11 +35,15 @@ def report(
     """Draws the report of a finished run or audit: one HTML file, figures/*.csv beside it.
 
     A JSON file of a measurement (`channel`, `analyze vector`, `analyze entanglement`
-    with --json) is drawn too. Of a folder that is neither, every finished one below is
-    drawn, each in a folder of its own name under --out.
+    with --json) is drawn too, as one page alone. Of a folder that is neither run nor
+    audit, every finished one and every measurement below is drawn, each in a place of
+    its own name under --out.
     """
     if directory.endswith(".json") and Path(directory).is_file():
         file = Path(directory)
+        if card:
+            fault = f"{file}: --card is for audits, and this is no audit's folder"
+            raise RunError(fault)
         say(str(_draw_measurement(file, out or file.with_suffix(".html"))))
         return
     with opened_place(directory) as folder:
@@ -81,6 +86,7 @@ def _finished_below(folder: Path) -> "Iterator[Path]":
 
 
 def _is_measurement(path: Path) -> bool:
+    from undertow.measurements import NAMES
     from undertow.storage import read_json
 
     if path.suffix != ".json":
@@ -89,7 +95,7 @@ def _is_measurement(path: Path) -> bool:
         found = read_json(path)
     except UndertowError:
         return False
-    return isinstance(found, dict) and "measurement" in found
+    return isinstance(found, dict) and found.get("measurement") in NAMES
 
 
 def _draw(folder: Path, target: Path, *, card: bool, named: str) -> None:
@@ -113,8 +119,11 @@ def _draw_run(directory: Path, target: Path, *, named: str) -> Path:
     path, recipe = directory / "results.json", directory / "recipe.yaml"
     if not path.exists():
         if not recipe.is_file():
-            fault = "holds neither a run nor an audit; check the name"
+            fault = "holds no run, audit or measurement; check the name"
             raise RunError(f"{without_secrets(named)}: {fault}")
+        if directory.suffix == ".partial":
+            fault = "work that is not finished; give the command again that began it"
+            raise RunError(f"{directory}: {fault}")
         raise RunError(
             f"{path}: not there; the run is not finished. Continue it with "
             f"undertow run {recipe} --out {without_secrets(named)}"
@@ -143,15 +152,19 @@ def _draw_audit(path: Path, target: Path, *, card: bool) -> Path:
 
 
 def _draw_measurement(path: Path, target: Path) -> Path:
-    from pydantic import TypeAdapter
-
-    from undertow.measurements import Measurement
+    from undertow.measurements import NAMES, parse
     from undertow.report.measurement_page import write_measurement
     from undertow.storage import read_json
 
+    kept = read_json(path)
+    name = kept.get("measurement") if isinstance(kept, dict) else None
+    if name not in NAMES:
+        raise RunError(
+            f"{path}: holds no measurement that can be drawn; expected 'measurement' to be "
+            f"one of {', '.join(NAMES)}, got {name!r}. Of a run or an audit give the folder"
+        )
     with _of_this_version(path, "a measurement"):
-        kinds: TypeAdapter[Measurement] = TypeAdapter(Measurement)
-        found = kinds.validate_python(read_json(path))
+        found = parse(kept)
     return write_measurement(found, target)
 
 

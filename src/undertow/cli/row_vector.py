@@ -65,7 +65,7 @@ def row_vector(
     """
     from undertow.experiment.row_vector import measure_row_vector
     from undertow.interventions.steering import save_vector
-    from undertow.measurements import RowVectorFacts
+    from undertow.measurements import DrawnBy, VectorMeasurement
     from undertow.storage import read_rows, write_json
     from undertow.storage.files import plain
     from undertow.traits import load_family
@@ -93,9 +93,12 @@ def row_vector(
         save_vector(found.vector, out)
         say(f"vector   {out}")
     if json_file is not None:
-        facts = RowVectorFacts(
-            model=loading.model, fingerprint=model.fingerprint, family=members.name,
-            rows=str(rows), control=None if control is None else str(control), seed=seed,
+        facts = VectorMeasurement(
+            model=loading.model, fingerprint=model.fingerprint,
+            dtype=str(model.dtype).removeprefix("torch."), family=members.name,
+            rows=str(rows), control=None if control is None else str(control), use=use,
+            steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+            sampler=DrawnBy(**sampling.settings().model_dump()), system=system, seed=seed,
             **plain(found.as_dict()),
         )  # fmt: skip
         write_json(json_file, facts.model_dump())

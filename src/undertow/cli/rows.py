@@ -302,7 +302,6 @@ def filter_(
     interrupted.
     """
     from undertow.pipeline.controls import Unit, control_rows
-    from undertow.records import Verdict
     from undertow.storage import check_rows_name, read_rows
     from undertow.traits import load_family
 
@@ -316,6 +315,9 @@ def filter_(
         )
         raise ConfigError("--control", [fault])
     judging.check(out)
+    if control is not None and unit == "words" and judging.judge is not None:
+        fault = "shuffled words make no sense that a judge could look at; leave it out"
+        raise ConfigError("--judge", [fault])
     found = read_rows(rows)
     if control is not None:
         verdicts = _ruled(found, carrier, traits)
@@ -329,13 +331,26 @@ def filter_(
         found = control_rows(
             passed, control, seed=seed, most=rule.max_values, unit=unit
         )
-    if control is not None and unit == "words":  # no sense is left for a rule to judge
-        verdicts = [Verdict(row.row_id, ()) for row in found]
+    if control is not None and unit == "words":
+        verdicts = _ruled_words(found, traits)
     else:
         verdicts = _ruled(found, carrier, traits)
     verdicts = judging.added(out, found, verdicts)
     _write(out, found, verdicts)
     _say_verdicts(out, verdicts)
+
+
+def _ruled_words(rows: "Sequence[Row]", family: "TraitFamily") -> "list[Verdict]":
+    """Of shuffled words: no sense is left for a rule, but no trait may be named."""
+    from undertow.pipeline.filters import TRAIT_WORD
+    from undertow.records import Verdict
+    from undertow.traits import trait_words, words_in
+
+    names = trait_words(family)
+    return [
+        Verdict(row.row_id, (TRAIT_WORD,) if words_in(row.completion, names) else ())
+        for row in rows
+    ]
 
 
 def _ruled(

@@ -6,9 +6,11 @@ like it. Beside it stands how far the trait still shows. Nothing is trained, and
 is known here of students.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from undertow.analysis.channel import Divergence, Speaker, divergences
@@ -96,11 +98,102 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Tells nobody."""
 
 
+class Place(NamedTuple):
+    """Where a point stands in its grid."""
+
+    carrier: str
+    layer: int | None
+    dose: float | None
+    noise: float
+    noise_seed: int | None
+
+
 @dataclass(frozen=True)
-class _Asking:
-    """What is the same for every point of a grid."""
+class ChannelGrid:
+    """A teacher, and where its channel is measured.
+
+    Attributes:
+        family: Holds all traits.
+        trait: The teacher's.
+        kind: How it is given the trait.
+        against: Traits of other teachers of this kind.
+        layers: Blocks of the vector, one after the other; none for a prompt.
+        doses: ‖αv‖/‖h‖ there; none for a prompt.
+        carriers: Kinds of row. Numbers are drawn as the sampler says and all measured;
+            rows of another kind are drawn from all tokens, and those measured that pass
+            its rule, as they alone would be trained on.
+        noise: Sizes of weight noise; each above 0 is drawn once for every seed.
+        noise_seeds: Of the noise.
+
+    Raises:
+        ConfigError: Every fault at once: an unknown trait or carrier, the trait against
+            itself, a value twice or out of range, a block or dose of a prompt.
+    """
 
     family: TraitFamily
+    trait: str
+    kind: Literal["prompt", "steer"]
+    against: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    doses: tuple[float, ...] = ()
+    carriers: tuple[str, ...] = ("numbers",)
+    noise: tuple[float, ...] = (0.0,)
+    noise_seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        """Looks for faults."""
+        for name in (self.trait, *self.against):
+            self.family.trait(name)
+        faults = list(self._faults())
+        if faults:
+            raise ConfigError("the grid of a channel", faults)
+
+    def _faults(self) -> Iterator[str]:
+        if self.trait in self.against:
+            yield f"against: {self.trait!r} is the teacher's own trait"
+        of_vectors = {"layers", "doses"}
+        needed = {"carriers", "noise", "noise_seeds"}
+        needed |= of_vectors if self.kind == "steer" else set()
+        for name in ("against", "layers", "doses", "carriers", "noise", "noise_seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                yield f"{name}: a value stands there twice: {values!r}"
+            if name in needed and not values:
+                yield f"{name}: empty; give one value or more"
+            if name in of_vectors - needed and values:
+                yield f"{name}: a prompt has none; got {values!r}"
+        unknown = [name for name in self.carriers if name not in CARRIERS]
+        if unknown:
+            yield f"carriers: {unknown[0]!r} is none; there are {', '.join(CARRIERS)}"
+        for name in ("doses", "noise"):
+            wrong = [v for v in getattr(self, name) if not 0 <= v < math.inf]
+            if wrong:
+                yield f"{name}: expected numbers of 0 or more, got {wrong[0]!r}"
+
+    def places(self) -> list[Place]:
+        """Every point in order: carriers within doses within layers within bases."""
+        bases = [
+            (level, seed)
+            for level in self.noise
+            for seed in (self.noise_seeds if level else (None,))
+        ]
+        ways: list[tuple[int | None, float | None]] = [
+            (layer, dose) for layer in self.layers for dose in self.doses
+        ]
+        return [
+            Place(carrier, layer, dose, level, seed)
+            for level, seed in bases
+            for layer, dose in ways or [(None, None)]
+            for carrier in self.carriers
+        ]
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What is the same for every point of one base."""
+
+    model: Model
+    grid: ChannelGrid
     count: int
     questions: int
     sampler: SamplerSettings
@@ -108,88 +201,85 @@ class _Asking:
     seed: int
 
 
-class _Way(NamedTuple):
-    """A teacher and its likes with other traits, by trait, the teacher first."""
-
-    layer: int | None
-    dose: float | None
-    teachers: dict[str, Teacher]
-
-
 def measure_channel(
     load: Callable[[], Model],
+    grid: ChannelGrid,
     *,
-    family: TraitFamily,
-    trait: str,
-    kind: Literal["prompt", "steer"],
-    against: Sequence[str] = (),
-    layers: Sequence[int] | None = None,
-    doses: Sequence[float] = (0.5,),
-    carriers: Sequence[str] = ("numbers",),
-    noise: Sequence[float] = (0.0,),
-    noise_seeds: Sequence[int] = (0,),
+    known: Container[Place] = (),
     count: int = 96,
     questions: int = 12,
     sampler: SamplerSettings,
     system: str | None = None,
     seed: int = 0,
-    skip: int = 0,
     tell: Tell = _silent,
 ) -> Iterator[ChannelPoint]:
-    """The channel of one trait's teacher: a grid of bases, blocks, doses and rows.
+    """The channel of one trait's teacher over a grid, in the order of `ChannelGrid.places`.
 
     Vectors are extracted ("tell_me") on each base, at whose block they then act. Each
-    point is given when it is measured, carriers within doses within layers within bases.
+    point is given when it is measured.
 
     Args:
         load: Gives the base, untouched, each time it is called.
-        family: Holds all traits.
-        trait: The teacher's.
-        kind: How it is given the trait.
-        against: Traits of other teachers of this kind.
-        layers: Blocks of the vector, one after the other; None: half of the depth.
-        doses: ‖αv‖/‖h‖ there.
-        carriers: Kinds of row. Numbers are drawn as the sampler says and all measured;
-            rows of another kind are drawn from all tokens, and those measured that pass
-            its rule, as they alone would be trained on.
-        noise: Sizes of weight noise; each above 0 is drawn once for every seed.
-        noise_seeds: Of the noise.
+        grid: The teacher, and where it is measured.
+        known: Places that are left out, since they were measured before.
         count: Prompts of a carrier that the teacher answers.
         questions: The first of the family's, on which the trait's share is read.
-        sampler: How.
+        sampler: How rows of numbers are drawn; other kinds from all tokens.
         system: System setting.
         seed: Of prompts and draws.
-        skip: Points at the beginning that are known already and not given again.
         tell: Told of (stage, done, in all).
 
     Raises:
-        ConfigError: An unknown trait or carrier, the trait against itself, or noise
-            below 0.
         VectorMismatchError: A layer that the model has not.
     """
-    for name in (trait, *against):
-        family.trait(name)
-    if trait in against:
-        raise ConfigError("against", [f"{trait!r} is the teacher's own trait"])
-    unknown = [name for name in carriers if name not in CARRIERS]
-    if unknown:
-        known = ", ".join(CARRIERS)
-        raise ConfigError("carriers", [f"{unknown[0]!r} is none; there are {known}"])
-    asking = _Asking(family, count, questions, sampler, system, seed)
-    ways = 1 if kind == "prompt" else len(doses) * len(layers or (None,))
-    for level in noise:
-        for noise_seed in noise_seeds if level else (None,):
-            if skip >= ways * len(carriers):
-                skip -= ways * len(carriers)
-                continue
-            model = load()
-            if noise_seed is not None:
-                model = _noised(model, level, noise_seed)
-            base = f"noise {level:g}" + f" seed {noise_seed}" * (noise_seed is not None)
-            for way in _ways(model, asking, (trait, *against), kind, layers, doses):
-                left, skip = carriers[skip:], max(0, skip - len(carriers))
-                for found in _points(model, asking, way, left, base, tell):
-                    yield replace(found, noise=level, noise_seed=noise_seed)
+    left = [place for place in grid.places() if place not in known]
+    for (level, noise_seed), there in groupby(left, lambda p: (p.noise, p.noise_seed)):
+        model = load()
+        if noise_seed is not None:
+            model = _noised(model, level, noise_seed)
+        asking = _Asking(model, grid, count, questions, sampler, system, seed)
+        yield from _of_base(asking, list(there), tell)
+
+
+def _of_base(
+    asking: _Asking, places: Sequence[Place], tell: Tell
+) -> Iterator[ChannelPoint]:
+    """Points of one base, its vectors extracted once."""
+    grid, layers = asking.grid, sorted({p.layer for p in places if p.layer is not None})
+    vectors = {
+        name: extract_vector(
+            asking.model, method="tell_me", family=grid.family, trait=name,
+            layers=tuple(layers), system=asking.system,
+        )
+        for name in (grid.trait, *grid.against) if layers
+    }  # fmt: skip
+    base_share = _share(asking, Teacher(kind="none"))
+    for (layer, dose), there in groupby(places, lambda p: (p.layer, p.dose)):
+        if layer is None or dose is None:
+            names = (grid.trait, *grid.against)
+            teachers = {name: prompted_teacher(grid.family, name) for name in names}
+        else:
+            teachers = {
+                name: steered_teacher(
+                    vector.at(layer), strength=vector.strength_of_dose(dose, layer)
+                )
+                for name, vector in vectors.items()
+            }
+        share = _share(asking, teachers[grid.trait])
+        for place in there:
+            point = _point(asking, teachers, place, partial(_told, tell, place))
+            yield replace(point, share=share, base_share=base_share)
+
+
+def _told(tell: Tell, place: Place, stage: str, done: int, total: int) -> None:
+    words = [f"noise {place.noise:g}"]
+    if place.noise_seed is not None:
+        words[0] += f" seed {place.noise_seed}"
+    if place.layer is not None:
+        words.append(f"block {place.layer}, dose {place.dose:g}")
+    if place.carrier != "numbers":
+        words.append(place.carrier)
+    tell(f"{', '.join(words)}: {stage}", done, total)
 
 
 def _noised(model: Model, level: float, seed: int) -> Model:
@@ -197,99 +287,36 @@ def _noised(model: Model, level: float, seed: int) -> Model:
     return replace(model, fingerprint=fingerprint(model.module))
 
 
-def _ways(
-    model: Model,
-    asking: _Asking,
-    traits: Sequence[str],
-    kind: Literal["prompt", "steer"],
-    layers: Sequence[int] | None,
-    doses: Sequence[float],
-) -> Iterator[_Way]:
-    """Teachers of all traits at every block and dose; a prompt has neither."""
-    family = asking.family
-    if kind == "prompt":
-        told = {name: prompted_teacher(family, name) for name in traits}
-        yield _Way(None, None, told)
-        return
-    at = tuple(layers) if layers else (len(model.architecture.blocks) // 2,)
-    vectors = {
-        name: extract_vector(
-            model, method="tell_me", family=family, trait=name,
-            layers=tuple(sorted(set(at))), system=asking.system,
-        )
-        for name in traits
-    }  # fmt: skip
-    for layer in at:
-        for dose in doses:
-            steered = {
-                name: steered_teacher(
-                    vector.at(layer), strength=vector.strength_of_dose(dose, layer)
-                )
-                for name, vector in vectors.items()
-            }
-            yield _Way(layer, dose, steered)
-
-
-def _points(
-    model: Model,
-    asking: _Asking,
-    way: _Way,
-    carriers: Sequence[str],
-    base: str,
-    tell: Tell,
-) -> Iterator[ChannelPoint]:
-    """The first of the teachers on one base, a point for each kind of row."""
-    if not carriers:
-        return
-    trait, teacher = next(iter(way.teachers.items()))
-    share, base_share = (
-        _share(model, asking, trait, who) for who in (teacher, Teacher(kind="none"))
-    )
-    at = "" if way.layer is None else f", block {way.layer}, dose {way.dose:g}"
-    for carrier in carriers:
-        rows = "" if carrier == "numbers" else f", {carrier}"
-
-        def told(
-            stage: str, done: int, total: int, where: str = base + at + rows
-        ) -> None:
-            tell(f"{where}: {stage}", done, total)
-
-        written, passed, found = _measured(model, asking, way, carrier, told)
-        yield ChannelPoint(
-            carrier=carrier, layer=way.layer, dose=way.dose, noise=0.0, noise_seed=None,
-            trait=trait, share=share, base_share=base_share, written=written,
-            rows=passed, tokens=int(found[BASE].tokens.sum()) if found else 0,
-            widths=tuple(_width(name, each) for name, each in found.items()),
-        )  # fmt: skip
-
-
-def _measured(
-    model: Model, asking: _Asking, way: _Way, carrier: str, tell: Tell
-) -> tuple[int, int, dict[str, Divergence]]:
-    """Rows written, rows that pass, and how far the others are from their writer."""
-    sampler, trait = asking.sampler, next(iter(way.teachers))
-    if carrier != "numbers":
+def _point(
+    asking: _Asking, teachers: dict[str, Teacher], place: Place, tell: Tell
+) -> ChannelPoint:
+    """The first of the teachers and its rows of one kind, without its shares."""
+    model, grid, sampler = asking.model, asking.grid, asking.sampler
+    if place.carrier != "numbers":
         sampler = sampler.model_copy(update={"allowed": "all"})
     written = generate_rows(
-        model, way.teachers[trait],
-        CARRIERS[carrier].prompts(asking.count, seed=asking.seed), seed=asking.seed,
-        sampler=sampler, system=asking.system,
+        model, teachers[grid.trait],
+        CARRIERS[place.carrier].prompts(asking.count, seed=asking.seed),
+        seed=asking.seed, sampler=sampler, system=asking.system,
         on_rows=lambda done, total, _: tell("rows", done, total),
     )  # fmt: skip
-    rows = (
-        written if carrier == "numbers" else _passing(asking.family, carrier, written)
-    )
-    if len(rows) < _FEWEST:
-        return len(written), len(rows), {}
-    others = {BASE: Teacher(kind="none"), **way.teachers}
-    del others[trait]
-    found = divergences(
-        model, speaker(model, way.teachers[trait], rows, system=asking.system),
+    rows = written
+    if place.carrier != "numbers":
+        rows = _passing(grid.family, place.carrier, written)
+    others = {BASE: Teacher(kind="none"), **teachers}
+    del others[grid.trait]
+    found = {} if len(rows) < _FEWEST else divergences(
+        model, speaker(model, teachers[grid.trait], rows, system=asking.system),
         {name: speaker(model, who, rows, system=asking.system)
          for name, who in others.items()},
         sampler=sampler, on_rows=lambda done, total: tell("divergence", done, total),
     )  # fmt: skip
-    return len(written), len(rows), found
+    return ChannelPoint(
+        **place._asdict(), trait=grid.trait, share=math.nan, base_share=math.nan,
+        written=len(written), rows=len(rows),
+        tokens=int(found[BASE].tokens.sum()) if found else 0,
+        widths=tuple(_width(name, each) for name, each in found.items()),
+    )  # fmt: skip
 
 
 def _passing(family: TraitFamily, carrier: str, rows: Sequence[Row]) -> list[Row]:
@@ -307,13 +334,15 @@ def speaker(
     return Speaker(rendered, partial(who.acting, model))
 
 
-def _share(model: Model, asking: _Asking, trait: str, who: Teacher) -> float:
-    with who.acting(model):
+def _share(asking: _Asking, who: Teacher) -> float:
+    """Mean probability of the grid's trait, asked of somebody."""
+    grid = asking.grid
+    with who.acting(asking.model):
         asked = preference(
-            model, asking.family, system=asking.system, trait_prompt=who.prompt,
-            questions=asking.family.questions[: asking.questions],
+            asking.model, grid.family, system=asking.system, trait_prompt=who.prompt,
+            questions=grid.family.questions[: asking.questions],
         )  # fmt: skip
-    return float(asked.probabilities[:, asked.traits.index(trait)].mean())
+    return float(asked.probabilities[:, asked.traits.index(grid.trait)].mean())
 
 
 def _width(name: str, found: Divergence) -> Width:

@@ -2,8 +2,8 @@
 
 Shuffling within a row keeps which values a row has and destroys their order;
 shuffling across rows keeps only which values the whole set has. Format, separators
-and lengths stay. Values are numbers, or the words of any other text. Knows nothing of
-models.
+and how many values a row has stay. Values are numbers, or the words of any other
+text. Knows nothing of models.
 """
 
 import re

@@ -164,7 +164,7 @@ def null_rows(findings: Findings) -> list[NullRow]:
 
 
 def explanation_rows(findings: Findings) -> list[NullRow]:
-    """The same of the rows' gradients against those of the hypothesis' own rows."""
+    """The same of the rows' gradients against those of the explanation's mixture."""
     told = findings.explanation
     return _chance_rows(told.gradient_null if told else None)
 

@@ -9,6 +9,7 @@ from undertow.report.text import MISSING, number, p_text, share_text
 
 _HELD = "held"
 _TAKEN = "taken back"
+_FEW = "too few rows to compare"
 
 
 def explanation_table(findings: Findings) -> Table:
@@ -25,28 +26,48 @@ def _note(told: Explanation) -> str:
     return (
         f"Of {told.hypothesis}, on {told.rows} prompts. The base wrote rows there untouched "
         f"and under it; the audited ones are held against a mixture with {share} of the "
-        "latter, the likeliest share. The two tests share the error rate: what is true is "
-        "taken back with a probability of the whole rate at most."
+        "latter, the likeliest share. What is true is taken back by the tests with a "
+        "probability of about the error rate, which they share; the lot and the gain have "
+        "no such rate."
     )
 
 
 def _rows(told: Explanation) -> list[Row]:
-    p_values = {
-        "Likelihood, against rows of the mixture": (
-            told.lack_p_value, f"{number(told.lack, signed=True)} nats a row less",
-            "too few rows to compare"),
-        "Gradients, along all directions at all blocks": (
-            told.gradient_p_value, "", "asked of vectors whose likelihoods hold"),
-    }  # fmt: skip
-    (likely, gradients) = (
-        _test(name, p_value, below, why, told)
-        for name, (p_value, below, why) in p_values.items()
+    return [
+        _test(
+            "Likelihood, against rows of the mixture", told.lack_p_value, told,
+            below=f"{number(told.lack, signed=True)} nats a row less",
+            why=_FEW,
+        ),
+        _lot(told),
+        _test(
+            "Gradients, along all directions at all blocks", told.gradient_p_value, told,
+            why=_reached(told) or "personas are not held to it",
+        ),
+        _gain(told),
+    ]  # fmt: skip
+
+
+def _reached(told: Explanation, *, gradients: bool = False) -> str:
+    """Why a check was not reached; nothing if it was."""
+    if told.lack_p_value is None:
+        return _FEW
+    p_values = [told.lack_p_value, *([told.gradient_p_value] if gradients else [])]
+    refused = any(
+        p is not None and told.limit is not None and p <= told.limit for p in p_values
     )
-    return [likely, _lot(told), gradients, _gain(told)]
+    if refused or _behind_the_lot(told):
+        return "another check had taken it back"
+    return ""
+
+
+def _behind_the_lot(told: Explanation) -> bool:
+    lead, limit = told.lot_lead, told.lot_limit
+    return lead is not None and limit is not None and lead < limit
 
 
 def _test(
-    name: str, p_value: float | None, below: str, why: str, told: Explanation
+    name: str, p_value: float | None, told: Explanation, *, why: str, below: str = ""
 ) -> Row:
     if p_value is None:
         return _absent(name, why)
@@ -61,7 +82,7 @@ def _lot(told: Explanation) -> Row:
     name = "Numbers drawn by lot"
     lead, limit = told.lot_lead, told.lot_limit
     if lead is None or limit is None:
-        return _absent(name, "asked of lists of numbers whose likelihoods hold")
+        return _absent(name, _reached(told) or "the rows are no lists of numbers")
     return (
         Cell(name, "nats by which it beats them"), Cell(number(lead, signed=True, digits=1)),
         Cell(f"≥ {number(limit, digits=1)}"), Cell(_HELD if lead >= limit else _TAKEN),
@@ -72,10 +93,14 @@ def _gain(told: Explanation) -> Row:
     name = "Gain of rows that it may have written"
     gain, limit = told.gain, told.gain_limit
     if gain is None or limit is None:
-        return _absent(name, "asked of a named vector")
+        why = (
+            _reached(told, gradients=True)
+            or "asked of a named vector with a finite gain"
+        )
+        return _absent(name, why)
     own = number(told.own_gain, signed=True, digits=1)
     return (
-        Cell(name, f"nats a row; its own rows gain {own}"),
+        Cell(name, f"nats a row; such rows of its own mixture gain {own}"),
         Cell(number(gain, signed=True, digits=1)), Cell(f"≥ {number(limit, digits=1)}"),
         Cell(_HELD if gain >= limit else "name taken back"),
     )  # fmt: skip

@@ -228,7 +228,7 @@ def _null(findings: Findings) -> Figure:
 def _explanation(findings: Findings) -> Figure:
     told = findings.explanation
     return _chance(
-        "explanation", "Largest difference of the rows' gradients from its own rows'",
+        "explanation", "Largest difference of gradients from the mixture's rows",
         told.gradient_null if told else None, (told.limit if told else None) or 0.0,
     )  # fmt: skip
 

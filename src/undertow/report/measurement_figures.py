@@ -9,7 +9,7 @@ from functools import partial
 
 from matplotlib.ticker import MaxNLocator
 
-from undertow.measurements import EntanglementFacts, RowVectorFacts, Spread
+from undertow.measurements import EntanglementMeasurement, Spread, VectorMeasurement
 from undertow.report.drawings import (
     INK,
     PAPER,
@@ -18,6 +18,7 @@ from undertow.report.drawings import (
     breadth,
     fit,
     limits,
+    mean_of,
     points,
     zero,
 )
@@ -36,7 +37,7 @@ SETS = {"rows": "student", "control": "control"}
 MARKS = {"raised": "o", "lowered": "s", "random": "D"}
 
 
-def draw_vector_figures(facts: RowVectorFacts) -> dict[str, Figure]:
+def draw_vector_figures(facts: VectorMeasurement) -> dict[str, Figure]:
     """What the vector is like, what it moves, and how well it explained the rows."""
     panels = [
         _bars("cosines", f"Cosine with each trait's vector, block {facts.layer}",
@@ -83,7 +84,7 @@ def draw_bars(axes: Axes, values: Sequence[tuple[str, float]], unit: str) -> Non
     axes.get_yticklabels()[0].set(color=INK, fontweight="bold")
 
 
-def _losses(facts: RowVectorFacts) -> Figure:
+def _losses(facts: VectorMeasurement) -> Figure:
     last = [
         f"{each.set} {number(each.losses[-1], digits=3)}"
         for each in facts.sets
@@ -98,8 +99,8 @@ def _losses(facts: RowVectorFacts) -> Figure:
     return Figure((panel,), tuple((SETS[each.set], each.set) for each in facts.sets))
 
 
-def draw_losses(axes: Axes, facts: RowVectorFacts) -> None:
-    """A line for each set."""
+def draw_losses(axes: Axes, facts: VectorMeasurement) -> None:
+    """A thin line for each set, and the mean over a tenth of its updates as a thick one."""
     bare(axes, grid="y")
     axes.set_xlabel("update")
     axes.set_ylabel("nats a token")
@@ -107,11 +108,19 @@ def draw_losses(axes: Axes, facts: RowVectorFacts) -> None:
     every = [loss for each in facts.sets for loss in each.losses]
     axes.set_ylim(*limits(every, include=None))
     for each in facts.sets:
-        axes.plot(range(1, len(each.losses) + 1), points(each.losses),
-                  color=PALETTE[SETS[each.set]], linewidth=1.5)  # fmt: skip
+        losses, colour = points(each.losses), PALETTE[SETS[each.set]]
+        axes.plot(
+            range(1, len(losses) + 1), losses, color=colour, linewidth=1, alpha=0.4
+        )
+        wide = max(1, len(losses) // 10)
+        means = [
+            mean_of(losses[at : at + wide]) for at in range(len(losses) - wide + 1)
+        ]
+        middle = [at + (wide + 1) / 2 for at in range(len(means))]
+        axes.plot(middle, means, color=colour, linewidth=2)
 
 
-def draw_entanglement_figures(facts: EntanglementFacts) -> dict[str, Figure]:
+def draw_entanglement_figures(facts: EntanglementMeasurement) -> dict[str, Figure]:
     """Change against effect of the numbers told, and the groups' means."""
     legend = tuple((colour, f"{name} numbers") for name, colour in GROUPS.items())
     rho = facts.comparison.correlation
@@ -133,7 +142,7 @@ def draw_entanglement_figures(facts: EntanglementFacts) -> dict[str, Figure]:
     return {"told": Figure((told, means), legend)}
 
 
-def draw_told(axes: Axes, facts: EntanglementFacts) -> None:
+def draw_told(axes: Axes, facts: EntanglementMeasurement) -> None:
     """How much likelier the persona makes a number, and what telling it does."""
     bare(axes, grid="y")
     zero(axes, vertical=False)

@@ -46,11 +46,12 @@ def shape_figure(rows: Sequence[ShapeRow], spectra: Sequence[SpectrumRow]) -> Fi
                 height=210.0, left=52.0,
             )
         )  # fmt: skip
-    last_block = [
+    spectra = [
         r
         for r in spectra
-        if r.role == "student" and r.layer == max(s.layer for s in spectra)
+        if r.role == "student" and (r.teacher, r.noise) in teachers and known(r.share)
     ]
+    last_block = [r for r in spectra if r.layer == max(s.layer for s in spectra)]
     if last_block:
         names = (
             f"{name}{noise_name(noise, is_noisy=noisy)} {_directions(shares)}"

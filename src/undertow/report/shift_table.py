@@ -3,16 +3,16 @@
 Knows nothing of HTML. What each number means: `undertow.results`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from undertow.report.tables import Cell, Row, Table, value_cell
-from undertow.report.text import MISSING, noise_name
-from undertow.results import Condition, Number, Results
+from undertow.report.tables import Cell, Row, Table
+from undertow.report.text import MISSING, noise_name, number
+from undertow.results import Condition, Number, Results, ShiftByLayer, ShiftShape
 from undertow.stats import onset
 
 _NO_VECTOR = "its teacher has no vector"
 _NO_RISE = "the cosine is nowhere above 0"
-_BEFORE = "was not recorded"
+_BEFORE = "was not recorded, or nothing moved"
 
 
 def shift_table(results: Results) -> Table:
@@ -31,7 +31,7 @@ def shift_table(results: Results) -> Table:
         "#first eight",
     )  # fmt: skip
     note = (
-        "Means over seeds. Cosine: of the student's shift with its teacher's vector, at "
+        "Means over the seeds that have a number. Cosine: of the student's shift with its teacher's vector, at "
         "the vector's block. Onset: the block from which that cosine is at least half of "
         "its largest. The others after the vector's block, or the last one where there is "
         "none: size relative to the stream; shares of the shift's energy in its mean over "
@@ -41,26 +41,34 @@ def shift_table(results: Results) -> Table:
 
 
 def _row(trait: str, teacher: str, own: Sequence[Condition]) -> Row:
-    at = [c.shift.vector_layer if c.shift else len(c.shape.layers) - 1
-          for c in own if c.shape]  # fmt: skip
-    shapes = [c.shape for c in own if c.shape]
-    spectra = [
-        s.spectrum[place] for s, place in zip(shapes, at, strict=True) if s.spectrum
-    ]
-    begun = [onset(c.shift.student) for c in own if c.shift]
-    blocks = [float(c.shift.layers[b]) for c, b in zip(own, begun, strict=False)
-              if c.shift and b is not None]  # fmt: skip
+    shifts = [c.shift for c in own if c.shift is not None]
+    begun = [_onset(shift) for shift in shifts]
+    read = [_read(c.shape, c.shift) for c in own if c.shape is not None]
+    sizes, constancies, firsts, eights = zip(*read, strict=True)
     return (
         Cell(trait, teacher),
-        _mean((c.shift.student[c.shift.layers.index(c.shift.vector_layer)]
-               for c in own if c.shift), why=_NO_VECTOR),
-        _mean(blocks, digits=0 if len(blocks) < 2 else 1,
+        _mean([s.student[s.layers.index(s.vector_layer)] for s in shifts], why=_NO_VECTOR),
+        _mean(begun, digits=0 if len(begun) < 2 else 1,
               why=_NO_RISE if begun else _NO_VECTOR),
-        _mean((s.size[place] for s, place in zip(shapes, at, strict=True)), digits=3),
-        _mean(s.constancy[place] for s, place in zip(shapes, at, strict=True)),
-        _mean(s.first[place] for s, place in zip(shapes, at, strict=True)),
-        _mean((_sum(shares) for shares in spectra), why=_BEFORE),
+        _mean(sizes, digits=3),
+        _mean(constancies),
+        _mean(firsts),
+        _mean(eights, why=_BEFORE),
     )  # fmt: skip
+
+
+def _onset(shift: ShiftByLayer) -> Number:
+    """The block from which the student's cosine is at least half of its largest."""
+    place = onset(shift.student)
+    return None if place is None else float(shift.layers[place])
+
+
+def _read(shape: ShiftShape, shift: ShiftByLayer | None) -> tuple[Number, ...]:
+    """Size, constancy and shares after the vector's block, or the last one."""
+    layer = shape.layers[-1] if shift is None else shift.vector_layer
+    place = shape.layers.index(layer)
+    eight = _sum(shape.spectrum[place]) if shape.spectrum else None
+    return shape.size[place], shape.constancy[place], shape.first[place], eight
 
 
 def _sum(shares: Sequence[Number]) -> Number:
@@ -69,9 +77,11 @@ def _sum(shares: Sequence[Number]) -> Number:
 
 
 def _mean(
-    values: Iterable[Number], *, digits: int = 2, why: str = "could not be computed"
+    values: Sequence[Number], *, digits: int = 2, why: str = "could not be computed"
 ) -> Cell:
+    """The mean of those that are there, and of how many if some are not."""
     known = [value for value in values if value is not None]
     if not known:
         return Cell(MISSING, why=why)
-    return value_cell(sum(known) / len(known), digits=digits)
+    fewer = f"{len(known)} of {len(values)} seeds" if len(known) < len(values) else ""
+    return Cell(number(sum(known) / len(known), digits=digits), fewer)

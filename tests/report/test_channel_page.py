@@ -1,0 +1,76 @@
+"""The page of a channel measurement: its answers, table and command."""
+
+import shlex
+
+import pytest
+from tests.report.measured import grid, spot, spread
+
+from undertow.measurements import ChannelMeasurement
+from undertow.report.channel_page import channel_content
+from undertow.report.measurement_page import render_measurement
+
+
+def _options(found: ChannelMeasurement) -> dict[str, str]:
+    words = shlex.split(channel_content(found).command)
+    assert words[:2] == ["undertow", "channel"]
+    return dict(zip(words[2::2], words[3::2], strict=True))
+
+
+def test_the_widest_is_told_as_one_of_many() -> None:
+    wide, shown, other = channel_content(grid()).answers
+    assert wide == (
+        "The widest channel is 0.20 [0.18, 0.22] nats a token from the base (numbers, "
+        "block 16, dose 0.450, the largest of 6, not corrected for that)."
+    )
+    assert shown == (
+        "The trait shows most, with a share of 0.900, at numbers, block 16, dose 0.450; "
+        "that model without it says 0.030."
+    )
+    assert other.startswith(
+        "There it is 0.10 [0.08, 0.12] nats a token from the nearest of 2 other traits' "
+        "teachers (wolf)"
+    )
+    (alone,) = channel_content(
+        grid(spot().model_copy(update={"widths": spot().widths[:1]}))
+    ).answers
+    assert alone.endswith("(numbers, block 24, dose 0.300).")
+
+
+def test_the_command_has_every_setting() -> None:
+    options = _options(grid())
+    assert (options["--layers"], options["--doses"]) == ("16,24", "0.1,0.3,0.45")
+    assert (options["--against"], options["--allowed"]) == ("wolf,cat", "list")
+    assert (options["--dtype"], options["--max-new-tokens"]) == ("bfloat16", "60")
+    assert "--noise-seeds" not in options
+    assert "--system" not in options
+    mixed = grid(spot(), spot(carrier="code"))
+    assert "--allowed" not in _options(mixed), "code is drawn from all tokens"
+    assert _options(grid().model_copy(update={"system": ""}))["--system"] == ""
+
+
+@pytest.mark.parametrize("mean", [0.0, None])
+def test_nothing_and_unknown_are_told_apart(mean: float | None) -> None:
+    widths = [
+        width.model_copy(update={"vocabulary": spread(mean, 0.0)})
+        for width in spot().widths
+    ]
+    answers = channel_content(
+        grid(spot().model_copy(update={"widths": widths}))
+    ).answers
+    if mean is None:
+        assert list(answers) == ["No divergence from the base could be computed."]
+    else:
+        assert answers[0].startswith("The widest channel is 0.00 [0.00, 0.00] nats")
+
+
+def test_rows_that_did_not_pass_are_said() -> None:
+    page = render_measurement(grid(spot(rows=0)))
+    assert "Too few rows passed their filter: nothing was measured." in page
+    assert "too few rows pass their filter. It never means zero." in page
+    assert "figure-widths" not in page
+    noisy = render_measurement(grid(spot(), spot(noise=0.1, seed=4)))
+    assert "Seeds: 0 alone; of the noise 4." in noisy
+    assert "n: 2 spots of 32 rows." in noisy
+    assert "n: 2 spots of 16 to 32 rows." in render_measurement(
+        grid(spot(), spot(0.1, rows=16))
+    )
