@@ -32,6 +32,16 @@ PANELS = {
     "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
     "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
     "emergence": ("emergence", "emergence", "owl by steer"),
+    "channel-noise": (
+        "measurements/channel-noise.json",
+        "widths",
+        "From the base, all tokens",
+    ),
+    "channel-noise-share": (
+        "measurements/channel-noise.json",
+        "shares",
+        "owl, asked of the teacher",
+    ),
     "vector-steered": (
         "measurements/vector-steered-owl.json",
         "likeness",

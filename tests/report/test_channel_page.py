@@ -19,21 +19,22 @@ def _options(found: ChannelMeasurement) -> dict[str, str]:
 def test_the_widest_is_told_as_one_of_many() -> None:
     wide, shown, other = channel_content(grid()).answers
     assert wide == (
-        "The widest channel is 0.20 [0.18, 0.22] nats a token from the base (numbers, "
-        "block 16, dose 0.450, the largest of 6, not corrected for that)."
+        "The widest channel is 0.203 [0.182, 0.223] nats a token from the base (numbers, "
+        "block 16, dose 0.45; of 6 the one with the largest lower bound, not corrected "
+        "for that)."
     )
     assert shown == (
-        "The trait shows most, with a share of 0.900, at numbers, block 16, dose 0.450; "
+        "The trait shows most, with a share of 0.900, at numbers, block 16, dose 0.45; "
         "that model without it says 0.030."
     )
     assert other.startswith(
-        "There it is 0.10 [0.08, 0.12] nats a token from the nearest of 2 other traits' "
+        "There it is 0.101 [0.081, 0.122] nats a token from the nearest of 2 other traits' "
         "teachers (wolf)"
     )
     (alone,) = channel_content(
         grid(spot().model_copy(update={"widths": spot().widths[:1]}))
     ).answers
-    assert alone.endswith("(numbers, block 24, dose 0.300).")
+    assert alone.endswith("(numbers, block 24, dose 0.3).")
 
 
 def test_the_command_has_every_setting() -> None:
@@ -46,6 +47,17 @@ def test_the_command_has_every_setting() -> None:
     mixed = grid(spot(), spot(carrier="code"))
     assert "--allowed" not in _options(mixed), "code is drawn from all tokens"
     assert _options(grid().model_copy(update={"system": ""}))["--system"] == ""
+
+
+def test_few_rows_with_a_large_mean_are_not_the_widest() -> None:
+    few = spot(0.45, rows=2)
+    wide = [
+        w.model_copy(update={"vocabulary": spread(5.0, 9.0, n=2)}) for w in few.widths
+    ]
+    lead = channel_content(
+        grid(spot(), few.model_copy(update={"widths": wide}))
+    ).answers
+    assert "dose 0.3;" in lead[0]
 
 
 @pytest.mark.parametrize("mean", [0.0, None])

@@ -36,8 +36,12 @@ def test_the_sampler_has_all_its_options() -> None:
 
 def test_small_numbers_do_not_look_like_nothing() -> None:
     assert spread_text(spread(0.5, 0.1)) == "0.50 [0.40, 0.60]"
+    assert spread_text(spread(0.0152, 0.0013)) == "0.0152 [0.0139, 0.0165]"
+    assert spread_text(spread(12.0, 5.0)) == "12.00 [7.00, 17.00]"
     tiny = Spread(mean=0.02, low=2e-5, high=0.04, n=3)
     assert spread_text(tiny) == "0.02000 [0.00002, 0.04000]"
+    least = Spread(mean=0.5, low=1e-9, high=0.9, n=3)
+    assert spread_text(least) == "0.500000 [0.000000, 0.900000]"
     assert spread_text(Spread(mean=0.0, low=0.0, high=0.0, n=3)) == "0.00 [0.00, 0.00]"
     assert spread_text(spread(None)) == "— [—, —]"
     assert spread_text(spread(-0.5), signed=True, least=3) == "−0.500 [−0.600, −0.400]"

@@ -1,8 +1,9 @@
 """What the page of a channel measurement says; its figures are `report.channel_figures`'."""
 
+import math
 from collections.abc import Sequence
 
-from undertow.measurements import ChannelMeasurement, ChannelSpot
+from undertow.measurements import ChannelMeasurement, ChannelSpot, Spread
 from undertow.report.captions import Basis
 from undertow.report.channel_data import BASE, from_base, nearest_other
 from undertow.report.measured_content import (
@@ -89,7 +90,8 @@ def _options(found: ChannelMeasurement) -> dict[str, object]:
 def _place(spot: ChannelSpot) -> str:
     parts = [spot.carrier]
     if spot.layer is not None:
-        parts.append(f"block {spot.layer}, dose {number(spot.dose, digits=3)}")
+        dose = MISSING if spot.dose is None else f"{spot.dose:g}"
+        parts.append(f"block {spot.layer}, dose {dose}")
     if spot.noise:
         parts.append(f"noise {spot.noise:g}, seed {spot.noise_seed}")
     return ", ".join(parts)
@@ -100,16 +102,17 @@ def _answers(found: ChannelMeasurement) -> list[str]:
     if not any(spot.widths for spot in found.points):
         return ["Too few rows passed their filter: nothing was measured."]
     measured = [
-        (mean, spot, width)
+        (width.vocabulary, spot)
         for spot in found.points
-        if (width := from_base(spot)) and (mean := width.vocabulary.mean) is not None
+        if (width := from_base(spot)) and width.vocabulary.mean is not None
     ]
     if not measured:
         return ["No divergence from the base could be computed."]
-    _, spot, width = max(measured, key=lambda each: each[0])
-    chosen = f", the largest of {len(measured)}, not corrected for that"
+    # By what is sure of it: a spot of three rows may have any mean.
+    spread, spot = max(measured, key=lambda each: _sure(each[0]))
+    chosen = f"; of {len(measured)} the one with the largest lower bound, not corrected for that"
     where = _place(spot) + (chosen if len(measured) > 1 else "")
-    wide = spread_text(width.vocabulary)
+    wide = spread_text(spread)
     answers = [f"The widest channel is {wide} nats a token from the base ({where})."]
     shown = [s for s in found.points if s.share is not None]
     if len(shown) > 1:
@@ -128,6 +131,11 @@ def _answers(found: ChannelMeasurement) -> list[str]:
             "this trait from that one."
         )
     return answers
+
+
+def _sure(spread: Spread) -> float:
+    """The lower bound; of what has none less than any other."""
+    return -math.inf if spread.low is None else spread.low
 
 
 def _table(found: ChannelMeasurement) -> Table:

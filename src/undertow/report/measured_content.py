@@ -1,5 +1,6 @@
 """What stands on the page of a measurement, as a value, and the words that all share."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,11 +80,15 @@ def system_words(system: str | None) -> str:
 
 
 def spread_text(spread: Spread, *, least: int = _LEAST, signed: bool = False) -> str:
-    """Mean and bounds in one line, with so many digits that none looks like 0."""
+    """Mean and bounds in one line: the width with two figures, and none looking like 0."""
     parts = (spread.mean, spread.low, spread.high)
     known = [v for v in parts if v]
-    digits = next(
-        (d for d in range(least, _MOST) if all(round(v, d) for v in known)), _MOST
+    digits = least
+    if spread.low is not None and spread.high is not None and spread.high > spread.low:
+        digits = max(least, 1 - math.floor(math.log10(spread.high - spread.low)))
+    while digits < _MOST and not all(round(v, digits) for v in known):
+        digits += 1
+    mean, low, high = (
+        number(v, digits=min(digits, _MOST), signed=signed) for v in parts
     )
-    mean, low, high = (number(v, digits=digits, signed=signed) for v in parts)
     return f"{mean} [{low}, {high}]"
