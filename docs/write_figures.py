@@ -31,6 +31,8 @@ PANELS = {
     "channel-shift": ("channel-12", "channel", "size of the student's shift"),
     "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
     "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
+    "noise": ("noise", "dose", "Teacher: steer"),
+    "noise-teacher": ("noise-teacher", "dose", "Teacher: steer"),
     "emergence": ("emergence", "emergence", "owl by steer"),
     "channel-noise": (
         "measurements/channel-noise.json",
@@ -41,6 +43,11 @@ PANELS = {
         "measurements/channel-noise.json",
         "shares",
         "owl, asked of the teacher",
+    ),
+    "entanglement": (
+        "measurements/entanglement-owl.json",
+        "told",
+        "Each number that was told",
     ),
     "vector-steered": (
         "measurements/vector-steered-owl.json",
