@@ -25,7 +25,7 @@ PERSONAS = drawn(DEPTH, WIDTH, seed=1) + 0.3 * drawn(TRAITS, DEPTH, WIDTH, seed=
 def profile(mean: Tensor, size: Tensor | None = None) -> ShiftProfile:
     energy = torch.ones(DEPTH, dtype=torch.float64) if size is None else size.square()
     ones = torch.ones(DEPTH, dtype=torch.float64)
-    return ShiftProfile(mean, energy, ones, ones, 9)
+    return ShiftProfile(mean, energy, ones, ones[:, None], 9)
 
 
 def test_a_shift_along_the_personas_mean_has_a_persona_trace_of_one() -> None:

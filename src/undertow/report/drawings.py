@@ -232,7 +232,7 @@ def draw_dose(
     levels = sorted({r.noise for r in rows})
     axes.set(xlim=(-0.5, len(levels) - 0.5), ylim=ends)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-    axes.set_xlabel("weight noise of the shared base, p")
+    axes.set_xlabel("weight noise, p")
     axes.set_ylabel("transfer, nats")
     zero(axes, vertical=False)
     for place, trait in enumerate(traits):
