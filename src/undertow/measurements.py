@@ -76,6 +76,10 @@ class ChannelMeasurement(_Value):
     trait: str
     teacher: Literal["prompt", "steer"]
     against: list[str] = Field(description="traits of the other teachers")
+    noise_scope: list[str] = Field(
+        default=["mlp", "attention", "embedding"],
+        description="kinds of matrix that have the noise",
+    )
     count: int = Field(description="prompts of a kind that were answered")
     questions: int = Field(description="on which the shares were read")
     seed: int

@@ -122,6 +122,11 @@ def test_shares_are_read_with_and_without_the_persona(pets: TraitFamily) -> None
         ({"layers": ()}, "layers: empty; give one value or more"),
         ({"carriers": ()}, "carriers: empty"),
         ({"carriers": ("poems",)}, "'poems' is none; there are numbers, code"),
+        (
+            {"noise_scope": ("mlp", "norm")},
+            "noise_scope: 'norm' is none; there are mlp",
+        ),
+        ({"noise_scope": ()}, "noise_scope: empty"),
         ({"kind": "prompt", "layers": (1,)}, "layers: a prompt has none; got (1,)"),
     ],
 )
@@ -194,3 +199,15 @@ def test_rows_of_words_that_pass_are_measured_as_they_were_drawn(
     assert point.widths[0].carrier == pytest.approx(
         point.widths[0].vocabulary, rel=1e-4
     )
+
+
+def test_noise_may_be_on_some_matrices_alone(pets: TraitFamily) -> None:
+    where: dict[str, Any] = {"noise": (0.3,), "count": 4, "questions": 1}
+    mlp, attention, both = (
+        _measured(pets, noise_scope=scope, **where)[0].widths[0].vocabulary.mean
+        for scope in (("mlp",), ("attention",), ("attention", "mlp"))
+    )
+    assert len({mlp, attention, both}) == 3
+    # The order in which kinds are named decides nothing.
+    again = _measured(pets, noise_scope=("mlp", "attention"), **where)[0]
+    assert again.widths[0].vocabulary.mean == both

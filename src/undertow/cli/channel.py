@@ -69,6 +69,9 @@ def channel(
     noise_seeds: Annotated[
         str, typer.Option(help="Seeds of that noise, with commas.")
     ] = "0",
+    noise_scope: Annotated[
+        str, typer.Option(help="Matrices that have it: mlp, attention, embedding.")
+    ] = "mlp,attention,embedding",
     count: Annotated[
         int, typer.Option(min=2, help="Prompts answered, of a kind.")
     ] = 96,
@@ -114,11 +117,13 @@ def channel(
         doses=_of(doses, "--doses", float, default=0.5 if steered else None),
         carriers=kinds, noise=numbers("--noise", noise, float),
         noise_seeds=numbers("--noise-seeds", noise_seeds, int),
+        noise_scope=words(noise_scope),
     )  # fmt: skip
     facts: dict[str, Any] = {
         "model": loading.model, "fingerprint": first.fingerprint,
         "dtype": str(first.dtype).removeprefix("torch."), "family": grid.family.name,
         "trait": trait, "teacher": teacher, "against": list(grid.against),
+        "noise_scope": list(grid.noise_scope),
         "count": count, "questions": questions, "seed": seed, "system": system,
         "sampler": sampler.model_dump(mode="json"),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from undertow.analysis.channel import Divergence, Speaker, divergences
 from undertow.errors import ConfigError
 from undertow.interventions.extraction import extract_vector
-from undertow.interventions.noise import add_weight_noise
+from undertow.interventions.noise import KINDS, add_weight_noise
 from undertow.models.chat import render_row
 from undertow.models.loading import Model, fingerprint
 from undertow.models.sampling import SamplerSettings
@@ -124,6 +124,7 @@ class ChannelGrid:
             its rule, as they alone would be trained on.
         noise: Sizes of weight noise; each above 0 is drawn once for every seed.
         noise_seeds: Of the noise.
+        noise_scope: Kinds of matrix that have it.
 
     Raises:
         ConfigError: Every fault at once: an unknown trait or carrier, the trait against
@@ -139,6 +140,7 @@ class ChannelGrid:
     carriers: tuple[str, ...] = ("numbers",)
     noise: tuple[float, ...] = (0.0,)
     noise_seeds: tuple[int, ...] = (0,)
+    noise_scope: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
         """Looks for faults."""
@@ -152,9 +154,9 @@ class ChannelGrid:
         if self.trait in self.against:
             yield f"against: {self.trait!r} is the teacher's own trait"
         of_vectors = {"layers", "doses"}
-        needed = {"carriers", "noise", "noise_seeds"}
+        needed = {"carriers", "noise", "noise_seeds", "noise_scope"}
         needed |= of_vectors if self.kind == "steer" else set()
-        for name in ("against", "layers", "doses", "carriers", "noise", "noise_seeds"):
+        for name in ("against", *sorted(of_vectors | needed)):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 yield f"{name}: a value stands there twice: {values!r}"
@@ -165,6 +167,8 @@ class ChannelGrid:
         unknown = [name for name in self.carriers if name not in CARRIERS]
         if unknown:
             yield f"carriers: {unknown[0]!r} is none; there are {', '.join(CARRIERS)}"
+        if odd := [kind for kind in self.noise_scope if kind not in KINDS]:
+            yield f"noise_scope: {odd[0]!r} is none; there are {', '.join(KINDS)}"
         for name in ("doses", "noise"):
             wrong = [v for v in getattr(self, name) if not 0 <= v < math.inf]
             if wrong:
@@ -236,7 +240,7 @@ def measure_channel(
     for (level, noise_seed), there in groupby(left, lambda p: (p.noise, p.noise_seed)):
         model = load()
         if noise_seed is not None:
-            model = _noised(model, level, noise_seed)
+            model = _noised(model, grid, level, noise_seed)
         asking = _Asking(model, grid, count, questions, sampler, system, seed)
         yield from _of_base(asking, list(there), tell)
 
@@ -282,8 +286,9 @@ def _told(tell: Tell, place: Place, stage: str, done: int, total: int) -> None:
     tell(f"{', '.join(words)}: {stage}", done, total)
 
 
-def _noised(model: Model, level: float, seed: int) -> Model:
-    add_weight_noise(model, p=level, seed=seed)
+def _noised(model: Model, grid: ChannelGrid, level: float, seed: int) -> Model:
+    kinds = [kind for kind in KINDS if kind in grid.noise_scope]
+    add_weight_noise(model, p=level, seed=seed, scope=kinds)
     return replace(model, fingerprint=fingerprint(model.module))
 
 

@@ -48,6 +48,7 @@ def channel_content(found: ChannelMeasurement) -> Content:
         facts={
             "model": found.model, "fingerprint": found.fingerprint,
             "dtype": found.dtype, "family": found.family, "teacher": found.teacher,
+            "matrices with noise": ", ".join(found.noise_scope),
             "prompts of a kind": str(found.count), "seed": str(found.seed),
             "system": system_words(found.system),
             "sampler of numbers": sampler_words(found.sampler),
@@ -81,7 +82,7 @@ def _options(found: ChannelMeasurement) -> dict[str, object]:
         "model": found.model, "dtype": found.dtype, "trait": found.trait,
         "teacher": found.teacher, "layers": every("layer"), "doses": every("dose"),
         "carriers": every("carrier"), "against": found.against, "noise": every("noise"),
-        "noise_seeds": every("noise_seed"), "count": found.count,
+        "noise_seeds": every("noise_seed"), "noise_scope": found.noise_scope, "count": found.count,
         "questions": found.questions, "family": found.family, "seed": found.seed,
         "system": found.system, **sampler_options(found.sampler),
     } | ({"allowed": None} if every("carrier") != ["numbers"] else {})  # fmt: skip
