@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -23,8 +24,9 @@ from undertow.cli.rows import workplace
 from undertow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from undertow.experiment.channel import Place
+    from undertow.experiment.channel import ChannelGrid, Place
     from undertow.measurements import ChannelSpot, Spread
+    from undertow.models.loading import Model
     from undertow.models.sampling import SamplerSettings
 
 Number = TypeVar("Number", int, float)
@@ -108,35 +110,31 @@ def channel(
     if json_file is not None:
         refuse_existing(json_file)
     kinds, sampler = words(carriers), _sampler(sampling, words(carriers))
-    first = loading.load()
-    depth = len(first.architecture.blocks)
     steered = teacher == "steer"
     grid = ChannelGrid(
         load_family(family), trait, teacher, words(against),
-        layers=_of(layers, "--layers", int, default=depth // 2 if steered else None),
+        layers=_of(layers, "--layers", int, default=0 if steered else None),
         doses=_of(doses, "--doses", float, default=0.5 if steered else None),
         carriers=kinds, noise=numbers("--noise", noise, float),
         noise_seeds=numbers("--noise-seeds", noise_seeds, int),
         noise_scope=words(noise_scope),
     )  # fmt: skip
-    facts: dict[str, Any] = {
-        "model": loading.model, "fingerprint": first.fingerprint,
-        "dtype": str(first.dtype).removeprefix("torch."), "family": grid.family.name,
-        "trait": trait, "teacher": teacher, "against": list(grid.against),
-        "noise_scope": list(grid.noise_scope),
+    first = loading.load()
+    if steered and layers is None:
+        grid = replace(grid, layers=(len(first.architecture.blocks) // 2,))
+    facts = _facts(loading.model, first, grid) | {
         "count": count, "questions": questions, "seed": seed, "system": system,
         "sampler": sampler.model_dump(mode="json"),
     }  # fmt: skip
     wide = max(map(len, ("base", *grid.against)))
     for line in _head(trait, wide):
         say(line)
-    unused = [first]
-    places = grid.places()
-    settings = facts | {
+    unused, places = [first], grid.places()
+    asked = facts | {
         "template": first.template.digest, "members": repr(grid.family),
         "places": [list(place) for place in places],
     }  # fmt: skip
-    with _kept(json_file, settings) as (file, spots), progress() as report:
+    with _kept(json_file, asked) as (file, spots), progress() as report:
         found = {_place(spot): spot for spot in spots}
         for spot in spots:
             _say_spot(spot, wide)
@@ -157,6 +155,16 @@ def channel(
             )
     if json_file is not None:
         say(f"numbers  {json_file}")
+
+
+def _facts(name: str, model: "Model", grid: "ChannelGrid") -> dict[str, Any]:
+    """Whose channel is measured, as the file has it."""
+    return {
+        "model": name, "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."), "family": grid.family.name,
+        "trait": grid.trait, "teacher": grid.kind, "against": list(grid.against),
+        "noise_scope": list(grid.noise_scope),
+    }  # fmt: skip
 
 
 def _sampler(sampling: Sampling, kinds: tuple[str, ...]) -> "SamplerSettings":
