@@ -376,6 +376,28 @@ def _report(name: str) -> Feed:
     return feed
 
 
+def _measurement(data: bytes, folder: Path) -> str:
+    """The page of a measurement's file."""
+    from undertow.cli.report import report
+
+    file = folder / "measurement.json"
+    file.with_suffix(".html").unlink(missing_ok=True)
+    file.write_bytes(data)
+    with mock.patch.object(sys, "stdout", io.StringIO()):
+        report(str(file))
+    check_page(file.with_suffix(".html").read_text(encoding="utf-8"))
+    return "page"
+
+
+@cache
+def measurement_trees() -> dict[str, Any]:
+    """A small file of each kind of measurement."""
+    from tests.report.measured import entanglement, grid, spot, vector
+
+    made = (grid(spot(), spot(0.1)), vector(), entanglement())
+    return {each.measurement: each.model_dump(mode="json") for each in made}
+
+
 def _words_only(tree: Any, texts: Sequence[str]) -> Any:
     """The tree with every free text replaced, one after the other."""
     place = iter(range(10**9))
@@ -506,4 +528,8 @@ def _page_readers() -> dict[str, Reader]:
         undrawn, drawn = _undrawn(f"{name}.json"), _report(f"{name}.json")
         found[name] = Reader(source, undrawn, sound, "page", 60)
         found[f"{name}-drawn"] = Reader(source, drawn, sound, "page", 3)
+    for name, tree in measurement_trees().items():
+        found[f"measured-{name}"] = Reader(
+            _reports(tree), _measurement, inputs.as_json(tree), "page", 12
+        )
     return found

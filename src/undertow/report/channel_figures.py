@@ -21,6 +21,7 @@ from undertow.report.drawings import (
     PAPER,
     Axes,
     bare,
+    drawable,
     grouped,
     limits,
     mean_of,
@@ -29,7 +30,7 @@ from undertow.report.drawings import (
 )
 from undertow.report.panels import Figure, Panel, make_panel
 from undertow.report.svg import PALETTE, SERIES
-from undertow.report.text import known, number
+from undertow.report.text import number
 from undertow.results import Number
 
 MARKS = "osD^vP"
@@ -80,7 +81,7 @@ def _width_panels(found: ChannelMeasurement, lines: Sequence[str]) -> list[Panel
             for spot in found.points
             if (spread := way(spot)) is not None
         ]
-        if any(known(dot.value) for dot in dots):
+        if any(drawable(dot.value) for dot in dots):
             panels.append(_panel(f"widths-{key}", title, dots, lines, axis))
     return panels
 
@@ -96,7 +97,7 @@ def _of(
 def _panel(
     key: str, title: str, dots: Sequence[Dot], lines: Sequence[str], axis: str
 ) -> Panel:
-    most = max((d for d in dots if known(d.value)), key=lambda d: d.value or 0.0)
+    most = max((d for d in dots if drawable(d.value)), key=lambda d: d.value or 0.0)
     words = f"Largest at {axis} {most.x:g}, {most.line}: {number(most.value, digits=3)}"
     draw = partial(draw_dots, dots=dots, lines=lines, axis=axis, unit="nats a token")
     return make_panel(key, title, words, draw, height=220.0, left=56.0)

@@ -35,6 +35,8 @@ INK, MUTED, RULE = PALETTE["ink"], PALETTE["muted"], PALETTE["rule"]
 PAPER = PALETTE["paper"]
 Axes = Any  # matplotlib's
 Item = TypeVar("Item")
+_LARGEST = 1e100
+"""Of a number on an axis: sums and products of a few such do not overflow."""
 
 
 def grouped(rows: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
@@ -50,14 +52,19 @@ def fit(text: str, limit: int = 16) -> str:
     return shortened(visible(text).replace("\n", " "), limit)
 
 
+def drawable(value: Number) -> bool:
+    """Whether a number can stand on an axis: it is there, and no axis overflows by it."""
+    return value is not None and abs(value) < _LARGEST
+
+
 def points(values: Iterable[Number]) -> list[float]:
     """Numbers for drawing: NaN leaves a gap."""
-    return [v if v is not None and math.isfinite(v) else math.nan for v in values]
+    return [v if v is not None and drawable(v) else math.nan for v in values]
 
 
 def mean_of(values: Iterable[Number]) -> float:
     """Mean of what is there; NaN of nothing. For the eye, never for a claim."""
-    there = [v for v in values if v is not None and math.isfinite(v)]
+    there = [v for v in values if v is not None and drawable(v)]
     return sum(there) / len(there) if there else math.nan
 
 
@@ -65,7 +72,7 @@ def limits(
     values: Iterable[Number], *, include: float | None = 0.0
 ) -> tuple[float, float]:
     """Ends of an axis that holds all values and `include`, with some air."""
-    there = [v for v in values if v is not None and math.isfinite(v)]
+    there = [v for v in values if v is not None and drawable(v)]
     there += [include] if include is not None else []
     low, high = min(there, default=0.0), max(there, default=1.0)
     air = 0.07 * (high - low) or 0.5

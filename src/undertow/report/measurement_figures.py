@@ -16,6 +16,7 @@ from undertow.report.drawings import (
     Axes,
     bare,
     breadth,
+    drawable,
     fit,
     limits,
     mean_of,
@@ -24,7 +25,7 @@ from undertow.report.drawings import (
 )
 from undertow.report.panels import Figure, Panel, make_panel
 from undertow.report.svg import PALETTE
-from undertow.report.text import known, number
+from undertow.report.text import number
 from undertow.results import Number
 
 GROUPS = {
@@ -56,7 +57,7 @@ def _bars(
     key: str, title: str, values: Mapping[str, Number], unit: str
 ) -> Panel | None:
     """Every trait, the largest first."""
-    there = {name: v for name, v in values.items() if v is not None and known(v)}
+    there = {name: v for name, v in values.items() if v is not None and drawable(v)}
     if not there:
         return None
     order = sorted(there, key=lambda name: -there[name])
