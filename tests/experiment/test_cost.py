@@ -75,7 +75,9 @@ def test_counts_are_those_of_a_stored_study(study: Path) -> None:
     def left(end: str) -> int:
         return sum(stage.endswith(end) for stage in stages)
 
-    assert all(c.rows.kept == recipe.rows.count for c in results.conditions)
+    # What a filter refuses is not known before: then counts are the most there may be.
+    every = all(c.rows.kept == recipe.rows.count for c in results.conditions)
+    assert every == (recipe.rows.carrier == "numbers")
     assert cost.students == left("/student/training")
     assert cost.tuned == left("/teacher/training")
     assert cost.cells == len(results.conditions) == left("/cell")
@@ -90,7 +92,8 @@ def test_counts_are_those_of_a_stored_study(study: Path) -> None:
     tuned = next((t.finetune for t in recipe.teachers if t.finetune), None)
     of_tuned = 0 if tuned is None else cost.tuned * (tuned.max_updates or 0)
     assert len(students) + len(controls) == cost.students
-    assert cost.updates == sum([*students.values(), *controls.values(), of_tuned])
+    done = sum([*students.values(), *controls.values(), of_tuned])
+    assert cost.updates == done if every else done <= cost.updates <= 2 * done
 
 
 def test_the_readouts_of_a_stored_study_are_counted() -> None:

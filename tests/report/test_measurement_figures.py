@@ -1,9 +1,13 @@
 """Figures of trained vectors and told numbers: order, places, labels."""
 
+import math
+
+import numpy as np
 import pytest
 from tests.report.measured import entanglement, vector
 from tests.report.test_inner_figures import marks
 
+from undertow.report.drawings import drawable
 from undertow.report.measurement_figures import (
     draw_entanglement_figures,
     draw_vector_figures,
@@ -42,3 +46,14 @@ def test_told_numbers_stand_by_change_and_effect() -> None:
     assert "raised 0.200" in groups.label.replace("+", "")
     assert "raised − random +0.200" in groups.label
     assert len(marks(groups.svg, "ink")) == 1
+
+
+def test_numbers_that_no_axis_holds_leave_a_gap() -> None:
+    assert [drawable(v) for v in (None, math.nan, math.inf, 1e300, np.float64(2.0))] == [
+        False, False, False, False, True,
+    ]  # fmt: skip
+    wild = vector().model_copy(
+        update={"cosines": {"owl": 1e300, "cat": 0.1, "dog": 0.2}}
+    )
+    panel = draw_vector_figures(wild)["likeness"].panels[0]
+    assert "Largest: dog +0.20, cat +0.10" in panel.label

@@ -54,7 +54,7 @@ def fit(text: str, limit: int = 16) -> str:
 
 def drawable(value: Number) -> bool:
     """Whether a number can stand on an axis: it is there, and no axis overflows by it."""
-    return value is not None and abs(value) < _LARGEST
+    return value is not None and bool(abs(value) < _LARGEST)
 
 
 def points(values: Iterable[Number]) -> list[float]:
