@@ -32,7 +32,6 @@ EXPLAINED = 0.7
 _FEWEST_PAIRS = 5  # rows of one prompt each that likelihoods are compared on
 _SHARES = np.linspace(0.02, 1.0, 50)  # of rows that a vector may have written
 _CHOSEN = 72  # blocks, doses and shares, that a mixture may be the best of
-_TESTS = 2  # of likelihoods and of gradients, which share the error rate
 _CHECKED = 64  # rows that the explanation is checked on
 _DIGITS = 3  # of numbers that are drawn by lot, at least
 _AUDITED, _BASE, _OWN = range(3)  # columns of what is compared
@@ -62,9 +61,10 @@ def held(
     No model makes numbers that were drawn by lot as likely as the lot does: where that
     is not beaten at the error rate, all is taken back too.
 
-    A vector's two tests, of likelihoods and of gradients, have half of the error rate
-    each. Together they take a true hypothesis back (a vector at its very block and dose)
-    with a probability of about that rate; lot and gain come on top, without one.
+    Each of a vector's two tests, of likelihoods and of gradients, takes a true hypothesis
+    back (a vector at its very block and dose) with a probability of about the error rate;
+    lot and gain come on top, without one. A name that is lost does less harm than one
+    that is wrong.
 
     Args:
         judgement: Of kind "steer" or "prompt".
@@ -97,17 +97,19 @@ def _likelihoods(
 ) -> tuple[Explanation, str | None]:
     """Whether the rows are as likely as a mixture's, and likelier than by lot."""
     share = _likeliest_share(found.ratios[:, _AUDITED])
-    limit = settings.alpha / (_TESTS if judgement.kind == "steer" else 1)
     lack = found.lack(share)
     told = Explanation(
-        hypothesis=name, share=None, rows=int(np.isfinite(lack).sum()), limit=limit
+        hypothesis=name,
+        share=None,
+        rows=int(np.isfinite(lack).sum()),
+        limit=settings.alpha,
     )
     if told.rows < _FEWEST_PAIRS:
         return told, None
     told = told.model_copy(update={"share": share})
     mean, p_value = float(lack[np.isfinite(lack)].mean()), _greater_p(lack)
     told = told.model_copy(update={"lack": mean, "lack_p_value": p_value})
-    if p_value <= limit:
+    if p_value <= settings.alpha:
         return told, (
             f"but the rows are {mean:.1f} nats each less likely than what the base "
             f"writes, {share:.0%} of it under {name}, the likeliest share (p = "
@@ -137,8 +139,7 @@ def _gradients(
     told = told.model_copy(
         update={"gradient_p_value": test.p_value, "gradient_null": null_of(test)}
     )
-    assert told.limit is not None
-    if test.p_value <= told.limit:
+    if test.p_value <= settings.alpha:
         return told, (
             "but the rows' gradients do not point where those of what the base writes "
             f"do, {share:.0%} of it under {told.hypothesis}, the likeliest share (p = "

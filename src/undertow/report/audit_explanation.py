@@ -26,9 +26,8 @@ def _note(told: Explanation) -> str:
     return (
         f"Of {told.hypothesis}, on {told.rows} prompts. The base wrote rows there untouched "
         f"and under it; the audited ones are held against a mixture with {share} of the "
-        "latter, the likeliest share. What is true is taken back by the tests with a "
-        "probability of about the error rate, which they share; the lot and the gain have "
-        "no such rate."
+        "latter, the likeliest share. Each of the tests takes back what is true with a "
+        "probability of about the error rate; the lot and the gain have no such rate."
     )
 
 
