@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 
-@expanded
-def channel(
-    *,
-    loading: Loading,
-    trait: Annotated[str, typer.Option(help="The teacher's trait, of the family.")],
+@dataclass(frozen=True, kw_only=True)
+class Gridding:
+    """A teacher, and where its channel is measured."""
+
+    trait: Annotated[str, typer.Option(help="The teacher's trait, of the family.")]
     teacher: Annotated[
         Literal["prompt", "steer"], typer.Option(help="How it is given the trait.")
-    ] = "prompt",
+    ] = "prompt"
     layers: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +47,7 @@ def channel(
             "--layer",
             help="Blocks of the vector, with commas; else half of the depth.",
         ),
-    ] = None,
+    ] = None
     doses: Annotated[
         str | None,
         typer.Option(
@@ -55,32 +55,65 @@ def channel(
             "--dose",
             help="‖αv‖/‖h‖ there, with commas, for 'steer'; else 0.5.",
         ),
-    ] = None,
+    ] = None
     carriers: Annotated[
         str,
         typer.Option(
             help="Kinds of row, with commas: numbers, code, reasoning, paraphrase."
         ),
-    ] = "numbers",
+    ] = "numbers"
     against: Annotated[
         str, typer.Option(help="Other traits, with commas: the part that is specific.")
-    ] = "",
+    ] = ""
     noise: Annotated[
         str, typer.Option(help="Sizes of weight noise on the base, with commas.")
-    ] = "0",
+    ] = "0"
     noise_seeds: Annotated[
         str, typer.Option(help="Seeds of that noise, with commas.")
-    ] = "0",
+    ] = "0"
     noise_scope: Annotated[
         str, typer.Option(help="Matrices that have it: mlp, attention, embedding.")
-    ] = "mlp,attention,embedding",
+    ] = "mlp,attention,embedding"
+    family: Family = "animals"
+
+    def grid(self) -> "ChannelGrid":
+        """The grid; a block that was not given is 0 until `settled`.
+
+        Raises:
+            ConfigError: Every fault of it.
+        """
+        from undertow.experiment.channel import ChannelGrid
+        from undertow.traits import load_family
+
+        steered = self.teacher == "steer"
+        return ChannelGrid(
+            load_family(self.family), self.trait, self.teacher, words(self.against),
+            layers=_of(self.layers, "--layers", int, default=0 if steered else None),
+            doses=_of(self.doses, "--doses", float, default=0.5 if steered else None),
+            carriers=words(self.carriers), noise=numbers("--noise", self.noise, float),
+            noise_seeds=numbers("--noise-seeds", self.noise_seeds, int),
+            noise_scope=words(self.noise_scope),
+        )  # fmt: skip
+
+    def settled(self, model: "Model") -> "ChannelGrid":
+        """The grid for a model: half of its depth where no block was given."""
+        grid = self.grid()
+        if self.layers is not None or self.teacher != "steer":
+            return grid
+        return replace(grid, layers=(len(model.architecture.blocks) // 2,))
+
+
+@expanded
+def channel(
+    *,
+    loading: Loading,
+    gridding: Gridding,
     count: Annotated[
         int, typer.Option(min=2, help="Prompts answered, of a kind.")
     ] = 96,
     questions: Annotated[
         int, typer.Option(min=1, help="Questions on which the trait's share is read.")
     ] = 12,
-    family: Family = "animals",
     sampling: Sampling,
     system: System = None,
     seed: Seed = 0,
@@ -101,45 +134,31 @@ def channel(
     numbers unless --allowed says otherwise; of other kinds of row those are measured
     that pass their filter.
     """
-    from undertow.experiment.channel import ChannelGrid, measure_channel
+    from undertow.experiment.channel import measure_channel
     from undertow.measurements import ChannelMeasurement, ChannelSpot
     from undertow.storage import append_jsonl, write_json
     from undertow.storage.files import plain
-    from undertow.traits import load_family
 
     if json_file is not None:
         refuse_existing(json_file)
-    kinds, sampler = words(carriers), _sampler(sampling, words(carriers))
-    steered = teacher == "steer"
-    grid = ChannelGrid(
-        load_family(family), trait, teacher, words(against),
-        layers=_of(layers, "--layers", int, default=0 if steered else None),
-        doses=_of(doses, "--doses", float, default=0.5 if steered else None),
-        carriers=kinds, noise=numbers("--noise", noise, float),
-        noise_seeds=numbers("--noise-seeds", noise_seeds, int),
-        noise_scope=words(noise_scope),
-    )  # fmt: skip
+    sampler = _sampler(sampling, gridding.grid().carriers)
     first = loading.load()
-    if steered and layers is None:
-        grid = replace(grid, layers=(len(first.architecture.blocks) // 2,))
+    grid, unused = gridding.settled(first), [first]
     facts = _facts(loading.model, first, grid) | {
         "count": count, "questions": questions, "seed": seed, "system": system,
         "sampler": sampler.model_dump(mode="json"),
     }  # fmt: skip
     wide = max(map(len, ("base", *grid.against)))
-    for line in _head(trait, wide):
+    for line in _head(grid.trait, wide):
         say(line)
-    unused, places = [first], grid.places()
-    asked = facts | {
-        "template": first.template.digest, "members": repr(grid.family),
-        "places": [list(place) for place in places],
-    }  # fmt: skip
-    with _kept(json_file, asked) as (file, spots), progress() as report:
-        found = {_place(spot): spot for spot in spots}
-        for spot in spots:
+    with (
+        _kept(json_file, _asked(facts, first, grid)) as (file, found),
+        progress() as report,
+    ):
+        for spot in found.values():
             _say_spot(spot, wide)
         for measured in measure_channel(
-            lambda: unused.pop() if unused else loading.load(), grid, known=found,
+            lambda: unused.pop() if unused else loading.load(), grid, known=set(found),
             count=count, questions=questions, sampler=sampler, system=system, seed=seed,
             tell=lambda stage, done, total: report(stage, done, total, ""),
         ):  # fmt: skip
@@ -149,12 +168,20 @@ def channel(
             found[_place(spot)] = spot
             _say_spot(spot, wide)
         if json_file is not None:
-            points = [found[place] for place in places]
-            write_json(
-                json_file, ChannelMeasurement(**facts, points=points).model_dump()
-            )
+            points = [found[place] for place in grid.places()]
+            kept = ChannelMeasurement(**facts, points=points)
+            write_json(json_file, kept.model_dump())
     if json_file is not None:
         say(f"numbers  {json_file}")
+
+
+def _asked(
+    facts: dict[str, Any], model: "Model", grid: "ChannelGrid"
+) -> dict[str, Any]:
+    """All that has to be the same for a grid to be continued."""
+    places = [list(place) for place in grid.places()]
+    more = {"template": model.template.digest, "members": repr(grid.family)}
+    return facts | more | {"places": places}
 
 
 def _facts(name: str, model: "Model", grid: "ChannelGrid") -> dict[str, Any]:
@@ -200,19 +227,20 @@ def _place(spot: "ChannelSpot") -> "Place":
 @contextmanager
 def _kept(
     json_file: Path | None, facts: dict[str, Any]
-) -> "Iterator[tuple[Path | None, list[ChannelSpot]]]":
+) -> "Iterator[tuple[Path | None, dict[Place, ChannelSpot]]]":
     """A file for points as they come, and those that are there already."""
     from undertow.measurements import ChannelSpot
     from undertow.storage import read_jsonl
     from undertow.storage.files import plain
 
     if json_file is None:
-        yield None, []
+        yield None, {}
         return
     with workplace(json_file, plain(facts)) as run:
         file = run.path("points.jsonl")
         lines = read_jsonl(file, tolerate_torn_tail=True) if file.exists() else ()
-        yield file, [ChannelSpot.model_validate(line) for line in lines]
+        spots = [ChannelSpot.model_validate(line) for line in lines]
+        yield file, {_place(spot): spot for spot in spots}
 
 
 def _head(trait: str, wide: int) -> list[str]:

@@ -74,16 +74,13 @@ def row_vector(
         if file is not None:
             refuse_existing(file)
     members = load_family(family)
-    own, other = (
-        None if path is None else read_rows(path, accepted_only=True)[:use]
-        for path in (rows, control)
-    )
-    assert own is not None
-    model = loading.load()
+    own = read_rows(rows, accepted_only=True)[:use]
+    other = read_rows(control, accepted_only=True)[:use] if control else None
+    model, sampler = loading.load(), sampling.settings()
     with progress() as report:
         found = measure_row_vector(
             model, members, own, other, layer=layer, system=system,
-            sampler=sampling.settings(), steps=steps, batch_size=batch_size,
+            sampler=sampler, steps=steps, batch_size=batch_size,
             learning_rate=learning_rate, seed=seed,
             tell=lambda name, n, total: report(f"vector of {name}", n, total, ""),
         )  # fmt: skip
@@ -98,7 +95,7 @@ def row_vector(
             dtype=str(model.dtype).removeprefix("torch."), family=members.name,
             rows=str(rows), control=None if control is None else str(control), use=use,
             steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-            sampler=DrawnBy(**sampling.settings().model_dump()), system=system, seed=seed,
+            sampler=DrawnBy(**sampler.model_dump()), system=system, seed=seed,
             **plain(found.as_dict()),
         )  # fmt: skip
         write_json(json_file, facts.model_dump())
