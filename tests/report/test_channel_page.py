@@ -31,6 +31,10 @@ def test_the_widest_is_told_as_one_of_many() -> None:
         "There it is 0.101 [0.081, 0.122] nats a token from the nearest of 2 other traits' "
         "teachers (wolf)"
     )
+    one = grid().model_copy(update={"against": ["wolf"]})
+    assert (
+        "nats a token from the teacher of wolf: what" in channel_content(one).answers[2]
+    )
     (alone,) = channel_content(
         grid(spot().model_copy(update={"widths": spot().widths[:1]}))
     ).answers

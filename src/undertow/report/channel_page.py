@@ -125,11 +125,15 @@ def _answers(found: ChannelMeasurement) -> list[str]:
         )
     other = nearest_other(spot)
     if other is not None:
+        many = f"the nearest of {len(found.against)} other traits' teachers"
+        whose = (
+            f"{many} ({other.other})"
+            if found.against[1:]
+            else (f"the teacher of {other.other}")
+        )
         answers.append(
-            "There it is "
-            f"{spread_text(other.vocabulary)} nats a token from the nearest of "
-            f"{len(found.against)} other traits' teachers ({other.other}): what tells "
-            "this trait from that one."
+            f"There it is {spread_text(other.vocabulary)} nats a token from {whose}: what "
+            "tells this trait from that one."
         )
     return answers
 
