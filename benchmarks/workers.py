@@ -1,18 +1,23 @@
-"""How much faster two workers of a Ray cluster run independent cells than one does.
+"""How much faster several workers run independent cells than one does.
 
-`python -m benchmarks.workers --out FILE.json`: the same run on clusters of one and of two
-cores of this machine, in alternation, each core one thread. A run's time is that of its
-jobs and of its workers' start; the cluster is up before.
+`python -m benchmarks.workers --out FILE.json`: the same run in this process with all
+cores, and in two processes of one thread each, in alternation; `--ways "1 on ray" "2 on
+ray"` compares workers of a Ray cluster. A run's time is that of its jobs and of its
+workers' start; a cluster is up before.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from undertow.execution.executor import Needs
+from undertow.execution.executor import Executor, Needs
+from undertow.execution.local import Here
+from undertow.execution.processes import processes
 from undertow.execution.ray_cluster import ray_cluster
 from undertow.experiment import Recipe, run_experiment
 from undertow.runs import provenance
@@ -33,12 +38,25 @@ def recipe(model: str) -> Recipe:
     )  # fmt: skip
 
 
-def timed(settings: Recipe, cores: int) -> float:
-    """Seconds of a run on so many workers."""
-    with tempfile.TemporaryDirectory() as folder, ray_cluster(cpus=cores) as cluster:
-        assert cluster.slots(Needs()) == cores
+@contextmanager
+def opened(way: str) -> Iterator[Executor]:
+    """Who makes the calls: "here", "N on processes" or "N on ray"."""
+    number, _, place = way.rpartition(" on ")
+    if place == "here":
+        yield Here()
+    elif place == "processes":
+        with processes(cores=int(number)) as pool:
+            yield pool
+    else:
+        with ray_cluster(cpus=int(number)) as cluster:
+            yield cluster
+
+
+def timed(settings: Recipe, way: str) -> float:
+    """Seconds of a run."""
+    with tempfile.TemporaryDirectory() as folder, opened(way) as executor:
         began = time.monotonic()
-        run_experiment(settings, Path(folder) / "run", executor=cluster, needs=Needs())
+        run_experiment(settings, Path(folder) / "run", executor=executor, needs=Needs())
         return time.monotonic() - began
 
 
@@ -47,18 +65,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--ways", nargs=2, default=["here", "2 on processes"])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    settings, seconds = recipe(given.model), {1: [], 2: []}  # type: ignore[var-annotated]
+    settings = recipe(given.model)
+    seconds: dict[str, list[float]] = {way: [] for way in given.ways}
     for _ in range(given.repeats):
-        for cores in (1, 2):
-            seconds[cores].append(round(timed(settings, cores), 1))
-            print(cores, seconds[cores][-1], flush=True)
-    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+        for way, times in seconds.items():
+            times.append(round(timed(settings, way), 1))
+            print(way, times[-1], flush=True)
+    first, second = given.ways
+    ratios = [a / b for a, b in zip(seconds[first], seconds[second], strict=True)]
     found = {"seconds": seconds, "ratios": ratios, "median_ratio": median(ratios),
              "model": given.model, "cells": len(CELLS), **provenance()}  # fmt: skip
     given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"two workers: {found['median_ratio']:.2f} times one")
+    print(f"{second}: {found['median_ratio']:.2f} times {first}")
 
 
 if __name__ == "__main__":

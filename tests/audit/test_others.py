@@ -115,6 +115,8 @@ def test_the_reference_is_the_one_that_is_sampled_here(
 
 
 def test_parts_are_neither_tiny_nor_huge(others: Others) -> None:
-    assert [len(part) for part in others.parts(range(20))] == [8, 8, 4]
+    assert [len(part) for part in others.parts(range(20))] == [10, 10]
+    assert [len(part) for part in others.parts(range(9))] == [8, 1]
+    assert {len(part) for part in others.parts(range(66))} == {11}
     assert {len(part) for part in others.parts(range(600))} == {100}
     assert max(len(part) for part in others.parts(range(10_000))) == 256

@@ -8,9 +8,12 @@ from tests.execution.strangers import Strangers
 
 from undertow.cli.options import Loading
 from undertow.cli.where import Where, others
+from undertow.errors import RunError
+from undertow.execution import processes as module
 from undertow.execution import ray_cluster
 from undertow.execution.executor import Needs
 from undertow.execution.local import Here
+from undertow.models import environment
 
 
 def test_work_is_done_here_if_nothing_is_said() -> None:
@@ -41,6 +44,32 @@ def test_others_load_the_model_as_it_was_asked_for_here() -> None:
     assert (found.name, found.needs) == ("tiny", Needs(cpus=2.0))
     assert found.options["dtype"] == "float32"
     assert found.options["device_map"] == {"": "cpu"}
+
+
+@pytest.mark.parametrize("given", [None, 3.0])
+def test_processes_share_what_is_free(
+    given: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(environment, "free_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    where = Where(on="processes", worker_memory=given)
+    with where.opened(models=["smollm2-135m"], device="cpu") as (executor, needs):
+        assert not executor.is_here
+        own = 4 * 134_515_008 + 1100 * 2**20 if given is None else 3 * 2**30
+        assert needs == Needs(1.0, 0.0, own)
+        assert executor.slots(needs) == (2 if given is None else 1)
+    said = "2 processes" if given is None else "1 process"
+    assert f"{said} of this machine at once" in capsys.readouterr().out
+
+
+def test_processes_do_not_share_an_accelerator() -> None:
+    with (
+        pytest.raises(RunError, match=r"share the device meta; --on here takes all"),
+        Where(on="processes").opened(device="meta"),
+    ):
+        pass
 
 
 @pytest.fixture

@@ -44,3 +44,16 @@ def die(value: int) -> int:
     """Kills its own process, always."""
     os.kill(os.getpid(), signal.SIGKILL)
     return value
+
+
+def who(seconds: float) -> tuple[int, int]:
+    """Waits; returns the process that waited, and how many threads torch has there."""
+    import torch
+
+    time.sleep(seconds)
+    return os.getpid(), torch.get_num_threads()
+
+
+def same(value: object) -> object:
+    """The value."""
+    return value

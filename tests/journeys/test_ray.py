@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import family_text
 from tests.execution import things
 from tests.experiment.test_elsewhere import same_runs
+from tests.journeys.same_findings import differing, figures
 
 from undertow.errors import RunError
 from undertow.execution.executor import Needs
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from tests.conftest import Command
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-NOT_FOUND = {
-    "command", "next_commands", "seconds", "total_seconds", "provenance",
-    "likelihood_passes", "undertow_crc32",
-}  # fmt: skip
-"""What findings say of how they came about, and by whom, and not of the rows."""
 
 
 @pytest.fixture(scope="module")
@@ -266,37 +262,10 @@ def both(
             done = command(*usual, "--out", tmp_path / on, "--on", on)
             assert done.status == 0, done.err
             assert ("on         Ray: 2 workers at once" in done.out) == (on == "ray")
-            found.append(_figures(read_json(tmp_path / on / leaves)))
+            found.append(figures(read_json(tmp_path / on / leaves)))
         return found
 
     return call
-
-
-def _figures(value: Any, name: str = "") -> dict[str, Any]:
-    """Every figure and word of findings, by its place."""
-    if isinstance(value, dict):
-        parts = {f"{name}.{k}": v for k, v in value.items() if k not in NOT_FOUND}
-    elif isinstance(value, list):
-        parts = {f"{name}.{place}": part for place, part in enumerate(value)}
-    else:
-        return {name: value}
-    return {
-        k: v for name, part in parts.items() for k, v in _figures(part, name).items()
-    }
-
-
-def _differ(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Places at which two findings differ.
-
-    Batches hold other rows in a worker than here, so float32 rounds sums over a row's
-    tokens otherwise, by some 1e-7 of them: floats agree to 1e-5, all else is the same.
-    """
-    assert here.keys() == there.keys()
-    alike = {
-        place: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
-        for place, value in here.items()
-    }
-    return [place for place, value in there.items() if alike[place] != value]
 
 
 def test_an_audit_finds_the_same_on_a_cluster(
@@ -308,7 +277,7 @@ def test_an_audit_finds_the_same_on_a_cluster(
         personas=2, screening=4, naming_passes=0, fresh=8, planted=0, forecast=0,
         discover="false", triage=3,
     )  # fmt: skip
-    assert not _differ(here, there)
+    assert not differing(here, there)
     assert 0 < here[".p_value"] <= 1
 
 
@@ -321,7 +290,7 @@ def test_a_census_finds_the_same_on_the_cluster_of_this_machine(
         decoys=given / "plants.yaml", flips=99, pilot=16, subsample=16, layers="[1]",
         batch_rows=8, shard_batches=1,
     )  # fmt: skip
-    assert not _differ(here, there)
+    assert not differing(here, there)
     assert 0 < here[".p_value"] <= 1
 
 
@@ -338,14 +307,14 @@ def test_a_benchmark_finds_the_same_on_a_cluster(
         nodes.address, "benchmark.json", "benchmark", "audit", "--preset", "tiny",
         "--auditor", "undertow", **sets,
     )  # fmt: skip
-    assert not _differ(here, there)
+    assert not differing(here, there)
     own, found = (
-        [_figures(audit) for audit in read_jsonl(tmp_path / on / "audits.jsonl")]
+        [figures(audit) for audit in read_jsonl(tmp_path / on / "audits.jsonl")]
         for on in ("here", "ray")
     )
     assert len(own) == 2
     assert not [
-        place for pair in zip(own, found, strict=True) for place in _differ(*pair)
+        place for pair in zip(own, found, strict=True) for place in differing(*pair)
     ]
 
 

@@ -161,7 +161,10 @@ def _audit(
     trusted = take(comparison.reference).rows if comparison.reference else None
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
     vectors = [load_vector(path) for path in vector]
-    with where.opened(models=[loading.model]) as (executor, needs):
+    with where.opened(models=[loading.model], device=loading.device) as (
+        executor,
+        needs,
+    ):
         model = loading.load()
         with progress() as tell:
             return run_audit(

@@ -73,7 +73,10 @@ def audit(
     auditors = _auditors(auditor)
     with opened_place(out) as folder:
         with (
-            where.opened(models=[loading.model]) as (executor, needs),
+            where.opened(models=[loading.model], device=loading.device) as (
+                executor,
+                needs,
+            ),
             progress() as tell,
         ):
             model = loading.load()

@@ -58,7 +58,10 @@ def census(
     with opened_place(out) as folder:
         sources = opened(rows, folder)
         with (
-            where.opened(models=[loading.model]) as (executor, needs),
+            where.opened(models=[loading.model], device=loading.device) as (
+                executor,
+                needs,
+            ),
             progress() as tell,
         ):
             found = take_census(

@@ -155,7 +155,9 @@ def _run(
     settings = recipe.model_dump(mode="json")
     models = [m.name for m in (recipe.model, recipe.writer) if m is not None]
     with (
-        (where or Where()).opened(recipe.execution, models=models) as (executor, needs),
+        (where or Where()).opened(
+            recipe.execution, models=models, device=recipe.model.device
+        ) as (executor, needs),
         tracking(track, out, settings) as told,
         progress() as report_progress,
     ):

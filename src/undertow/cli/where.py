@@ -1,4 +1,4 @@
-"""The options that say where work is done: in this process, or on a Ray cluster."""
+"""The options that say where work is done: here, in several processes, or on Ray."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from undertow.cli.console import say
+from undertow.errors import RunError
 
 if TYPE_CHECKING:
     from undertow.audit.others import Others
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from undertow.execution.executor import Executor, Needs
 
 _GIB = 2**30
+Place = Literal["here", "processes", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +24,17 @@ class Where:
     """Who does the work, and what a part of it takes."""
 
     on: Annotated[
-        Literal["here", "ray"] | None,
+        Place | None,
         typer.Option(
-            help="'here', or 'ray': the cluster of RAY_ADDRESS, else one of this machine."
+            help="'here'; 'processes': one for each core of this machine, where there is "
+            "no GPU; 'ray': the cluster of RAY_ADDRESS, else one of this machine."
         ),
     ] = None
     worker_cpus: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Cores of a worker on Ray; not given: 1."),
+        typer.Option(
+            min=0.1, help="Cores of a process, or of a worker on Ray; not given: 1."
+        ),
     ] = None
     worker_gpus: Annotated[
         float | None,
@@ -41,13 +46,14 @@ class Where:
         float | None,
         typer.Option(
             min=0.1,
-            help="GiB of a worker on Ray; not given: the weights in float32, and 1.1.",
+            help="GiB of a process, or of a worker on Ray; not given: the weights in "
+            "float32, and 1.1.",
         ),
     ] = None
 
     @contextmanager
     def opened(
-        self, usual: Literal["here", "ray"] = "here", *, models: Sequence[str] = ()
+        self, usual: Place = "here", *, models: Sequence[str] = (), device: str = "auto"
     ) -> "Iterator[tuple[Executor, Needs]]":
         """Who does the work, connected and checked, and what a part of it takes.
 
@@ -55,30 +61,64 @@ class Where:
             usual: Where, if the command line does not say.
             models: What a worker loads, one at a time: its memory, if nobody says. Of
                 models whose size is not known here none is declared.
+            device: Where models are loaded, as it is asked for.
 
         Raises:
             MissingDependencyError: Ray is not installed.
-            RunError: The cluster cannot be reached or is not fit.
+            RunError: The cluster cannot be reached or is not fit; processes would share
+                an accelerator.
         """
         from undertow.execution.executor import Needs
         from undertow.execution.local import Here
 
-        if (self.on or usual) == "here":
+        place = self.on or usual
+        if place == "here":
             yield Here(), Needs()
-            return
+        elif place == "processes":
+            yield from self._processes(models, device)
+        else:
+            yield from self._ray(models)
+
+    def _processes(
+        self, models: Sequence[str], device: str
+    ) -> "Iterator[tuple[Executor, Needs]]":
+        from undertow.execution.processes import processes
+        from undertow.models.environment import free_memory
+        from undertow.models.loading import choose_device
+
+        found, _ = choose_device(device)
+        if found.type != "cpu":
+            raise RunError(
+                f"processes would share the device {found}; --on here takes all of it, "
+                "--device cpu leaves it alone, --on ray gives each worker its own"
+            )
+        with processes(memory_bytes=free_memory()) as pool:
+            needs = self._needs(models, gpus=self.worker_gpus or 0.0)
+            slots = pool.slots(needs)
+            say(
+                f"on         {slots} process{'es' * (slots > 1)} of this machine at once"
+            )
+            yield pool, needs
+
+    def _ray(self, models: Sequence[str]) -> "Iterator[tuple[Executor, Needs]]":
         from undertow.execution.ray_cluster import ray_cluster
-        from undertow.experiment.rates import worker_bytes
 
         with ray_cluster() as cluster:
             gpus = self.worker_gpus
             if gpus is None:
                 gpus = 1.0 if cluster.gpus else 0.0
-            given = self.worker_memory
-            memory = worker_bytes(models) if given is None else round(given * _GIB)
-            needs = Needs(self.worker_cpus or 1.0, gpus, memory)
+            needs = self._needs(models, gpus=gpus)
             slots = cluster.slots(needs)
             say(f"on         Ray: {slots} worker{'s' * (slots > 1)} at once")
             yield cluster, needs
+
+    def _needs(self, models: Sequence[str], *, gpus: float) -> "Needs":
+        from undertow.execution.executor import Needs
+        from undertow.experiment.rates import worker_bytes
+
+        given = self.worker_memory
+        memory = worker_bytes(models) if given is None else round(given * _GIB)
+        return Needs(self.worker_cpus or 1.0, gpus, memory)
 
 
 def others(executor: "Executor", needs: "Needs", loading: "Loading") -> "Others | None":

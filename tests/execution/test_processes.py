@@ -1,0 +1,187 @@
+"""Calls in processes of this machine: what comes back, what is lost, what is left behind."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from tests.execution import things
+
+from undertow.errors import ConfigError, RunError
+from undertow.execution.executor import Executor, Later, Needs
+from undertow.execution.processes import Processes, processes, usable_cores
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Processes]:
+    with processes(cores=2) as found:
+        yield found
+
+
+def test_answers_come_with_their_places(pool: Processes) -> None:
+    executor: Executor = pool
+    answers = executor.map(things.double, range(9), needs=Needs())
+    assert sorted(answers) == [(place, 2 * place) for place in range(9)]
+    assert not executor.is_here
+    assert list(executor.map(things.double, [], needs=Needs())) == []
+
+
+def test_calls_are_made_side_by_side_by_processes_of_one_thread(
+    pool: Processes,
+) -> None:
+    made = dict(pool.map(things.who, [0.5, 0.5], needs=Needs()))
+    assert len({pid for pid, _ in made.values()} - {os.getpid()}) == 2
+    assert {threads for _, threads in made.values()} == {1}
+
+
+def test_a_process_may_have_several_threads() -> None:
+    with processes(cores=2) as pool:
+        ((_, (pid, threads)),) = pool.map(things.who, [0.0], needs=Needs(cpus=2.0))
+    assert (pid != os.getpid(), threads) == (True, 2)
+
+
+def test_values_are_taken_as_they_are_needed(pool: Processes) -> None:
+    taken = []
+
+    def values() -> Iterator[int]:
+        for value in range(100):
+            taken.append(value)
+            yield value
+
+    answers = pool.map(things.double, values(), needs=Needs())
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert len(taken) == 4, "two for each of two processes"
+
+
+def test_a_value_may_wait_for_an_answer(pool: Processes) -> None:
+    found: list[tuple[int, int]] = []
+
+    def values() -> Iterator[int | Later]:
+        yield 1
+        while not found:
+            yield Later.NOT_YET
+        yield 1 + found[0][1]
+
+    for place, value in pool.map(things.double, values(), needs=Needs()):
+        found.append((place, value))
+    assert found == [(0, 2), (1, 6)]
+    waits: list[int | Later] = [Later.NOT_YET, 1]
+    never = pool.map(things.double, waits, needs=Needs())
+    assert list(never) == [], "no answer can come that would change it"
+
+
+def test_frozen_mappings_go_there_and_back(pool: Processes) -> None:
+    asked = MappingProxyType({"a": MappingProxyType({"b": 1})})
+    ((_, found),) = pool.map(things.same, [asked], needs=Needs())
+    assert found == asked
+    assert isinstance(found, MappingProxyType)
+    assert isinstance(found["a"], MappingProxyType)
+
+
+def test_an_error_of_the_user_s_comes_back_as_it_was(pool: Processes) -> None:
+    with pytest.raises(ConfigError, match="three is no value") as caught:
+        list(pool.map(things.refuse, range(8), needs=Needs()))
+    assert caught.value.faults == ("three is no value", "nor is it here")
+
+
+def test_a_bug_keeps_its_traceback(pool: Processes) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(pool.map(things.stumble, [0], needs=Needs()))
+    assert "in stumble" in str(caught.value.__cause__)
+
+
+def test_a_killed_process_s_call_is_made_again(pool: Processes, tmp_path: Path) -> None:
+    places = [str(tmp_path / "first"), str(tmp_path / "second")]
+    answers = dict(pool.map(things.die_once, places, needs=Needs()))
+    assert answers == {0: "first", 1: "second"}
+
+
+def test_a_call_that_always_kills_its_process_is_given_up(pool: Processes) -> None:
+    with pytest.raises(RunError, match=r"lost its process 4 times.*--worker-memory"):
+        list(pool.map(things.die, [0], needs=Needs()))
+    assert list(pool.map(things.double, [4], needs=Needs())) == [(0, 8)]
+
+
+def test_what_no_machine_has_is_refused_before_work(pool: Processes) -> None:
+    taken = []
+
+    def values() -> Iterator[int]:
+        taken.append(1)
+        yield 1
+
+    for needs in (Needs(cpus=3.0), Needs(gpus=1.0)):
+        with pytest.raises(RunError, match="2 cores and no GPU"):
+            next(pool.map(things.double, values(), needs=needs))
+    assert not taken
+
+
+def test_slots_are_limited_by_cores_and_memory() -> None:
+    gib = 2**30
+    shared = Processes(8, 6 * gib)
+    assert shared.slots(Needs()) == 8
+    assert shared.slots(Needs(cpus=3.0)) == 2
+    assert shared.slots(Needs(memory_bytes=2 * gib)) == 3
+    assert shared.slots(Needs(memory_bytes=9 * gib)) == 1, "free memory is a guess"
+    assert Processes(4, None).slots(Needs(memory_bytes=2 * gib)) == 4
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return False
+
+
+def _gone(pids: list[int], seconds: float = 20.0) -> bool:
+    until = time.monotonic() + seconds
+    while any(map(_is_alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(_is_alive, pids))
+
+
+def test_processes_end_in_the_middle_of_their_work() -> None:
+    before = set(multiprocessing.active_children())
+    with processes(cores=2) as pool:
+        answers = pool.map(things.slow, [0.0, 600.0, 600.0], needs=Needs())
+        next(answers)
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    assert not set(multiprocessing.active_children()) - before
+
+
+def test_processes_end_with_the_one_that_asked_even_if_it_is_killed(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from tests.execution import things\n"
+        "from undertow.execution.executor import Needs\n"
+        "from undertow.execution.processes import processes\n"
+        "if __name__ == '__main__':\n"
+        "    with processes(cores=2) as pool:\n"
+        "        for _, (pid, _) in pool.map(things.who, [0.3, 0.3], needs=Needs()):\n"
+        "            print(pid, flush=True)\n"
+        "        list(pool.map(things.slow, [600.0, 600.0], needs=Needs()))\n",
+        encoding="utf-8",
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as asking:  # fmt: skip
+        assert asking.stdout is not None
+        pids = [int(asking.stdout.readline()) for _ in range(2)]
+        assert all(map(_is_alive, pids))
+        asking.send_signal(signal.SIGKILL)
+    assert _gone(pids)
