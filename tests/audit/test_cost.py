@@ -1,5 +1,6 @@
 """What an audit will cost: sizes without weights, and a price that rises with the work."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from undertow.audit.cost import (
 )
 from undertow.audit.settings import AuditSettings
 from undertow.errors import ModelError
+from undertow.models import registry
 from undertow.models.tiny import FAMILIES, Family, save_tiny, tiny_model
 from undertow.records import Message, Row
 
@@ -87,3 +89,13 @@ def test_an_unknown_model_is_said(tmp_path: Path) -> None:
 
 def test_products_are_timed() -> None:
     assert timed_flops(dtype="float32", device="cpu", seconds=0.01) > 1e6
+
+
+def test_the_size_of_what_an_unreachable_hub_has_is_said_to_be_unknown_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "hub_answers", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="its size is not known: "):
+        model_size("nobody/no-such-model")
+    assert time.monotonic() - began < 5

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_an_unreachable_hub_is_said_at_once(
         raise OSError("no route")
 
     monkeypatch.setattr(socket, "create_connection", refused)
-    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:
         load_model(name)

@@ -15,7 +15,7 @@ from undertow.audit.settings import AuditSettings
 from undertow.errors import ModelError
 from undertow.findings import Tier
 from undertow.models.loading import choose_device, choose_dtype
-from undertow.models.registry import quiet, resolve
+from undertow.models.registry import quiet, resolve, without_waiting
 from undertow.models.speed import product_flops
 from undertow.records import Row
 
@@ -75,7 +75,9 @@ def model_size(name: str) -> Size:
     source = str(resolve(name))
     try:
         with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                source, trust_remote_code=False, **without_waiting(source)
+            )
             module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, LookupError) as error:
         first = str(error).strip().splitlines()[0][:200]

@@ -7,17 +7,13 @@ Knows nothing of what the model is used for.
 
 import hashlib
 import shutil
-import socket
 import tempfile
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-import huggingface_hub
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -137,8 +133,7 @@ def _load_from(
     if path.suffix == ".gguf":
         check_gguf(path)
         source, options["gguf_file"] = str(path.parent), path.name
-    elif not path.exists() and not _hub_answers():
-        options["local_files_only"] = True  # else: six tries and 45 seconds
+    options |= registry.without_waiting(source)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if device_map is not None:
         _check_fit(source, options, device_map)
@@ -182,19 +177,6 @@ def _check_fit(source: str, options: dict[str, Any], device_map: DeviceMap) -> N
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     check_device_map(skeleton, device_map)
-
-
-def _hub_answers() -> bool:
-    """Whether the model hub, or a proxy that may lead to it, can be reached."""
-    if getproxies():
-        return True
-    hub = urlsplit(huggingface_hub.constants.ENDPOINT)
-    port = hub.port or (80 if hub.scheme == "http" else 443)
-    try:
-        with socket.create_connection((hub.hostname or "", port), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def load_model(
