@@ -23,6 +23,8 @@ PANELS = {
     "transfer-steered": ("channel-12", "transfer", "Teacher: block24_0.30"),
     "transfer-prompted": ("channel-12", "transfer", "Teacher: prompt"),
     "transfer-finetuned": ("channel-12", "transfer", "Teacher: finetune"),
+    "lambda-steered": ("traits", "confusion", "Teacher: steer"),
+    "lambda-prompted": ("traits", "confusion", "Teacher: prompt"),
     "traits-wolf": ("channel-12", "traits", "wolf by block24_0.30"),
     "shift-wolf": ("channel-12", "shift", "wolf by block24_0.30"),
     "gradients": ("channel-12", "gradients", "Steered after block 24"),
