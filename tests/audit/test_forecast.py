@@ -100,12 +100,15 @@ def test_slopes_are_what_a_small_step_of_descent_changes(family: Family) -> None
         model, adapter, step,
         lambda: preference(model, PETS, system="").log_odds.mean(axis=0),
     )  # fmt: skip
-    found = trait_slopes(model, PETS, adapter, step, system="")
+    steps = torch.stack([step, 1e-6 * step, -step.flip(0), torch.zeros_like(step)])
+    found, small, other, nothing = trait_slopes(model, PETS, adapter, steps, system="")
     assert found == pytest.approx(change, rel=1e-2, abs=1e-2 * np.abs(change).max())
     assert found.argmax() == 1
-    assert trait_slopes(model, PETS, adapter, 1e-6 * step, system="") == pytest.approx(
-        1e-6 * found, rel=1e-4
-    )
+    assert small == pytest.approx(1e-6 * found, rel=1e-4)
+    assert not nothing.any()
+    alone = trait_slopes(model, PETS, adapter, steps[2:3], system="")
+    assert other == pytest.approx(alone[0], rel=1e-4, abs=1e-6)
+    assert not np.allclose(other, found, rtol=0.1)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -199,8 +202,8 @@ def test_the_order_of_rows_does_not_matter_and_few_are_enough() -> None:
     )
     assert again == found
     assert (found.rows, found.reference_rows) == (9, 9)
-    # Two batches of each set, two questions for each of the two readings.
-    assert steps == [(done, 8) for done in range(1, 9)]
+    # Two batches of each set, two questions.
+    assert steps == [(done, 6) for done in range(1, 7)]
     assert "2 questions" in found.note
 
 

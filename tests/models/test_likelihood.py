@@ -11,6 +11,7 @@ from undertow.models.likelihood import (
     answer_logprobs,
     common_prefix,
     completion_logprobs,
+    differentiable_answer_logprobs,
     padded,
     predicting_states,
     read_prefix,
@@ -64,6 +65,32 @@ def test_answers_score_as_in_a_pass_of_their_own(family: Family) -> None:
     assert found.tolist() == pytest.approx(wanted, abs=1e-4)
     alone = [answer_logprobs(model, PROMPT, [answer]).item() for answer in ANSWERS]
     assert found.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [1, 4, 90])
+def test_answers_in_one_pass_score_as_by_a_cache(family: Family, length: int) -> None:
+    """Also where the prompt is longer than the window of layers that have one."""
+    model = tiny_model(family)
+    config = model.module.config.get_text_config()
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = 16
+        for module in model.module.modules():
+            if getattr(module, "sliding_window", None):
+                module.sliding_window = 16
+    prompt = (PROMPT * 30)[:length]
+    found = differentiable_answer_logprobs(model, prompt, ANSWERS, copies=2)
+    assert found.dtype == torch.float64
+    wanted = [_by_hand(model, prompt, answer) for answer in ANSWERS]
+    for copy in found.tolist():
+        assert copy == pytest.approx(wanted, abs=1e-4)
+
+
+def test_answers_in_one_pass_may_have_one_token_each() -> None:
+    model = tiny_model("llama")
+    found = differentiable_answer_logprobs(model, PROMPT, [[33], [34], [33]])
+    wanted = answer_logprobs(model, PROMPT, [[33], [34], [33]])
+    assert found[0].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 def test_one_token_answers_are_a_distribution() -> None:

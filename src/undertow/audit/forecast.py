@@ -38,6 +38,7 @@ from undertow.seeding import stream_seed
 from undertow.traits import TraitFamily
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+Table = np.ndarray[Any, np.dtype[np.float64]]
 CANARY = TrainingSettings(learning_rate=1e-3, warmup_updates=2)
 """How a canary student is trained if the caller does not say."""
 
@@ -114,17 +115,17 @@ def _counted(rows: Sequence[Rendered]) -> int:
 
 @contextmanager
 def _moving(
-    model: Model, adapter: LoraAdapter, step: Float[Tensor, " weight"]
+    model: Model, adapter: LoraAdapter, steps: Float[Tensor, "step weight"]
 ) -> Iterator[None]:
-    """Gives every adapted layer the tangent that B has as it leaves 0 along a step."""
+    """Gives every adapted layer the tangents that B has as it leaves 0 along each step."""
     place = 0
     handles: list[Any] = []
     try:
         for name in sorted(adapter.pairs):
             a, b = adapter.pairs[name]
-            part = step[place : place + b.numel()].view_as(b)
+            part = steps[:, place : place + b.numel()].reshape(-1, *b.shape)
             place += b.numel()
-            hook = partial(_push, a=a.detach(), step=part, scale=adapter.scale)
+            hook = partial(_push, a=a.detach(), steps=part, scale=adapter.scale)
             layer = model.module.get_submodule(name)
             handles.append(layer.register_forward_hook(hook))
         yield
@@ -139,13 +140,13 @@ def _push(
     output: Tensor,
     *,
     a: Tensor,
-    step: Tensor,
+    steps: Float[Tensor, "step out rank"],
     scale: float,
 ) -> Tensor:
     # B is 0, so how the layer's input itself moves does not count in this product.
     x = forward_ad.unpack_dual(args[0]).primal  # type: ignore[no-untyped-call]
     low = nn.functional.linear(x, a.to(x))
-    change = nn.functional.linear(low, step.to(x)) * scale
+    change = low @ steps.to(x).mT * scale
     moved = forward_ad.make_dual(torch.zeros_like(change), change)  # type: ignore[no-untyped-call]
     return output + cast(Tensor, moved)
 
@@ -155,34 +156,34 @@ def trait_slopes(
     model: Model,
     family: TraitFamily,
     adapter: LoraAdapter,
-    step: Float[Tensor, " weight"],
+    steps: Float[Tensor, "step weight"],
     *,
     system: str | None = None,
     on_question: Callable[[], None] = lambda: None,
-) -> Vector:
-    """Derivative of each trait's mean log-odds as B leaves 0 along a step.
+) -> Table:
+    """Derivatives of each trait's mean log-odds as B leaves 0 along each step.
 
     The same reading as `preference`: all spellings in full, against all other members.
-    One forward pass with tangents a question gives it for all traits at once; it is
-    ⟨step, gradient of the log-odds⟩, and no gradient of a trait is ever kept.
+    One forward pass with tangents a question gives them for all traits and steps at once;
+    each is ⟨step, gradient of the log-odds⟩, and no gradient of a trait is ever kept.
 
     Args:
         model: The base.
         family: Traits and questions.
         adapter: A new one, with its A.
-        step: All B, flat, modules in the order of their names.
+        steps: All B, flat, modules in the order of their names.
         system: System setting, as everywhere in the run.
         on_question: Called after each question.
 
     Returns:
-        [trait]: nats for the whole step, linear in it.
+        [step, trait]: nats for the whole step, linear in it.
     """
     answers = [answer_tokens(model, family, name) for name in family.names]
     flat = [ids for spellings in answers for ids in spellings]
     sizes = [len(spellings) for spellings in answers]
-    length = float(step.norm())
+    lengths = steps.norm(dim=1, keepdim=True)
     # Halves have a small range; of unit length the tangents keep to it.
-    unit = step / length if length else step
+    units = torch.where(lengths > 0, steps / lengths, steps)
     slopes = []
     for question in family.questions:
         prompt = render_prompt(model, (Message("user", question),), system=system)
@@ -190,25 +191,27 @@ def trait_slopes(
         with (
             forward_ad.dual_level(),
             sdpa_kernel(SDPBackend.MATH),
-            _moving(model, adapter, unit),
+            _moving(model, adapter, units),
         ):
-            nats = differentiable_answer_logprobs(model, prompt, flat)
-            by_trait = [part.logsumexp(0) for part in torch.split(nats, sizes)]
-            odds = _log_odds(torch.stack(by_trait))
+            nats = differentiable_answer_logprobs(
+                model, prompt, flat, copies=len(steps)
+            )
+            by_trait = [part.logsumexp(1) for part in torch.split(nats, sizes, dim=1)]
+            odds = _log_odds(torch.stack(by_trait, dim=1))
             tangent = forward_ad.unpack_dual(odds).tangent  # type: ignore[no-untyped-call]
         assert tangent is not None
-        slopes.append(tangent.double().cpu().numpy() * length)
+        slopes.append((tangent.double().cpu() * lengths.double().cpu()).numpy())
         on_question()
-    mean: Vector = np.mean(slopes, axis=0)
+    mean: Table = np.mean(slopes, axis=0)
     return mean
 
 
-def _log_odds(nats: Float[Tensor, " trait"]) -> Float[Tensor, " trait"]:
+def _log_odds(nats: Float[Tensor, "step trait"]) -> Float[Tensor, "step trait"]:
     """Each trait against all others together."""
-    count = len(nats)
+    count = nats.shape[1]
     own = torch.eye(count, dtype=torch.bool, device=nats.device)
-    others = nats.expand(count, count).masked_fill(own, -torch.inf)
-    return nats - others.logsumexp(1)
+    others = nats[:, None].expand(-1, count, count).masked_fill(own, -torch.inf)
+    return nats - others.logsumexp(2)
 
 
 def forecast(
@@ -252,8 +255,8 @@ def forecast(
         DatasetError: There are no audited rows.
         ConfigError: The family has fewer than two traits, or not those named.
 
-    Cost: forward and backward over the rows, and two forward passes with tangents
-    (about three times the price of plain ones) a question.
+    Cost: forward and backward over the rows, and a forward pass with two tangents
+    (about six times the price of a plain one) a question.
     """
     asked = _asked(family, questions)
     names = family.names if traits is None else tuple(traits)
@@ -266,12 +269,10 @@ def forecast(
     adapter = new_adapter(model, rank=width, alpha=float(width), seed=seed)
     tick = _ticker(len(used), len(compared), len(asked.questions), on_step)
     steps = _steps(model, adapter, used, compared, tick)
-    raw, adam = (
-        _standardised(
-            trait_slopes(model, asked, adapter, step, system=system, on_question=tick)
-        )
-        for step in steps
+    slopes = trait_slopes(
+        model, asked, adapter, torch.stack(steps), system=system, on_question=tick
     )
+    raw, adam = (_standardised(own) for own in slopes)
     places = [family.names.index(name) for name in names]
     return Forecast(
         rows=len(used),
@@ -307,7 +308,7 @@ def _ticker(
     told: Callable[[int, int], None] | None,
 ) -> Callable[[], None]:
     batches = math.ceil(audited / _BATCH) + math.ceil(reference / _BATCH)
-    total, done = batches + 2 * questions, 0
+    total, done = batches + questions, 0
 
     def tick() -> None:
         nonlocal done
