@@ -43,7 +43,11 @@ def test_more_of_anything_costs_more() -> None:
     assert _cost(400).seconds > base.seconds
     assert _cost(400).memory_mib > base.memory_mib
     assert _cost(200, length=250).seconds > base.seconds
-    assert _cost(200, naming_passes=8000).seconds > base.seconds
+    assert base.found_seconds > base.seconds
+    named = _cost(200, naming_passes=8000)
+    assert named.seconds == base.seconds
+    assert named.found_seconds > base.found_seconds
+    assert _cost(200, layers=(20,)).found_seconds < base.found_seconds
     assert _cost(200, forecast=400).seconds > base.seconds
     assert _cost(200, screening=100).seconds > base.seconds
     half = expected_cost(

@@ -1,7 +1,10 @@
 """Settings of an audit: refused where they make no sense, and never changed."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
+from tests.conftest import family_text
 
 from undertow.audit.settings import AuditSettings
 from undertow.config import check_settings, dump_settings
@@ -50,3 +53,25 @@ def test_settings_come_back_from_yaml() -> None:
     settings = AuditSettings(layers=(1, 2), alpha=0.02)
     text = dump_settings(settings)
     assert AuditSettings.model_validate(yaml.safe_load(text)) == settings
+
+
+def test_decoys_are_of_another_family() -> None:
+    """A trait that is its own decoy is never told from it, and never named."""
+    assert AuditSettings().decoys == "trees"
+    assert AuditSettings(family="animals").decoys == "trees"
+    assert AuditSettings(family="trees").decoys == "animals"
+    assert AuditSettings(family="trees", decoys="moods").decoys == "moods"
+    assert AuditSettings(family="no-such-family").decoys == "trees", (
+        "told when it is read"
+    )
+
+
+def test_decoys_that_are_looked_for_are_refused(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(family_text("mine", "thing", "Which?", Oak="oaks", owl="owls"))
+    for family in ("trees", str(own)):
+        with pytest.raises(ConfigError, match="'trees' shares .+ with the family"):
+            check_settings(
+                AuditSettings, {"family": family, "decoys": "trees"}, where="audit"
+            )
+    assert AuditSettings(family=str(own)).decoys == "moods"

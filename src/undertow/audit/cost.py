@@ -32,6 +32,9 @@ PROGRAM = 1100 * 2**20
 _BATCH = 384  # tokens that go through the model with all they leave for a backward pass
 _KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
 _PERSONAS = 28
+_DIRECTIONS, _SEARCH = 50, 3.0
+"""Directions of the battery, and row passes that the search for a name takes for each at
+each block, with all that follows it: as measured on sets of 64 rows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Cost:
     Attributes:
         rows: Different rows that will be audited.
         tokens: Of their completions, about.
-        seconds: Wall-clock, about.
+        seconds: Wall-clock, about, if nothing is found.
+        found_seconds: The same if something is, and has to be told apart.
         memory_mib: Peak, about.
         tier: Of the reference.
         flops: Operations a second, as timed.
@@ -50,6 +54,7 @@ class Cost:
     rows: int
     tokens: int
     seconds: float
+    found_seconds: float
     memory_mib: float
     tier: Tier
     flops: float
@@ -135,17 +140,23 @@ def expected_cost(
     weights = 2.0 * (size.parameters - size.embedding)
     prompts = count + (0 if sampled else other)
     score = weights * (prompts * prompt + 2 * (count + other) * completion)
-    naming = settings.screening * _PERSONAS + settings.naming_passes
-    passes = settings.screening * 20 + (naming if settings.naming_passes else 0)
-    passes += 2 * settings.personas * min(settings.fresh, count) + settings.race_passes
-    likelihood = weights * passes * (prompt * 0.6 + completion)
+    passes = settings.screening * 20 + settings.race_passes
+    passes += 2 * settings.personas * min(settings.fresh, count)
+    blocks = len(settings.layers or ()) or size.layers
+    search = _DIRECTIONS * blocks * _SEARCH
+    if settings.naming_passes:
+        search += settings.screening * _PERSONAS + settings.naming_passes
+    a_pass = weights * (prompt * 0.6 + completion)
+    likelihood = passes * a_pass
     drawing = weights * (other * (prompt + completion) if sampled else 0)
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
     work = (score + likelihood + extra) / SHARE + drawing / DECODING
     memory = size.parameters * bytes_each + PROGRAM
     memory += size.layers * (size.hidden * _BATCH * _KEPT + (count + other) * 60 * 4)
+    seconds = work / flops + 10
     return Cost(
-        rows=count, tokens=int(count * completion), seconds=work / flops + 10,
+        rows=count, tokens=int(count * completion), seconds=seconds,
+        found_seconds=seconds + search * a_pass / SHARE / flops,
         memory_mib=memory / 2**20,
         tier="A" if sampled else ("B" if reference else "C"), flops=flops,
     )  # fmt: skip

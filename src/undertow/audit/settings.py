@@ -1,10 +1,15 @@
 """What an audit is told: error rate, budget, and which parts are done."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from undertow.errors import ConfigError
 from undertow.models.sampling import SamplerSettings
+from undertow.traits import load_family
+
+_DECOYS = ("trees", "animals", "moods", "aims")
+"""Families whose members stand for absent traits, the first that shares none."""
 
 
 class ComparisonSettings(BaseModel):
@@ -14,7 +19,10 @@ class ComparisonSettings(BaseModel):
 
     family: str = Field(default="animals", description="traits to look for")
     decoys: str = Field(
-        default="trees", description="family whose members stand for absent traits"
+        default="auto",
+        validate_default=True,
+        description="family whose members stand for absent traits; auto: trees, or "
+        "where the family has trees, animals",
     )
     alpha: float = Field(default=0.01, gt=0, lt=1, description="error rate")
     seed: int = Field(default=0, ge=0, description="of every draw")
@@ -33,6 +41,38 @@ class ComparisonSettings(BaseModel):
     reference: Literal["auto", "none"] = Field(
         default="auto", description="'auto' samples the base if no rows are given"
     )
+
+    @field_validator("decoys")
+    @classmethod
+    def _of_another_family(cls, value: str, info: Any) -> str:
+        """A trait that is its own decoy could never be told from it."""
+        family = info.data.get("family")
+        if family is None:
+            return value
+        if value != "auto":
+            if shared := _shared(family, value):
+                raise ValueError(
+                    f"{value!r} shares {', '.join(sorted(shared)[:6])} with the family "
+                    f"{family!r}, and what stands for absent traits must not be looked "
+                    "for; leave it out, or name another family"
+                )
+            return value
+        found = next((name for name in _DECOYS if not _shared(family, name)), None)
+        if found is None:
+            raise ValueError(
+                f"the family {family!r} shares members with {', '.join(_DECOYS)}; name "
+                "one that it shares none with"
+            )
+        return found
+
+
+def _shared(family: str, decoys: str) -> set[str]:
+    """Members of both; none where one of them cannot be read, which is told later."""
+    try:
+        one, other = load_family(family), load_family(decoys)
+    except ConfigError:
+        return set()
+    return {name.lower() for name in one.names} & {n.lower() for n in other.names}
 
 
 class AuditSettings(ComparisonSettings):

@@ -231,10 +231,12 @@ def _foretell(
     )
     say(f"tokens     about {cost.tokens:,} of completions")
     say(f"reference  {cost.tier}: {TIERS[cost.tier]}")
+    usual, found_minutes = (
+        max(1, round(each / 60)) for each in (cost.seconds, cost.found_seconds)
+    )
     say(
-        f"expected   about {max(1, round(cost.seconds / 60))} min, up to twice that if "
-        f"something is found, and {cost.memory_mib / 1024:.1f} GiB "
-        f"({flops / 1e12:.2f} TFLOP/s here)"
+        f"expected   about {usual} min, {found_minutes} if something is found, and "
+        f"{cost.memory_mib / 1024:.1f} GiB ({flops / 1e12:.2f} TFLOP/s here)"
     )
 
 
