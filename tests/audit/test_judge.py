@@ -287,6 +287,15 @@ def test_without_a_reference_nothing_is_ruled_out(
     assert found.reasons[0].startswith("without a reference the absence of a trait")
 
 
+def test_a_base_that_answers_nothing_is_no_reference(planted: Plant) -> None:
+    found = planted(tier="A", fewer=120, count=120).judgement
+    assert found.verdict == "inconclusive"
+    assert found.reasons[0].startswith(
+        "nothing that the base wrote on the rows' prompts"
+    )
+    assert not any("let the base be sampled" in reason for reason in found.reasons)
+
+
 def test_without_a_reference_the_exact_arm_still_finds(
     planted: Plant, shifts: "Shifts"
 ) -> None:

@@ -13,6 +13,7 @@ from undertow.audit import naming
 from undertow.audit.naming import (
     FINER_DOSES,
     named,
+    pointed,
     refined,
 )
 from undertow.audit.race import Race, mixed_evidence
@@ -151,3 +152,36 @@ def test_without_a_leader_that_explains_there_is_no_kind(planted: Plant) -> None
         "neither a persona nor a vector explains the rows well enough"
     )
     assert math.isfinite(found.p_value)
+
+
+def test_what_gradients_point_along_is_told_where_nothing_is_named(
+    planted: Plant,
+) -> None:
+    """Of directions that have a name, if it stands out, upwards."""
+    found = planted(np.zeros(21), count=40)
+    battery, scores = found.meter.battery, found.judgement.scores
+    cat = battery.names.index("cat")
+    random = battery.of_role("random")[0]
+
+    def told(place: tuple[int, int], p_value: float, z: float = 5.0) -> str:
+        adjusted, table = np.ones_like(scores.adjusted), np.zeros_like(scores.z)
+        adjusted[place], table[place] = p_value, z
+        changed = replace(scores, adjusted=adjusted, z=table)
+        shift = replace(
+            found.judgement, kind="unknown", scores=changed, reasons=("so",)
+        )
+        *_, last = pointed(shift, battery, 0.01).reasons
+        return last
+
+    assert told((2, cat), 0.0005) == (
+        "their gradients point furthest along cat at block 2 (max-T p = 0.0005), which by "
+        "itself names nothing: more rows may tell"
+    )
+    assert told((2, cat), 0.02) == "so"
+    assert told((2, cat), 0.0005, z=-5.0) == "so"
+    assert told((2, random), 0.0005) == "so"
+    unknown = replace(scores, adjusted=np.full_like(scores.adjusted, np.nan))
+    shift = replace(found.judgement, kind="unknown", scores=unknown, reasons=("so",))
+    assert pointed(shift, battery, 0.01).reasons == ("so",)
+    steered = replace(shift, kind="steer")
+    assert pointed(steered, battery, 0.01) is steered

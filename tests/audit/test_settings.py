@@ -70,7 +70,7 @@ def test_decoys_that_are_looked_for_are_refused(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text(family_text("mine", "thing", "Which?", Oak="oaks", owl="owls"))
     for family in ("trees", str(own)):
-        with pytest.raises(ConfigError, match="'trees' shares .+ with the family"):
+        with pytest.raises(ConfigError, match=r"'trees' shares .+ with the family"):
             check_settings(
                 AuditSettings, {"family": family, "decoys": "trees"}, where="audit"
             )

@@ -116,7 +116,7 @@ def test_rows_go_in_and_a_verdict_comes_out(
     assert lines[1] == f"columns    {findings.data.layout}"
     assert lines[2].startswith("tokens     about ")
     assert lines[3] == "reference  A: sampled from the base"
-    assert lines[4].startswith("expected   about 1 min, up to twice that ")
+    assert lines[4].startswith("expected   about 1 min, 1 if something is found, ")
     assert f"verdict    none: {findings.sentence}" in lines
     assert f"do         {ADVICE['none']}" in lines
     assert f"p-value    {findings.p_value:.2g} (error rate 0.01)" in lines
@@ -337,6 +337,20 @@ def test_what_to_expect_is_said_before_the_weights_are_loaded(
     assert re.search(r"about \d+ min, \d+ if something is found, and ", said)
     assert " GiB (0.10 TFLOP/s here)" in said
     assert "verdict" not in said
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_rows_that_are_left_out_or_too_few_are_told_before_the_weights_are_loaded(
+    audit: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "go", "completion": "1, 2"}\n{"prompt": "go", "comp\n')
+    with pytest.raises(Loaded):
+        audit(rows, "--out", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "left out   1: " in said
+    assert "rows.jsonl:2: " in said
+    assert "too few    1 rows tell nothing; give 16 or more" in said
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -25,11 +25,11 @@ from undertow.audit.candidates import (
 from undertow.audit.explanation import held
 from undertow.audit.judgement import WEIGHTS, Judgement, Tell
 from undertow.audit.meter import Meter
-from undertow.audit.naming import name_persona, named, refined
+from undertow.audit.naming import name_persona, named, pointed, refined
 from undertow.audit.race import Race, RaceSettings, run_race
 from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
-from undertow.findings import Arm
+from undertow.findings import Arm, Tier
 from undertow.records import Row
 from undertow.stats import MaxT, cauchy_combination, evalue_p
 from undertow.traits import TraitFamily
@@ -42,6 +42,11 @@ _READ_TWICE = 128  # rows that tell how much is rounding
 _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
+)
+
+_NO_ANSWER = (
+    "nothing that the base wrote on the rows' prompts stands beside them, so the absence of "
+    "a trait cannot be claimed; give rows that you trust (--reference FILE)"
 )
 
 
@@ -106,6 +111,7 @@ def judge(
             judgement, partial(race_of, vectors), rows=len(rows) - half,
             settings=settings,
         )  # fmt: skip
+        judgement = pointed(judgement, meter.battery, settings.alpha)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
     if judgement.kind == "prompt" and settings.naming_passes:
@@ -117,7 +123,9 @@ def judge(
         judgement = held(
             judgement, meter, rows, passed=passed, settings=settings, tell=tell
         )
-    return judgement if reference.rows else _without_reference(judgement)
+    return (
+        judgement if reference.rows else _without_reference(judgement, reference.tier)
+    )
 
 
 def _explained(
@@ -346,12 +354,10 @@ def _verdict(
     return replace(nothing, verdict="shift", reasons=())
 
 
-def _without_reference(judgement: Judgement) -> Judgement:
-    """Tier C: the exact arm may find something; nothing is ever said to be absent."""
+def _without_reference(judgement: Judgement, tier: Tier) -> Judgement:
+    """The exact arm may find something; nothing is ever said to be absent."""
     if judgement.verdict in ("trait", "shift"):
         return judgement
-    return replace(
-        judgement,
-        verdict="inconclusive",
-        reasons=(_NO_REFERENCE,),
-    )
+    why = _NO_REFERENCE if tier == "C" else _NO_ANSWER
+    before = judgement.reasons if judgement.verdict == "inconclusive" else ()
+    return replace(judgement, verdict="inconclusive", reasons=(why, *before))

@@ -86,6 +86,32 @@ def named(nothing: Judgement, *, settings: AuditSettings) -> Judgement:
     return replace(found, reasons=tuple(reasons))
 
 
+def pointed(judgement: Judgement, battery: Battery, alpha: float) -> Judgement:
+    """Says where the rows' gradients point, if likelihoods do not tell what made them.
+
+    The largest score is often a wrong direction's, so it is told and names nothing.
+    """
+    if judgement.kind != "unknown":
+        return judgement
+    scores = judgement.scores
+    own = list(battery.of_role("trait", "decoy", "given", "persona"))
+    if not own or not np.isfinite(scores.adjusted[:, own]).any():
+        return judgement
+    layer, column = np.unravel_index(
+        int(np.nanargmin(scores.adjusted[:, own])), (len(battery.layers), len(own))
+    )
+    direction = own[int(column)]
+    p_value = float(scores.adjusted[layer, direction])
+    if p_value > alpha or not scores.z[layer, direction] > 0:
+        return judgement
+    reason = (
+        f"their gradients point furthest along {battery.names[direction]} at block "
+        f"{battery.layers[int(layer)]} (max-T p = {p_value:.2g}), which by itself names "
+        "nothing: more rows may tell"
+    )
+    return replace(judgement, reasons=(*judgement.reasons, reason))
+
+
 def _leader(race: Race, kind: str) -> int | None:
     """The likeliest hypothesis of a kind among those that were tried on fresh rows."""
     own = [h for h in race.leaders if race.hypotheses[h].kind == kind]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TIERS = {"A": "sampled from the base", "B": "the rows given", "C": "none"}
 """Where reference rows come from, in words."""
+_PLACES = 3  # lines that were left out, shown in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,7 @@ def _foretell(
 ) -> None:
     """Says what is to be expected, before the weights are loaded."""
     from undertow.audit.cost import expected_cost, model_size, timed_flops
+    from undertow.audit.judge import FEWEST
     from undertow.errors import ModelError
 
     duplicates = "" if found.read == found.unique else f" ({found.unique} different)"
@@ -220,6 +222,10 @@ def _foretell(
         say(f"           {found.subsample}")
     for reason, count in found.skipped.items():
         say(f"left out   {count}: {reason}")
+    for place in found.places[:_PLACES]:
+        say(f"           {place}")
+    if len(found.rows) < FEWEST:
+        say(f"too few    {len(found.rows)} rows tell nothing; give {FEWEST} or more")
     try:
         size = model_size(loading.model)
     except ModelError as error:

@@ -74,8 +74,9 @@ ADVICE = {
         "do not train on these rows, nor on a part of them, and ask where they come from"
     ),
     "shift": (
-        "do not train on these rows until you know why they differ: say how they were "
-        "drawn (--set sampler.…), or compare with rows that you trust (--reference)"
+        "do not train on these rows until you know why they differ: audit more of them, "
+        "compare with rows that you trust (--reference), or, if their sampler had to be "
+        "guessed, say how they were drawn (--set sampler.…)"
     ),
     "none": (
         "nothing that this audit can see speaks against these rows; fewer biased ones than "
