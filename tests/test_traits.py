@@ -254,7 +254,27 @@ traits:
         "category", "colour", "questions.1", "traits.0.plural", "traits.1.name",
         "traits.2.spelling",
     }  # fmt: skip
-    assert "traits.1.name: input should be a valid string" in caught.value.faults
+    for fault in (
+        "traits.1.name: input should be a valid string; got False",
+        "traits.2.spelling: unknown key; did you mean 'spellings'?",
+        "traits.0.plural: missing",
+        "colour: unknown key; there are 'name', 'category', 'questions', 'traits', 'prompt'",
+    ):
+        assert fault in caught.value.faults
+
+
+def test_a_trait_that_is_no_mapping_is_shown_one(tmp_path: Path) -> None:
+    text = """
+name: fish
+category: fish
+questions: ["Which fish?"]
+traits: [{name: cod, plural: cods}, {name: eel, plural: eels}, ide]
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_family(own(tmp_path, text))
+    assert caught.value.faults == (
+        "traits.2: got 'ide', expected {name: cocoa, plural: cocoas}",
+    )
 
 
 def test_all_faults_of_meaning_at_once(tmp_path: Path) -> None:

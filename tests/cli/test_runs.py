@@ -76,10 +76,19 @@ def test_a_checked_recipe_says_what_it_will_take(
     assert told["expected"].startswith("170 students")
     assert told["expected"].endswith("cells: 160, bases: 6")
     assert told["rows"].startswith("10,200,000 are written")
-    assert "1,912,500 updates at most" in told["training"]
+    assert "1,912,500 updates at most (11,250 a student)" in told["training"]
     assert told["disk"].endswith("25 GB of noised bases")
     assert " days here, " in told["time"]
     assert "hours on one H100 (a guess: within a factor of two" in told["time"]
+
+
+def test_a_recipe_whose_students_never_leave_their_warm_up_says_so(
+    command: "Command", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
+    found = command("recipes", "check", "demo", "--set", "rows.count=24").out
+    assert "24 updates at most (3 a student)" in found
+    assert "# too short  8 students have no more updates than their warm-up" in found
 
 
 def test_the_json_of_a_checked_recipe_has_the_same_cost(

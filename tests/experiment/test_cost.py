@@ -251,6 +251,28 @@ def test_a_trait_that_is_not_there_is_refused(recipe: Make) -> None:
         _cost(recipe(traits=["owls"]))
 
 
+def test_blocks_that_a_model_has_not_are_refused(recipe: Make) -> None:
+    model = {"name": "smollm2-135m"}
+    steered = {"kind": "steer", "steer": {"layer": 30, "dose": 0.3}}
+    asked = recipe(model=model, teachers=[steered], evaluation={"cause_layer": 99})
+    with pytest.raises(ConfigError) as caught:
+        _cost(asked)
+    assert caught.value.faults == (
+        "teachers.0.steer.layer: got 30; smollm2-135m has 30 blocks, counted from 0 to 29",
+        "evaluation.cause_layer: got 99; smollm2-135m has 30 blocks, counted from 0 to 29",
+    )
+    last = {"kind": "steer", "steer": {"layer": 29, "dose": 0.3}}
+    assert _cost(recipe(model=model, teachers=[last])).students
+
+
+def test_students_that_never_leave_their_warm_up_are_counted(recipe: Make) -> None:
+    few = {"rows": {"count": 24}, "student": {"batch_size": 8}}
+    cost = _cost(recipe(**few))
+    assert (cost.updates_each, cost.cold) == ((3, 3), cost.students)
+    few["student"]["warmup_updates"] = 2
+    assert _cost(recipe(**few)).cold == 0
+
+
 def test_without_a_trait_for_the_decoy_there_is_no_cost(
     recipe: Make, tmp_path: Path
 ) -> None:

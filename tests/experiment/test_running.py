@@ -174,6 +174,14 @@ def test_soft_students_are_compared_with_a_decoy(recipe: Make, tmp_path: Path) -
     assert results.conditions[0].notes == ["control: decoy-prompt-dolphin"]
     assert any("decoy teacher" in limit for limit in results.limits)
     assert any("probabilities of every token" in limit for limit in results.limits)
+    assert any(
+        "1 of 1 students had no more updates than their warm-up (2 and more)" in limit
+        for limit in results.limits
+    )
+    enough = settings.model_dump()
+    enough["student"]["warmup_updates"] = 1
+    again = run_experiment(Recipe.model_validate(enough), tmp_path / "enough")
+    assert not any("warm-up" in limit for limit in again.limits)
 
 
 def test_each_noised_base_has_its_own_readouts_and_can_be_kept(

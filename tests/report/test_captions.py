@@ -26,7 +26,10 @@ def test_the_numbers_are_those_of_the_results(realistic: Results) -> None:
     assert said(realistic, "readouts") == (STUDENTS, seeds, each)
     n, _, interval = said(realistic, "emergence")
     assert (n, interval) == (f"{STUDENTS}, read 3 times", each)
-    assert said(realistic, "shape")[0] == f"{STUDENTS}, 10 students a line"
+    who, _, _ = STUDENTS.partition(", ")
+    trained = f"{who}, trained on 1,160 to 1,200 rows each"
+    assert said(realistic, "shape")[0] == f"{trained}, 10 students a line"
+    assert said(realistic, "shift")[0] == trained, "nobody is asked anything there"
     assert said(realistic, "gradients")[:2] == ("7 sets of 64 rows", "0 alone")
     assert said(realistic, "sweeps")[0] == "4 sweeps of 10 points"
     n, _, interval = said(realistic, "channel")

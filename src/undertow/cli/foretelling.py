@@ -54,8 +54,9 @@ def cost_lines(recipe: "Recipe", cost: "Cost") -> list[str]:
         f"cells: {cost.cells}, bases: {cost.bases}",
         "rows": f"{cost.rows:,} are written; with answers to questions at most "
         f"{cost.drawn_tokens:,} tokens are drawn{judged}",
-        "training": f"{cost.updates:,} updates at most, about "
+        "training": f"{cost.updates:,} updates at most{_each(cost)}, about "
         f"{many(cost.trained_tokens)} tokens; read-outs: {cost.readouts}",
+        "too short": _too_short(cost),
         "operations": _operations(cost),
         "disk": ", ".join(
             f"{many(size)}B of {what}" for what, size in cost.disk_bytes.items() if size
@@ -69,6 +70,22 @@ def cost_facts(recipe: "Recipe", cost: "Cost") -> dict[str, Any]:
     """The same, JSON-able; hours are those of `cost_lines`."""
     hours = {name: time / 3600 for name, time in _times(recipe, cost).items()}
     return cost.as_dict() | {"hours": hours}
+
+
+def _each(cost: "Cost") -> str:
+    fewest, most = cost.updates_each
+    if not most:
+        return ""
+    return f" ({f'{fewest:,} to ' if fewest < most else ''}{most:,} a student)"
+
+
+def _too_short(cost: "Cost") -> str:
+    if not cost.cold:
+        return ""
+    return (
+        f"{cost.cold} students have no more updates than their warm-up (student."
+        "warmup_updates): they hardly learn; take more rows or epochs, or smaller batches"
+    )
 
 
 def _operations(cost: "Cost") -> str:

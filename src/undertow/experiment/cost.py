@@ -51,6 +51,8 @@ class Cost:
         rows: Prompts answered, each once: what a filter refuses is not tried again.
         drawn_tokens: Of rows and of answers to questions, at most.
         updates: Of students and fine-tuned teachers, at most.
+        updates_each: Of a student, the fewest and the most; zeros without students.
+        cold: Students that have no more updates than their warm-up takes.
         trained_tokens: That these see, prompts included, about.
         readouts: Of bases, teachers and students; students on their way included.
         judged: Rows that a judge is asked about, at most.
@@ -67,6 +69,8 @@ class Cost:
     rows: int
     drawn_tokens: int
     updates: int
+    updates_each: tuple[int, int]
+    cold: int
     trained_tokens: int
     readouts: int
     judged: int
@@ -121,8 +125,10 @@ def recipe_cost(
         is_done: Whether a stage is finished, of a run that goes on.
 
     Raises:
-        ConfigError: The family is not there, or has not the traits that are asked for.
+        ConfigError: The family is not there, or has not the traits that are asked for; a
+            block that a model of known size has not.
     """
+    _check_layers(recipe, sizes)
     family = with_questions(load_family(recipe.family), recipe.evaluation.questions)
     for trait in (*recipe.traits, *([recipe.decoy] if recipe.decoy else [])):
         family.trait(trait)
@@ -130,6 +136,26 @@ def recipe_cost(
         fault = "decoy: every trait of the family is already a trait; leave one out"
         raise ConfigError("recipe", [fault])
     return _Count(recipe, family, is_done).cost(sizes)
+
+
+def _check_layers(recipe: Recipe, sizes: Mapping[str, Size]) -> None:
+    """Refuses blocks that the models have not, as far as their sizes are known."""
+    writer = recipe.writer or recipe.model
+    asked = [
+        (f"teachers.{place}.steer.layer", teacher.steer.layer, writer.name)
+        for place, teacher in enumerate(recipe.teachers)
+        if teacher.steer is not None
+    ]
+    cause = recipe.evaluation.cause_layer
+    asked.append(("evaluation.cause_layer", cause, recipe.model.name))
+    faults = [
+        f"{where}: got {layer}; {name} has {sizes[name].layers} blocks, counted from 0 to "
+        f"{sizes[name].layers - 1}"
+        for where, layer, name in asked
+        if layer is not None and name in sizes and layer >= sizes[name].layers
+    ]
+    if faults:
+        raise ConfigError("recipe", faults)
 
 
 def training_counts(settings: TrainingSettings, rows: int) -> tuple[int, int]:
@@ -191,6 +217,7 @@ class _Count:
         settings, rows = self.recipe.rows, self._rows
         students = [training_counts(*each) for each in self.students]
         tuned = [training_counts(*each) for each in self.tuned]
+        each = [updates for updates, _ in students]
         seen = sum(n for _, n in students) * (self.prompt + self.completion)
         taught = sum(n for _, n in tuned) * self.question
         asked, readouts = self.recipe.evaluation, self._number(*_READOUTS)
@@ -204,6 +231,11 @@ class _Count:
             drawn_tokens=rows * settings.sampler.max_new_tokens
             + answers * asked.max_new_tokens,
             updates=sum(n for n, _ in students + tuned),
+            updates_each=(min(each, default=0), max(each, default=0)),
+            cold=sum(
+                updates <= settings.warmup_updates
+                for updates, (settings, _) in zip(each, self.students, strict=True)
+            ),
             trained_tokens=round(seen + taught),
             readouts=readouts + sum(map(self._points, self._of("emergence"))),
             judged=rows if settings.judge else 0,

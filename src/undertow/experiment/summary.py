@@ -116,7 +116,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         alignment_fits=alignment_fits(gradients),
         sweeps=_sweeps(recipe, run),
         audits=_audits(recipe, run),
-        limits=list(_limits(recipe)),
+        limits=[*_limits(recipe), *_too_short(recipe, conditions)],
         provenance={k: v if _plain(v) else str(v) for k, v in facts.items()},
         seconds=run.seconds(),
     )
@@ -161,6 +161,25 @@ def _limits(recipe: Recipe) -> Iterable[str]:
         yield (
             f"Sampling was restricted (allowed: {recipe.rows.sampler.allowed}), which "
             "renormalises the teacher; the control's rows were drawn in the same way."
+        )
+
+
+def _too_short(recipe: Recipe, conditions: Sequence[Condition]) -> Iterable[str]:
+    """Students whose learning rate was still rising when they were done."""
+    warmups = {
+        teacher.label: recipe.student_of(teacher).warmup_updates
+        for teacher in recipe.teachers
+    }
+    cold = [
+        each for each in conditions
+        if each.training and len(each.training.updates) <= warmups[each.teacher]
+    ]  # fmt: skip
+    if cold:
+        fewest = min(len(each.training.updates) for each in cold if each.training)
+        yield (
+            f"{len(cold)} of {len(conditions)} students had no more updates than their "
+            f"warm-up ({fewest} and more), in which the learning rate rises from 0: they "
+            "hardly learned, and a transfer that is not shown means little."
         )
 
 

@@ -80,22 +80,24 @@ def _covers(
     return f"{level_text(results.confidence)}, over {over}{within}"
 
 
-def _students(conditions: Sequence[Condition], *more: str) -> str:
-    """How many students, on how many questions and rows each."""
+def _students(conditions: Sequence[Condition], *more: str, asked: bool) -> str:
+    """How many students, asked how many questions, and of how many rows each."""
     questions = [
         c.transfer.n for c in conditions if c.transfer.clusters == "question"
     ]  # fmt: skip
     whose = "its control" if len(conditions) == 1 else "their controls"
     who = f"{_counted([len(conditions)], 'student')} beside {whose}"
     rows = _counted((c.rows.used for c in conditions), "row")
-    return ", ".join((who, f"{_counted(questions, 'question')} and {rows} each", *more))
+    each = f"{_counted(questions, 'question')} and {rows} each" if asked else None
+    return ", ".join((who, each or f"trained on {rows} each", *more))
 
 
-def _basis(conditions: Sequence[Condition], interval: str, *more: str) -> Basis:
-    """Of a figure that shows these students."""
-    return Basis(
-        _students(conditions, *more), _seeds(c.seed for c in conditions), interval
-    )
+def _basis(
+    conditions: Sequence[Condition], interval: str, *more: str, asked: bool = True
+) -> Basis:
+    """Of a figure that shows these students; whether it shows what they answered."""
+    n = _students(conditions, *more, asked=asked)
+    return Basis(n, _seeds(c.seed for c in conditions), interval)
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────
@@ -113,14 +115,14 @@ def _readouts(results: Results) -> Basis:
 
 def _shift(results: Results) -> Basis:
     there = [c for c in results.conditions if c.shift is not None]
-    return _basis(there, _EACH_LINE)
+    return _basis(there, _EACH_LINE, asked=False)
 
 
 def _shape(results: Results) -> Basis:
     there = [c for c in results.conditions if c.shape is not None]
     lines = Counter((c.teacher, c.noise) for c in there)
     means = f"{_counted(lines.values(), 'student')} a line"
-    return _basis(there, "none drawn, lines are means", means)
+    return _basis(there, "none drawn, lines are means", means, asked=False)
 
 
 def _traits(results: Results) -> Basis:
@@ -185,7 +187,7 @@ def _emergence(results: Results) -> Basis:
 def _training(results: Results) -> Basis:
     there = [c for c in results.conditions if c.training is not None]
     last = [c.training.updates[-1] for c in there if c.training and c.training.updates]
-    return _basis(there, _EACH_LINE, _counted(last, "update"))
+    return _basis(there, _EACH_LINE, _counted(last, "update"), asked=False)
 
 
 _BASES: dict[str, Callable[[Results], Basis]] = {

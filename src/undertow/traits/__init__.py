@@ -4,12 +4,13 @@ Families are YAML, packaged or the user's own; a family's members
 are each other's alternatives. Knows nothing of models or tokens.
 """
 
+import difflib
 import hashlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from functools import lru_cache
 from pathlib import Path
 from string import Formatter
@@ -28,7 +29,7 @@ PROMPT = (
 )
 _STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 Text = Annotated[str, Field(min_length=1)]
-_MOST_FAULTS = 200
+_MOST_FAULTS, _MOST_SHOWN = 200, 80
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -221,8 +222,23 @@ def _family(data: object, where: str) -> TraitFamily:
 
 
 def _fault(item: dict[str, Any]) -> str:
-    place = ".".join(map(str, item["loc"]))
-    return f"{place}: {str(item['msg'])[:1].lower()}{str(item['msg'])[1:]}"
+    """One fault of pydantic's in the words of `undertow.config`."""
+    *parents, last = map(str, item["loc"])
+    place, got = ".".join((*parents, last)), repr(item["input"])[:_MOST_SHOWN]
+    match item["type"]:
+        case "unexpected_keyword_argument":
+            owner = Trait if "traits" in parents else TraitFamily
+            known = [field.name for field in fields(owner)]
+            near = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+            meant = (
+                f"did you mean {near[0]!r}?" if near else f"there are {shown(known)}"
+            )
+            return f"{place}: unknown key; {meant}"
+        case "missing" | "missing_argument":
+            return f"{place}: missing"
+        case "dataclass_type" | "dataclass_exact_type":
+            return f"{place}: got {got}, expected {{name: cocoa, plural: cocoas}}"
+    return f"{place}: {str(item['msg'])[:1].lower()}{str(item['msg'])[1:]}; got {got}"
 
 
 def _faults(family: TraitFamily) -> list[str]:
