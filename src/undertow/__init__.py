@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from undertow.analysis.divergence import divergent_tokens as divergent_tokens
     from undertow.analysis.shifts import shift_profile as shift_profile
     from undertow.audit.auditor import audit_rows as audit_rows
+    from undertow.audit.row_logprobs import row_logprobs as row_logprobs
     from undertow.audit.settings import AuditSettings as AuditSettings
     from undertow.errors import UndertowError as UndertowError
     from undertow.experiment import Recipe as Recipe
@@ -107,6 +108,7 @@ _HOMES = {
     "read_rows": "undertow.storage",
     "recording_residuals": "undertow.models.hooks",
     "rendered_examples": "undertow.pipeline.students",
+    "row_logprobs": "undertow.audit.row_logprobs",
     "run_experiment": "undertow.experiment",
     "sample": "undertow.models.sampling",
     "sampled_answers": "undertow.pipeline.evaluation",
@@ -161,6 +163,7 @@ __all__ = [
     "read_rows",
     "recording_residuals",
     "rendered_examples",
+    "row_logprobs",
     "run_experiment",
     "sample",
     "sampled_answers",
