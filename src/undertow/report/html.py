@@ -10,6 +10,7 @@ from typing import Any
 
 from undertow.report import blind_audits, inner_tables, run_tables, tables
 from undertow.report.captions import captions
+from undertow.report.contrast_table import contrast_table
 from undertow.report.dose_table import dose_table
 from undertow.report.pages import fitting, render_page
 from undertow.report.shift_table import shift_table
@@ -71,6 +72,7 @@ def _sentences(text: str) -> list[str]:
 def _tables(results: Results) -> dict[str, Any]:
     return {
         "transfer": tables.transfer_table(results),
+        "contrasts": contrast_table(results),
         "readouts": tables.readout_table(results),
         "seeds": tables.seed_table(results),
         "confusion": tables.confusion_table(results),
