@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from undertow.findings import Findings, TriageRow
 from undertow.report import audit_tables
+from undertow.report.audit_captions import audit_captions
 from undertow.report.audit_explanation import explanation_table
 from undertow.report.audit_words import ADVICE, HEADINGS, facts, plain_words
 from undertow.report.pages import fitting, marked, render_page
@@ -82,6 +83,7 @@ def render_audit_report(findings: Findings) -> str:
             advice=ADVICE[findings.verdict],
             facts=facts(findings),
             figures=figures,
+            captions=audit_captions(findings, figures),
             sections=_sections(findings, has_null="null" in figures),
             tables=_tables(findings),
             triage=[_shown_row(row) for row in findings.triage[:MOST_TRIAGED]],

@@ -42,7 +42,7 @@ def captions(results: Results, names: Iterable[str]) -> dict[str, Basis]:
 # ── words ────────────────────────────────────────────────────────────────────────
 
 
-def _counted(numbers: Iterable[int], thing: str) -> str:
+def counted(numbers: Iterable[int], thing: str) -> str:
     """`1 row`, `10 questions`; `8 to 10 questions` where not all are alike."""
     found = sorted(set(numbers)) or [0]
     ends = (
@@ -86,9 +86,9 @@ def _students(conditions: Sequence[Condition], *more: str, asked: bool) -> str:
         c.transfer.n for c in conditions if c.transfer.clusters == "question"
     ]  # fmt: skip
     whose = "its control" if len(conditions) == 1 else "their controls"
-    who = f"{_counted([len(conditions)], 'student')} beside {whose}"
-    rows = _counted((c.rows.used for c in conditions), "row")
-    each = f"{_counted(questions, 'question')} and {rows} each" if asked else None
+    who = f"{counted([len(conditions)], 'student')} beside {whose}"
+    rows = counted((c.rows.used for c in conditions), "row")
+    each = f"{counted(questions, 'question')} and {rows} each" if asked else None
     return ", ".join((who, each or f"trained on {rows} each", *more))
 
 
@@ -121,12 +121,12 @@ def _shift(results: Results) -> Basis:
 def _shape(results: Results) -> Basis:
     there = [c for c in results.conditions if c.shape is not None]
     lines = Counter((c.teacher, c.noise) for c in there)
-    means = f"{_counted(lines.values(), 'student')} a line"
+    means = f"{counted(lines.values(), 'student')} a line"
     return _basis(there, "none drawn, lines are means", means, asked=False)
 
 
 def _traits(results: Results) -> Basis:
-    traits = _counted((len(c.all_traits) for c in results.conditions), "trait")
+    traits = counted((len(c.all_traits) for c in results.conditions), "trait")
     return _basis(
         results.conditions, "none drawn, each small dot is one student", traits
     )
@@ -134,24 +134,24 @@ def _traits(results: Results) -> Basis:
 
 def _confusion(results: Results) -> Basis:
     over = _covers(results, [found.diagonal for found in results.confusions])
-    sizes = _counted((len(found.traits) for found in results.confusions), "trait")
+    sizes = counted((len(found.traits) for found in results.confusions), "trait")
     cells = f"none in the cells; that of λ, in the table: {over}"
     return _basis(results.conditions, cells, f"{sizes} a matrix")
 
 
 def _channel(results: Results) -> Basis:
     cells = [t.channel.vocabulary for t in results.transfers if t.channel is not None]
-    means = Counter(_counted([e.n], e.clusters) for e in cells)
+    means = Counter(counted([e.n], e.clusters) for e in cells)
     over = _covers(results, [found.correlation for found in results.predictions])
-    n = f"{_counted([len(cells)], 'cell')}, each channel a mean over {' or '.join(means)}"
+    n = f"{counted([len(cells)], 'cell')}, each channel a mean over {' or '.join(means)}"
     seeds = _seeds(c.seed for c in results.conditions)
     return Basis(n, seeds, f"none drawn; that of ρ, in the table: {over}")
 
 
 def _sets(results: Results) -> tuple[str, str]:
     """Sets of rows whose gradients were taken, and their seeds."""
-    rows = _counted((each.rows for each in results.alignments), "row")
-    n = f"{_counted([len(results.alignments)], 'set')} of {rows}"
+    rows = counted((each.rows for each in results.alignments), "row")
+    n = f"{counted([len(results.alignments)], 'set')} of {rows}"
     return n, _seeds(each.seed for each in results.alignments)
 
 
@@ -172,22 +172,22 @@ def _scores(results: Results) -> Basis:
 
 
 def _sweeps(results: Results) -> Basis:
-    points = _counted((len(sweep.points) for sweep in results.sweeps), "point")
-    n = f"{_counted([len(results.sweeps)], 'sweep')} of {points}"
+    points = counted((len(sweep.points) for sweep in results.sweeps), "point")
+    n = f"{counted([len(results.sweeps)], 'sweep')} of {points}"
     return Basis(n, _seeds(s.seed for s in results.sweeps), "none drawn")
 
 
 def _emergence(results: Results) -> Basis:
     there = [c for c in results.conditions if c.emergence is not None]
     reads = [e for c in there if c.emergence for e in c.emergence.transfer]
-    times = _counted((len(c.emergence.updates) for c in there if c.emergence), "time")
+    times = counted((len(c.emergence.updates) for c in there if c.emergence), "time")
     return _basis(there, _covers(results, reads, by_seed=True), f"read {times}")
 
 
 def _training(results: Results) -> Basis:
     there = [c for c in results.conditions if c.training is not None]
     last = [c.training.updates[-1] for c in there if c.training and c.training.updates]
-    return _basis(there, _EACH_LINE, _counted(last, "update"), asked=False)
+    return _basis(there, _EACH_LINE, counted(last, "update"), asked=False)
 
 
 _BASES: dict[str, Callable[[Results], Basis]] = {
