@@ -17,7 +17,7 @@ def _cells(results: Results) -> dict[str, list[str]]:
 def test_numbers_are_those_at_the_vector_s_block(realistic: Results) -> None:
     shown = _cells(realistic)
     own = [c for c in realistic.conditions if c.trait == "owl" and not c.noise]
-    cosine, onset, size, mean, first, eight = shown["owl, steer, no noise"]
+    cosine, onset, block, size, mean, first, eight = shown["owl, steer, no noise"]
     at = own[0].shift
     assert at is not None
     expected = sum(c.shift.student[24] or 0 for c in own if c.shift) / len(own)
@@ -25,6 +25,7 @@ def test_numbers_are_those_at_the_vector_s_block(realistic: Results) -> None:
         expected, abs=5.1e-3
     )
     assert 0 < float(onset) <= 24
+    assert block == "24"
     assert size == "0.048", "2 thousandths a block"
     assert (first, eight) == ("0.50", "1.00")
     assert 0 < float(mean) <= 0.9
@@ -42,7 +43,7 @@ def test_dashes_have_reasons(realistic: Results) -> None:
         first.shape.size[29], first.shape.constancy[29], first.shape.first[29]
     )  # fmt: skip
     assert [cell.text for cell in row[1:]] == [
-        "—", "—", f"{size:.3f}", f"{constancy:.2f}", f"{share:.2f}", "—",
+        "—", "—", "29", f"{size:.3f}", f"{constancy:.2f}", f"{share:.2f}", "—",
     ]  # fmt: skip
     (note, dashes) = table.all_notes
     assert note.startswith("Means over the seeds that have a number.")

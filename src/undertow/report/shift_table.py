@@ -27,14 +27,14 @@ def shift_table(results: Results) -> Table:
         for (teacher, noise, trait), own in cells.items()
     )
     columns = (
-        "student of", "#cosine", "#onset, block", "#size", "#in the mean", "#first",
-        "#first eight",
+        "student of", "#cosine", "#onset, block", "#after block", "#size",
+        "#in the mean", "#first", "#first eight",
     )  # fmt: skip
     note = (
         "Means over the seeds that have a number. Cosine: of the student's shift with its teacher's vector, at "
         "the vector's block. Onset: the block from which that cosine is at least half of "
-        "its largest. The others after the vector's block, or the last one where there is "
-        "none: size relative to the stream; shares of the shift's energy in its mean over "
+        "its largest. The others after the block named, the vector's, or the last one where "
+        "there is none; sizes grow with depth, so compare those of one block: size relative to the stream; shares of the shift's energy in its mean over "
         "tokens and in its first singular directions."
     )
     return Table("The students' shifts", columns, rows, (note,))
@@ -43,13 +43,14 @@ def shift_table(results: Results) -> Table:
 def _row(trait: str, teacher: str, own: Sequence[Condition]) -> Row:
     shifts = [c.shift for c in own if c.shift is not None]
     begun = [_onset(shift) for shift in shifts]
-    read = [_read(c.shape, c.shift) for c in own if c.shape is not None]
+    read = [_read(c.shape, _block(c)) for c in own if c.shape is not None]
     sizes, constancies, firsts, eights = zip(*read, strict=True)
     return (
         Cell(trait, teacher),
         _mean([s.student[s.layers.index(s.vector_layer)] for s in shifts], why=_NO_VECTOR),
         _mean(begun, digits=0 if len(begun) < 2 else 1,
               why=_NO_RISE if begun else _NO_VECTOR),
+        Cell(" or ".join(map(str, sorted({_block(c) for c in own})))),
         _mean(sizes, digits=3),
         _mean(constancies),
         _mean(firsts),
@@ -63,10 +64,17 @@ def _onset(shift: ShiftByLayer) -> Number:
     return None if place is None else float(shift.layers[place])
 
 
-def _read(shape: ShiftShape, shift: ShiftByLayer | None) -> tuple[Number, ...]:
-    """Size, constancy and shares after the vector's block, or the last one."""
-    layer = shape.layers[-1] if shift is None else shift.vector_layer
-    place = shape.layers.index(layer)
+def _block(condition: Condition) -> int:
+    """The vector's block, or the last one."""
+    assert condition.shape is not None
+    if condition.shift is None:
+        return condition.shape.layers[-1]
+    return condition.shift.vector_layer
+
+
+def _read(shape: ShiftShape, block: int) -> tuple[Number, ...]:
+    """Size, constancy and shares after a block."""
+    place = shape.layers.index(block)
     eight = _sum(shape.spectrum[place]) if shape.spectrum else None
     return shape.size[place], shape.constancy[place], shape.first[place], eight
 
