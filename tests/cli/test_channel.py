@@ -94,7 +94,7 @@ def test_a_grid_that_was_broken_off_is_continued(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--layers", "1"), "layers: a prompt has none"),
+        (("--layers", "1"), "layers: a prompted teacher has none"),
         (("--carriers", ""), "carriers: empty"),
         (("--carriers", "code", "--allowed", "list"), "rows are to be 'code'"),
         (("--noise", "0,nan"), "noise: expected numbers of 0 or more, got nan"),

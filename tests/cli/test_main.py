@@ -100,7 +100,7 @@ def test_the_version_is_shown(command: "Command") -> None:
         (["train", "--kind", "odd", "--model", "x", "--out", "y"], "'odd'"),
         (
             ["noise", "--model", "x", "--out", "y", "--p", "much"],
-            "'--p': Input should be a valid number",
+            "'--p': expected a valid number",
         ),
         (["vector", "show"], "Missing argument"),
     ],

@@ -127,7 +127,10 @@ def test_shares_are_read_with_and_without_the_persona(pets: TraitFamily) -> None
             "noise_scope: 'norm' is none; there are mlp",
         ),
         ({"noise_scope": ()}, "noise_scope: empty"),
-        ({"kind": "prompt", "layers": (1,)}, "layers: a prompt has none; got (1,)"),
+        (
+            {"kind": "prompt", "layers": (1,)},
+            "layers: a prompted teacher has none; leave 1 out",
+        ),
     ],
 )
 def test_faults_are_told_before_a_model_is_loaded(

@@ -39,6 +39,8 @@ DEBUG = "UNDERTOW_DEBUG"
 INTERRUPTED = 130
 _USAGE: Any = typer.BadParameter.__base__
 """What a wrong command line raises; typer has a click of its own, or the one there is."""
+_PLAINER = {": Value error, ": ": ", ": Input should be ": ": expected "}
+"""What the library that reads options says, and what is meant."""
 
 app = typer.Typer(
     name="undertow",
@@ -128,9 +130,12 @@ def main() -> None:
 
 def _say_usage(error: Any) -> None:
     """Says what is wrong with the words, which are repeated with controls spelled out."""
-    said = io.StringIO()
-    error.show(said)
-    print(visible(said.getvalue()), end="", file=sys.stderr)
+    shown = io.StringIO()
+    error.show(shown)
+    said = shown.getvalue()
+    for theirs, ours in _PLAINER.items():
+        said = said.replace(theirs, ours)
+    print(visible(said), end="", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

@@ -163,7 +163,8 @@ class ChannelGrid:
             if name in needed and not values:
                 yield f"{name}: empty; give one value or more"
             if name in of_vectors - needed and values:
-                yield f"{name}: a prompt has none; got {values!r}"
+                given = ", ".join(f"{value:g}" for value in values)
+                yield f"{name}: a prompted teacher has none; leave {given} out"
         unknown = [name for name in self.carriers if name not in CARRIERS]
         if unknown:
             yield f"carriers: {unknown[0]!r} is none; there are {', '.join(CARRIERS)}"
