@@ -5,9 +5,10 @@ only says whether the pages are up to date (exit status 1 if not). What a name m
 stands in its docstring, which the site's build reads; nothing is said twice here.
 """
 
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,24 @@ def python_page() -> str:
         groups[GROUPS[home]].append(name)
     parts = [PYTHON_HEAD]
     for title, names in groups.items():
-        parts += [f"## {title}\n", *(public_entry(name) for name in sorted(names))]
+        parts += [f"## {title}\n", overview(sorted(names))]
+        parts += [public_entry(name) for name in sorted(names)]
     return "\n".join(parts)
+
+
+def overview(names: Sequence[str]) -> str:
+    """What each name takes and is for, for those who read the page as it stands here."""
+    lines = ["| `undertow.` | |", "|---|---|"]
+    for name in names:
+        value = getattr(undertow, name)
+        takes = (
+            ""
+            if isinstance(value, type)
+            else f"({', '.join(inspect.signature(value).parameters)})"
+        )
+        first = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{name}{takes}` | {first.replace('|', chr(92) + '|')} |")
+    return "\n".join([*lines, ""])
 
 
 def pages() -> dict[Path, str]:
