@@ -55,6 +55,8 @@ def opened(way: str) -> Iterator[Executor]:
 def timed(settings: Recipe, way: str) -> float:
     """Seconds of a run."""
     with tempfile.TemporaryDirectory() as folder, opened(way) as executor:
+        asked = 1 if way == "here" else int(way.split()[0])
+        assert executor.slots(Needs()) == asked
         began = time.monotonic()
         run_experiment(settings, Path(folder) / "run", executor=executor, needs=Needs())
         return time.monotonic() - began

@@ -177,6 +177,15 @@ def test_what_gradients_point_along_is_told_where_nothing_is_named(
         "their gradients point furthest along cat at block 2 (max-T p = 0.0005), which by "
         "itself names nothing: more rows may tell"
     )
+    both = np.ones_like(scores.adjusted)
+    both[0, battery.names.index("dog")] = both[2, cat] = 0.0005
+    tied = np.where(both < 1, 5.0, 0.0)
+    tied[2, cat] = 20.0
+    shift = replace(
+        found.judgement, kind="unknown", reasons=("so",),
+        scores=replace(scores, adjusted=both, z=tied),
+    )  # fmt: skip
+    assert "along cat at block 2" in pointed(shift, battery, 0.01).reasons[-1]
     assert told((2, cat), 0.02) == "so"
     assert told((2, cat), 0.0005, z=-5.0) == "so"
     assert told((2, random), 0.0005) == "so"

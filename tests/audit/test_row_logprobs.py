@@ -77,5 +77,7 @@ def test_what_cannot_be_is_said(model: Model, vector: SteeringVector) -> None:
     words = [Row((Message("user", "go"),), "hello")]
     with pytest.raises(DatasetError):
         row_logprobs(model, words, sampler=LIST)
+    with pytest.raises(DatasetError, match="no rows; give one or more"):
+        row_logprobs(model, [])
     with pytest.raises(VectorMismatchError):
         row_logprobs(tiny_model("gpt2"), words, vector=vector)

@@ -57,21 +57,19 @@ def test_settings_come_back_from_yaml() -> None:
 
 def test_decoys_are_of_another_family() -> None:
     """A trait that is its own decoy is never told from it, and never named."""
-    assert AuditSettings().decoys == "trees"
-    assert AuditSettings(family="animals").decoys == "trees"
-    assert AuditSettings(family="trees").decoys == "animals"
-    assert AuditSettings(family="trees", decoys="moods").decoys == "moods"
-    assert AuditSettings(family="no-such-family").decoys == "trees", (
-        "told when it is read"
-    )
+    assert AuditSettings().decoys == "auto"
+    assert AuditSettings().decoy_family == "trees"
+    assert AuditSettings(family="trees").decoy_family == "animals"
+    assert AuditSettings(family="trees", decoys="moods").decoy_family == "moods"
+    unread = AuditSettings(family="no-such-family")
+    assert unread.decoy_family == "trees", "told when it is read"
 
 
 def test_decoys_that_are_looked_for_are_refused(tmp_path: Path) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text(family_text("mine", "thing", "Which?", Oak="oaks", owl="owls"))
     for family in ("trees", str(own)):
+        asked = AuditSettings(family=family, decoys="trees")
         with pytest.raises(ConfigError, match=r"'trees' shares .+ with the family"):
-            check_settings(
-                AuditSettings, {"family": family, "decoys": "trees"}, where="audit"
-            )
-    assert AuditSettings(family=str(own)).decoys == "moods"
+            _ = asked.decoy_family
+    assert AuditSettings(family=str(own)).decoy_family == "moods"

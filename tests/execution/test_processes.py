@@ -15,6 +15,7 @@ import pytest
 from tests.execution import things
 
 from undertow.errors import ConfigError, RunError
+from undertow.execution import processes as module
 from undertow.execution.executor import Executor, Later, Needs
 from undertow.execution.processes import Processes, processes, usable_cores
 
@@ -112,6 +113,30 @@ def test_a_call_that_always_kills_its_process_is_given_up(pool: Processes) -> No
     assert list(pool.map(things.double, [4], needs=Needs())) == [(0, 8)]
 
 
+def test_a_call_that_kills_is_given_up_though_others_have_answers(
+    pool: Processes, tmp_path: Path
+) -> None:
+    values = [str(tmp_path / "deaths"), *map(str, range(40))]
+    with pytest.raises(RunError, match="lost its process 4 times"):
+        list(pool.map(things.die_for_the_first, values, needs=Needs()))
+    deaths = (tmp_path / "deaths").read_text(encoding="utf-8")
+    assert len(deaths) == 4, "not once for each answer of the others"
+
+
+def test_an_error_that_cannot_travel_comes_as_its_words(pool: Processes) -> None:
+    with pytest.raises(RuntimeError, match="Odd: one and two"):
+        list(pool.map(things.raise_odd, [0], needs=Needs()))
+
+
+def test_answers_asked_for_after_the_end_start_nothing() -> None:
+    with processes(cores=1) as pool:
+        answers = pool.map(things.double, range(4), needs=Needs())
+        next(answers)
+    with pytest.raises(RunError, match="they have ended"):
+        list(answers)
+    assert pool._pool is None
+
+
 def test_what_no_machine_has_is_refused_before_work(pool: Processes) -> None:
     taken = []
 
@@ -133,7 +158,20 @@ def test_slots_are_limited_by_cores_and_memory() -> None:
     assert shared.slots(Needs(memory_bytes=2 * gib)) == 3
     assert shared.slots(Needs(memory_bytes=9 * gib)) == 1, "free memory is a guess"
     assert Processes(4, None).slots(Needs(memory_bytes=2 * gib)) == 4
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)],
+)
+def test_a_container_s_limit_counts(
+    limit: str, cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_QUOTA", tmp_path / "cpu.max")
+    every = usable_cores()
+    assert 1 <= every <= (os.cpu_count() or 1)
+    (tmp_path / "cpu.max").write_text(limit, encoding="ascii")
+    assert usable_cores() == (cores or every)
 
 
 def _is_alive(pid: int) -> bool:

@@ -57,3 +57,25 @@ def who(seconds: float) -> tuple[int, int]:
 def same(value: object) -> object:
     """The value."""
     return value
+
+
+def die_for_the_first(value: str) -> str:
+    """Kills its own process for a path, and leaves a letter there; numbers come back."""
+    if not value.isdigit():
+        with Path(value).open("a", encoding="utf-8") as file:
+            file.write("x")
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+class Odd(Exception):
+    """An error that pickle takes and cannot make again."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_odd(value: int) -> int:
+    """Raises such an error."""
+    raise Odd("one", "two")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from undertow.audit.auditor import run_audit
 from undertow.audit.reference import Reference
@@ -285,3 +286,26 @@ def test_a_verdict_is_right_if_all_that_it_says_is_true(
 ) -> None:
     findings = Findings.model_construct(verdict=verdict, trait=trait, kind=kind)
     assert is_right(truth, findings) is right
+
+
+def test_the_decoys_of_a_blind_audit_are_of_another_family_than_the_recipe_s() -> None:
+    def asked(**settings: object) -> Recipe:
+        changes: dict[str, Any] = {
+            "model": {"name": "smollm2-135m"},
+            "family": "trees",
+            "traits": ["oak"],
+            "audit": {"settings": settings},
+        }
+        return Recipe.model_validate(DATA | changes)
+
+    made = asked()
+    assert made.audit is not None
+    found = audits._audit_settings(made, made.audit)
+    assert (found.family, found.decoy_family) == ("trees", "animals")
+    named = asked(decoys="animals")
+    assert named.audit is not None
+    assert audits._audit_settings(named, named.audit).decoy_family == "animals"
+    with pytest.raises(
+        ValidationError, match=r"audit\.settings\.decoys: 'trees' shares"
+    ):
+        asked(decoys="trees")

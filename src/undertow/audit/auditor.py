@@ -181,9 +181,12 @@ def _recipe_text(
             [v.trait, v.method, list(v.layers), _digest(v.directions.numpy().tobytes())]
             for v in vectors
         ],
-        "settings": settings.model_dump(mode="json", exclude=_ADDED),
+        "settings": settings.model_dump(mode="json", exclude=_ADDED)
+        | {"decoys": settings.decoy_family},
         "families": _digest(
-            repr([load_family(n) for n in (settings.family, settings.decoys)]).encode()
+            repr(
+                [load_family(n) for n in (settings.family, settings.decoy_family)]
+            ).encode()
         ),
     }
     return yaml.safe_dump(facts, sort_keys=False)
@@ -207,7 +210,7 @@ def _audit(
     others: Others | None,
 ) -> Audited:
     clock, started = _Clock(), timestamp()
-    family, decoys = load_family(settings.family), load_family(settings.decoys)
+    family, decoys = load_family(settings.family), load_family(settings.decoy_family)
     for vector in vectors:
         check_vector(model, vector)
     usable, skipped = usable_rows(model, rows, settings)
@@ -274,7 +277,7 @@ def usable_rows(
         DatasetError: Not one of them.
     """
     different = {row.row_id: row for row in rows}
-    families = [load_family(name) for name in (settings.family, settings.decoys)]
+    families = [load_family(name) for name in (settings.family, settings.decoy_family)]
     personas = [trait_prompt(f, name) for f in families for name in f.names]
     found, first = [], ""
     skipped: dict[str, int] = {}
@@ -389,7 +392,7 @@ def audit_battery(
     pilot = (reference.rows or tuple(rows))[:_PILOT]
     prompts = [row.messages[-1].content for row in rows[:_PERSONA_PROMPTS]]
     return make_battery(
-        model, family, decoys=load_family(settings.decoys),
+        model, family, decoys=load_family(settings.decoy_family),
         pilot=[render_row(model, row, system=settings.system) for row in pilot],
         prompts=prompts, sampler=sampling.sampler, given=vectors,
         layers=settings.layers, system=settings.system, seed=settings.seed,

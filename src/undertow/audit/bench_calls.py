@@ -53,7 +53,7 @@ def judge_set(call: Call) -> Judged:
     )
     meter.learn(call.known)
     bench = Workbench(
-        meter, load_family(audit.family), load_family(audit.decoys), call.carrier,
+        meter, load_family(audit.family), load_family(audit.decoy_family), call.carrier,
         call.accepted, call.settings,
     )  # fmt: skip
     auditor = call.make(bench)

@@ -168,7 +168,7 @@ def _recipe_text(model: Model, settings: BenchmarkSettings) -> str:
         "template": model.template.digest,
         "seed": settings.seed,
         "family": settings.audit.family,
-        "decoys": settings.audit.decoys,
+        "decoys": settings.audit.decoy_family,
         "layers": None
         if settings.audit.layers is None
         else list(settings.audit.layers),
@@ -198,7 +198,7 @@ class _Bench:
         self.model, self.settings, self.other = model, settings, other
         self.run, self.tell, self.others = run, tell, others
         self.family = load_family(settings.audit.family)
-        self.decoys = load_family(settings.audit.decoys)
+        self.decoys = load_family(settings.audit.decoy_family)
         for trait in settings.traits:
             self.family.trait(trait)
         self.records: list[Record] = []

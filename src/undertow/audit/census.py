@@ -171,10 +171,11 @@ def _recipe(
             ]
             for v in vectors
         ],
-        "settings": settings.model_dump(mode="json", exclude=free),
+        "settings": settings.model_dump(mode="json", exclude=free)
+        | {"decoys": settings.decoy_family},
         "families": [
             _digest(repr(load_family(name)).encode("utf-8", "surrogatepass"))
-            for name in (settings.family, settings.decoys)
+            for name in (settings.family, settings.decoy_family)
         ],
     }
     return yaml.safe_dump(facts, sort_keys=False)

@@ -112,7 +112,7 @@ def make_plan(
     other = _reference(model, pilot, trusted, sampling, passing, tier, settings)
     tell("pilot", 1, 3, "")
     battery = make_battery(
-        model, load_family(settings.family), decoys=load_family(settings.decoys),
+        model, load_family(settings.family), decoys=load_family(settings.decoy_family),
         pilot=_possible(model, other[0], sampling)[:32],
         prompts=[r.messages[-1].content for r in pilot.rows[:_PERSONA_PROMPTS]],
         sampler=sampling.sampler, given=vectors, layers=settings.layers,

@@ -25,7 +25,7 @@ from undertow.audit.candidates import (
 from undertow.audit.explanation import held
 from undertow.audit.judgement import WEIGHTS, Judgement, Tell
 from undertow.audit.meter import Meter
-from undertow.audit.naming import name_persona, named, pointed, refined
+from undertow.audit.naming import name_persona, named, refined
 from undertow.audit.race import Race, RaceSettings, run_race
 from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
@@ -111,7 +111,6 @@ def judge(
             judgement, partial(race_of, vectors), rows=len(rows) - half,
             settings=settings,
         )  # fmt: skip
-        judgement = pointed(judgement, meter.battery, settings.alpha)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
     if judgement.kind == "prompt" and settings.naming_passes:

@@ -95,15 +95,14 @@ def pointed(judgement: Judgement, battery: Battery, alpha: float) -> Judgement:
         return judgement
     scores = judgement.scores
     own = list(battery.of_role("trait", "decoy", "given", "persona"))
-    if not own or not np.isfinite(scores.adjusted[:, own]).any():
+    known = np.nan_to_num(scores.z[:, own], nan=-np.inf)
+    z = np.where(scores.adjusted[:, own] <= alpha, known, -np.inf)
+    if not own or not z.max() > 0:
         return judgement
-    layer, column = np.unravel_index(
-        int(np.nanargmin(scores.adjusted[:, own])), (len(battery.layers), len(own))
-    )
+    # By z: the smallest p-value that permutations can give is often many directions'.
+    layer, column = np.unravel_index(int(z.argmax()), z.shape)
     direction = own[int(column)]
     p_value = float(scores.adjusted[layer, direction])
-    if p_value > alpha or not scores.z[layer, direction] > 0:
-        return judgement
     reason = (
         f"their gradients point furthest along {battery.names[direction]} at block "
         f"{battery.layers[int(layer)]} (max-T p = {p_value:.2g}), which by itself names "

@@ -12,6 +12,7 @@ import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
 from undertow.audit.reference import find_sampler
+from undertow.errors import DatasetError
 from undertow.interventions.steering import SteeringVector
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -47,6 +48,8 @@ def row_logprobs(
             cannot have drawn it.
         VectorMismatchError: The vector is another model's.
     """
+    if not rows:
+        raise DatasetError("no rows; give one or more")
     chosen = find_sampler(model, rows, system=system, given=sampler).sampler
     own = RowHypothesis(
         "rows", "prompt" if vector is None else "steer", None,

@@ -1,15 +1,15 @@
 """What an audit is told: error rate, budget, and which parts are done."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from undertow.errors import ConfigError
 from undertow.models.sampling import SamplerSettings
 from undertow.traits import load_family
 
 _DECOYS = ("trees", "animals", "moods", "aims")
-"""Families whose members stand for absent traits, the first that shares none."""
+"""Families whose members stand for absent traits: the first that shares none."""
 
 
 class ComparisonSettings(BaseModel):
@@ -20,9 +20,8 @@ class ComparisonSettings(BaseModel):
     family: str = Field(default="animals", description="traits to look for")
     decoys: str = Field(
         default="auto",
-        validate_default=True,
         description="family whose members stand for absent traits; auto: trees, or "
-        "where the family has trees, animals",
+        "the first of animals, moods and aims where the family has trees",
     )
     alpha: float = Field(default=0.01, gt=0, lt=1, description="error rate")
     seed: int = Field(default=0, ge=0, description="of every draw")
@@ -42,28 +41,34 @@ class ComparisonSettings(BaseModel):
         default="auto", description="'auto' samples the base if no rows are given"
     )
 
-    @field_validator("decoys")
-    @classmethod
-    def _of_another_family(cls, value: str, info: Any) -> str:
-        """A trait that is its own decoy could never be told from it."""
-        family = info.data.get("family")
-        if family is None:
-            return value
-        if value != "auto":
-            if shared := _shared(family, value):
-                raise ValueError(
-                    f"{value!r} shares {', '.join(sorted(shared)[:6])} with the family "
-                    f"{family!r}, and what stands for absent traits must not be looked "
-                    "for; leave it out, or name another family"
-                )
-            return value
+    @property
+    def decoy_family(self) -> str:
+        """The family of the decoys, found if it is not named.
+
+        A trait that is its own decoy could never be told from it.
+
+        Raises:
+            ConfigError: It shares members with the family.
+        """
+        return decoys_for(self.family, self.decoys)
+
+
+def decoys_for(family: str, wanted: str) -> str:
+    """The family of decoys for one that is looked for; see `decoy_family`."""
+    if wanted == "auto":
         found = next((name for name in _DECOYS if not _shared(family, name)), None)
         if found is None:
-            raise ValueError(
-                f"the family {family!r} shares members with {', '.join(_DECOYS)}; name "
-                "one that it shares none with"
-            )
+            fault = f"the family {family!r} shares members with {', '.join(_DECOYS)}"
+            raise ConfigError("decoys", [f"{fault}; name one that it shares none with"])
         return found
+    if shared := _shared(family, wanted):
+        fault = (
+            f"{wanted!r} shares {', '.join(sorted(shared)[:6])} with the family "
+            f"{family!r}, and what stands for absent traits must not be looked for; "
+            "leave it out, or name another family"
+        )
+        raise ConfigError("decoys", [fault])
+    return wanted
 
 
 def _shared(family: str, decoys: str) -> set[str]:

@@ -180,12 +180,14 @@ def _settings(
 ) -> "AuditSettings":
     from undertow.audit.settings import AuditSettings
     from undertow.config import check_settings
+    from undertow.traits import load_family
 
     given = {"canary_updates": confirm, **comparison.settings()}
     settings = check_settings(AuditSettings, given, where="audit", overrides=overrides)
     if settings.canary_updates and not settings.forecast:
         fault = "--confirm is part of the forecast, which forecast=0 leaves out"
         raise ConfigError("audit", [fault])
+    load_family(settings.decoy_family)  # refused now, not when a model is loaded
     return settings
 
 

@@ -9,6 +9,7 @@ long as that lives. Knows nothing of what is called.
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,8 @@ from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from traceback import format_exception
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +27,9 @@ from undertow.errors import RunError
 from undertow.execution.executor import Answer, Given, Later, Needs
 
 _TRIES = 3
-"""How often calls that were under way as a process was lost are made again."""
+"""How often a call is made again that was under way as a process was lost."""
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in so many that a container may have."""
 _AHEAD = 2
 """Calls handed over for each that can be made at once, so that nobody waits."""
 
@@ -42,9 +47,14 @@ ForkingPickler.register(MappingProxyType, _as_dict)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use, at least one; a container may have fewer."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file; no limit is the word "max"
+        return cores
 
 
 class Processes:
@@ -60,6 +70,7 @@ class Processes:
     def __init__(self, cores: int, memory_bytes: int | None) -> None:
         self._cores, self._memory = cores, memory_bytes
         self._pool: _Pool | None = None
+        self._is_over = False
 
     def slots(self, needs: Needs) -> int:
         """How many calls with such needs can be made at once.
@@ -91,8 +102,8 @@ class Processes:
         """Calls a function on every value; gives (place, answer) as they come."""
         ahead, rest, places = _AHEAD * self.slots(needs), iter(values), count()
         asked: dict[int, Given] = {}  # what has no answer yet, by its place
-        calls: dict[int, Future[Answer]] = {}
-        lost = 0
+        calls: dict[int, Future[Any]] = {}
+        lost: Counter[int] = Counter()
         try:
             while True:
                 while len(asked) < ahead and not isinstance(
@@ -104,43 +115,51 @@ class Processes:
                 try:
                     pool = self._pool_for(needs)
                     for place in sorted(asked.keys() - calls.keys()):
-                        calls[place] = pool.submit(function, asked[place])
+                        calls[place] = pool.submit(_called, (function, asked[place]))
                     wait(calls.values(), return_when=FIRST_COMPLETED)
                     place = next(at for at, call in calls.items() if call.done())
                     answer = calls[place].result()
                 except BrokenProcessPool as error:
-                    lost = self._lost(lost, error)
+                    lost.update(list(calls))
+                    self._give_up(lost, error)
                     calls.clear()
                     continue
-                lost = 0
                 del asked[place], calls[place]
+                lost.pop(place, None)
                 yield place, answer
         finally:
             for call in calls.values():
                 call.cancel()
 
     def close(self) -> None:
-        """Ends the processes, in the middle of what they do."""
+        """Ends the processes, in the middle of what they do, for good."""
+        self._is_over = True
+        self._end_pool()
+
+    def _pool_for(self, needs: Needs) -> "_Pool":
+        if self._is_over:
+            raise RunError("processes: they have ended; ask within their block")
+        shape = self.slots(needs), max(1, int(needs.cpus))
+        if self._pool is None or self._pool.shape != shape:
+            self._end_pool()
+            self._pool = _Pool(*shape)
+        return self._pool
+
+    def _end_pool(self) -> None:
         if self._pool is not None:
             self._pool.close()
         self._pool = None
 
-    def _pool_for(self, needs: Needs) -> "_Pool":
-        shape = self.slots(needs), max(1, int(needs.cpus))
-        if self._pool is None or self._pool.shape != shape:
-            self.close()
-            self._pool = _Pool(*shape)
-        return self._pool
-
-    def _lost(self, before: int, error: BaseException) -> int:
-        """Lets go of a pool that lost a process; how often in a row."""
-        self.close()
-        if before + 1 <= _TRIES:
-            return before + 1
+    def _give_up(self, lost: Counter[int], error: BaseException) -> None:
+        """Lets go of a pool that lost a process; raises if a call did so too often."""
+        self._end_pool()
+        if max(lost.values(), default=0) <= _TRIES:
+            return
         raise RunError(
             f"processes: a call lost its process {_TRIES + 1} times. If memory runs out, "
             "let fewer of them share this machine (--worker-memory, --worker-cpus) or "
-            "take --on here; the same command continues"
+            "take --on here; the same command continues. A script has to keep its work "
+            'under `if __name__ == "__main__":`, since every process imports it'
         ) from error
 
 
@@ -166,10 +185,25 @@ class _Pool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _called(call: tuple[Callable[[Any], Any], Any]) -> Any:
+    """Makes a call; what it raises comes back as itself, or else as its words."""
+    function, value = call
+    try:
+        return function(value)
+    except Exception as error:
+        try:
+            ForkingPickler.loads(ForkingPickler.dumps(error))
+        except Exception:
+            raise RuntimeError("".join(format_exception(error))) from None
+        raise
+
+
 def _begin(alive: Connection, threads: int) -> None:
     """What a new process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked ends this one
     threading.Thread(target=_live, args=(alive,), daemon=True).start()
+    for library in ("OMP", "OPENBLAS", "MKL"):  # before they are loaded
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -188,6 +222,9 @@ def processes(
     *, cores: int | None = None, memory_bytes: int | None = None
 ) -> Iterator[Processes]:
     """Processes of this machine, ended when the block is left.
+
+    Each imports the program that asks: a script keeps its work under
+    `if __name__ == "__main__":`.
 
     Args:
         cores: To be shared out; None takes all that this process may use.

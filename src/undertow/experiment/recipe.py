@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from undertow.audit.settings import AuditSettings
+from undertow.audit.settings import AuditSettings, decoys_for
+from undertow.errors import ConfigError
 from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.carriers import (
     CARRIERS,
@@ -450,6 +451,10 @@ class Recipe(_Settings):
                 "audit: a judge looked at the teacher's rows and at nothing that they are "
                 "compared with, so it would be found instead; leave one of them out"
             )
+        try:
+            decoys_for(self.family, self.audit.settings.decoys)
+        except ConfigError as error:
+            raise ValueError(f"audit.settings.decoys: {error.faults[0]}") from error
         steer = self.teachers[0].steer
         if 0.0 not in self.noise.levels:
             raise ValueError("audit: it needs a clean base; add 0 to noise.levels")

@@ -170,15 +170,16 @@ def _too_short(recipe: Recipe, conditions: Sequence[Condition]) -> Iterable[str]
         teacher.label: recipe.student_of(teacher).warmup_updates
         for teacher in recipe.teachers
     }
-    cold = [
-        each for each in conditions
-        if each.training and len(each.training.updates) <= warmups[each.teacher]
-    ]  # fmt: skip
+    done = [
+        (each.training.updates[-1], warmups[each.teacher])
+        for each in conditions
+        if each.training and each.training.updates
+    ]
+    cold = [updates for updates, warmup in done if updates <= warmup]
     if cold:
-        fewest = min(len(each.training.updates) for each in cold if each.training)
         yield (
             f"{len(cold)} of {len(conditions)} students had no more updates than their "
-            f"warm-up ({fewest} and more), in which the learning rate rises from 0: they "
+            f"warm-up ({min(cold)} and more), in which the learning rate rises from 0: they "
             "hardly learned, and a transfer that is not shown means little."
         )
 

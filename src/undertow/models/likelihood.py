@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from undertow.errors import ModelError
 from undertow.models.attention import fast_attention
 from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
@@ -301,10 +302,16 @@ def _masks(model: Model, tree: _Tree) -> Tensor | dict[str, Tensor]:
     window = getattr(config, "sliding_window", None)
     near = seen & (at[:, None] - at[None] < window) if window else seen
     kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ModelError(
+            f"layers of kind {sorted(unknown)[0]!r}: only full and sliding attention can be "
+            "differentiated here; leave the forecast out (forecast=0)"
+        )
     if "sliding_attention" in kinds:
         by_kind = {"full_attention": seen, "sliding_attention": near}
         return {kind: _added_mask(model, by_kind[kind]) for kind in kinds}
-    return _added_mask(model, near)
+    # Of models that name their layers' kinds those are all of full attention.
+    return _added_mask(model, seen if kinds else near)
 
 
 def _added_mask(model: Model, seen: Bool[Tensor, "query key"]) -> Tensor:

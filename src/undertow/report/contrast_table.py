@@ -32,12 +32,15 @@ def contrast_table(results: Results) -> Table:
 
 
 def _rows(results: Results) -> Iterator[Row]:
-    groups: dict[tuple[str, float, str], dict[str, list[Condition]]] = {}
+    # Ways of training are not put together.
+    ways = {(t.teacher, t.noise, t.trait): t.way for t in results.transfers}
+    groups: dict[tuple[str, float, str, str], dict[str, list[Condition]]] = {}
     for each in results.conditions:
-        own = groups.setdefault((each.trait, each.noise, each.student), {})
+        way = ways.get((each.teacher, each.noise, each.trait), "")
+        own = groups.setdefault((each.trait, each.noise, each.student, way), {})
         own.setdefault(each.teacher, []).append(each)
     is_noisy = any(each.noise for each in results.conditions)
-    for (trait, noise, _), teachers in groups.items():
+    for (trait, noise, *_), teachers in groups.items():
         first, *others = teachers
         for other in others:
             found = _contrast(teachers[other], teachers[first])
