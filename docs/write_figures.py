@@ -30,10 +30,12 @@ PANELS = {
     "gradients": ("channel-12", "gradients", "Steered after block 24"),
     "gradients-doses": ("channel-12", "doses", "Steered after block 24"),
     "channel-transfer": ("channel-12", "channel", "transfer"),
+    "channel-hard": ("hard", "channel", "transfer"),
     "channel-shift": ("channel-12", "channel", "size of the student's shift"),
     "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
     "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
     "noise": ("noise", "dose", "Teacher: steer"),
+    "noise-curve": ("noise-curve", "dose", "Teacher: steer"),
     "noise-teacher": ("noise-teacher", "dose", "Teacher: steer"),
     "emergence": ("emergence", "emergence", "owl by steer"),
     "channel-noise": (
