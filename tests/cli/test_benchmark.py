@@ -32,7 +32,7 @@ def arguments(llama: Path, pets: Path) -> tuple[object, ...]:
     changes = [
         "traits=[cat]", "interventions=[prompt]", "control_audits=0", "bound_rows=8",
         "designs=[{rows: 16, audits: 1, clean: 2}]", f"audit.family={pets}",
-        f"audit.decoys={pets}", "carriers.0.prompts=20", "carriers.0.teacher_prompts=16",
+        "carriers.0.prompts=20", "carriers.0.teacher_prompts=16",
     ]  # fmt: skip
     sets = [part for change in changes for part in ("--set", change)]
     return (
