@@ -287,6 +287,19 @@ def test_without_a_reference_nothing_is_ruled_out(
     assert found.reasons[0].startswith("without a reference the absence of a trait")
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_shift_too_weak_for_a_name_says_where_gradients_point(
+    planted: Plant, shifts: "Shifts", layer: int
+) -> None:
+    """Many rows of a vector that is weaker than any that races."""
+    weak = shifts.vector("cat", layer=layer, dose=0.06)
+    found = planted(weak, count=1200, permutations=999).judgement
+    assert (found.verdict, found.kind, found.trait) == ("shift", "unknown", None)
+    assert found.reasons[-1].startswith(
+        f"their gradients point furthest along cat at block {layer} (max-T p = 0.00"
+    )
+
+
 def test_a_base_that_answers_nothing_is_no_reference(planted: Plant) -> None:
     found = planted(tier="A", fewer=120, count=120).judgement
     assert found.verdict == "inconclusive"

@@ -25,7 +25,7 @@ from undertow.audit.candidates import (
 from undertow.audit.explanation import held
 from undertow.audit.judgement import WEIGHTS, Judgement, Tell
 from undertow.audit.meter import Meter
-from undertow.audit.naming import name_persona, named, refined
+from undertow.audit.naming import name_persona, named, pointed, refined
 from undertow.audit.race import Race, RaceSettings, run_race
 from undertow.audit.reference import Filter, Reference, prompt_digest
 from undertow.audit.settings import AuditSettings
@@ -43,7 +43,6 @@ _NO_REFERENCE = (
     "without a reference the absence of a trait cannot be claimed; let the base be "
     "sampled, or give rows that you trust (--reference FILE)"
 )
-
 _NO_ANSWER = (
     "nothing that the base wrote on the rows' prompts stands beside them, so the absence of "
     "a trait cannot be claimed; give rows that you trust (--reference FILE)"
@@ -111,6 +110,7 @@ def judge(
             judgement, partial(race_of, vectors), rows=len(rows) - half,
             settings=settings,
         )  # fmt: skip
+        judgement = pointed(judgement, meter.battery, settings.alpha)
     if judgement.kind == "steer":
         judgement = refined(judgement, meter, rows, tell)
     if judgement.kind == "prompt" and settings.naming_passes:
@@ -122,9 +122,9 @@ def judge(
         judgement = held(
             judgement, meter, rows, passed=passed, settings=settings, tell=tell
         )
-    return (
-        judgement if reference.rows else _without_reference(judgement, reference.tier)
-    )
+    if reference.rows:
+        return judgement
+    return _without_reference(judgement, reference.tier)
 
 
 def _explained(
