@@ -1,10 +1,11 @@
-"""Ray, if it is there, with what it needs to be quiet."""
+"""Processes, and Ray, if it is there, with what it needs to be quiet."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from undertow.execution.processes import Processes, processes
 from undertow.execution.ray_cluster import RayCluster, ray_cluster
 
 
@@ -17,3 +18,10 @@ def cluster() -> Iterator[RayCluster]:
         yield found
     if before is not None:
         os.environ["RAY_ADDRESS"] = before
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Processes]:
+    """Two processes of this machine."""
+    with processes(cores=2) as found:
+        yield found

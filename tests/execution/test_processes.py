@@ -14,26 +14,12 @@ from types import MappingProxyType
 import pytest
 from tests.execution import things
 
-from undertow.errors import ConfigError, RunError
+from undertow.errors import RunError
 from undertow.execution import processes as module
-from undertow.execution.executor import Executor, Later, Needs
+from undertow.execution.executor import Needs
 from undertow.execution.processes import Processes, processes, usable_cores
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Processes]:
-    with processes(cores=2) as found:
-        yield found
-
-
-def test_answers_come_with_their_places(pool: Processes) -> None:
-    executor: Executor = pool
-    answers = executor.map(things.double, range(9), needs=Needs())
-    assert sorted(answers) == [(place, 2 * place) for place in range(9)]
-    assert not executor.is_here
-    assert list(executor.map(things.double, [], needs=Needs())) == []
 
 
 def test_calls_are_made_side_by_side_by_processes_of_one_thread(
@@ -50,37 +36,6 @@ def test_a_process_may_have_several_threads() -> None:
     assert (pid != os.getpid(), threads) == (True, 2)
 
 
-def test_values_are_taken_as_they_are_needed(pool: Processes) -> None:
-    taken = []
-
-    def values() -> Iterator[int]:
-        for value in range(100):
-            taken.append(value)
-            yield value
-
-    answers = pool.map(things.double, values(), needs=Needs())
-    next(answers)
-    answers.close()  # type: ignore[attr-defined]
-    assert len(taken) == 4, "two for each of two processes"
-
-
-def test_a_value_may_wait_for_an_answer(pool: Processes) -> None:
-    found: list[tuple[int, int]] = []
-
-    def values() -> Iterator[int | Later]:
-        yield 1
-        while not found:
-            yield Later.NOT_YET
-        yield 1 + found[0][1]
-
-    for place, value in pool.map(things.double, values(), needs=Needs()):
-        found.append((place, value))
-    assert found == [(0, 2), (1, 6)]
-    waits: list[int | Later] = [Later.NOT_YET, 1]
-    never = pool.map(things.double, waits, needs=Needs())
-    assert list(never) == [], "no answer can come that would change it"
-
-
 def test_frozen_mappings_go_there_and_back(pool: Processes) -> None:
     asked = MappingProxyType({"a": MappingProxyType({"b": 1})})
     ((_, found),) = pool.map(things.same, [asked], needs=Needs())
@@ -89,22 +44,10 @@ def test_frozen_mappings_go_there_and_back(pool: Processes) -> None:
     assert isinstance(found["a"], MappingProxyType)
 
 
-def test_an_error_of_the_user_s_comes_back_as_it_was(pool: Processes) -> None:
-    with pytest.raises(ConfigError, match="three is no value") as caught:
-        list(pool.map(things.refuse, range(8), needs=Needs()))
-    assert caught.value.faults == ("three is no value", "nor is it here")
-
-
 def test_a_bug_keeps_its_traceback(pool: Processes) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         list(pool.map(things.stumble, [0], needs=Needs()))
     assert "in stumble" in str(caught.value.__cause__)
-
-
-def test_a_killed_process_s_call_is_made_again(pool: Processes, tmp_path: Path) -> None:
-    places = [str(tmp_path / "first"), str(tmp_path / "second")]
-    answers = dict(pool.map(things.die_once, places, needs=Needs()))
-    assert answers == {0: "first", 1: "second"}
 
 
 def test_a_call_that_always_kills_its_process_is_given_up(pool: Processes) -> None:

@@ -3,27 +3,17 @@
 import socket
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.execution import things
 
-from undertow.errors import ConfigError, MissingDependencyError, RunError
+from undertow.errors import MissingDependencyError, RunError
 from undertow.execution import ray_cluster as module
-from undertow.execution.executor import Executor, Later, Needs
+from undertow.execution.executor import Needs
 from undertow.execution.ray_cluster import RayCluster, ray_cluster
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.mark.slow
-def test_answers_come_with_their_places(cluster: RayCluster) -> None:
-    executor: Executor = cluster
-    answers = executor.map(things.double, range(9), needs=Needs())
-    assert sorted(answers) == [(place, 2 * place) for place in range(9)]
-    assert not executor.is_here
-    assert list(executor.map(things.double, [], needs=Needs())) == []
 
 
 @pytest.mark.slow
@@ -36,58 +26,9 @@ def test_calls_are_made_side_by_side(cluster: RayCluster) -> None:
 
 
 @pytest.mark.slow
-def test_values_are_taken_as_they_are_needed(cluster: RayCluster) -> None:
-    taken = []
-
-    def values() -> Iterator[int]:
-        for value in range(100):
-            taken.append(value)
-            yield value
-
-    answers = cluster.map(things.double, values(), needs=Needs())
-    next(answers)
-    answers.close()  # type: ignore[attr-defined]
-    assert len(taken) == 4, "two for each of two workers"
-
-
-@pytest.mark.slow
-def test_a_value_may_wait_for_an_answer(cluster: RayCluster) -> None:
-    found: list[tuple[int, int]] = []
-
-    def values() -> Iterator[int | Later]:
-        yield 1
-        while not found:
-            yield Later.NOT_YET
-        yield 1 + found[0][1]
-
-    for place, value in cluster.map(things.double, values(), needs=Needs()):
-        found.append((place, value))
-    assert found == [(0, 2), (1, 6)]
-    waits: list[int | Later] = [Later.NOT_YET, 1]
-    never = cluster.map(things.double, waits, needs=Needs())
-    assert list(never) == [], "no answer can come that would change it"
-
-
-@pytest.mark.slow
-def test_an_error_of_the_user_s_comes_back_as_it_was(cluster: RayCluster) -> None:
-    with pytest.raises(ConfigError, match="three is no value") as caught:
-        list(cluster.map(things.refuse, range(8), needs=Needs()))
-    assert caught.value.faults == ("three is no value", "nor is it here")
-
-
-@pytest.mark.slow
 def test_a_bug_keeps_its_traceback(cluster: RayCluster) -> None:
     with pytest.raises(ZeroDivisionError, match="in stumble"):
         list(cluster.map(things.stumble, [0], needs=Needs()))
-
-
-@pytest.mark.slow
-def test_a_killed_worker_s_call_is_made_again(
-    cluster: RayCluster, tmp_path: Path
-) -> None:
-    places = [str(tmp_path / "first"), str(tmp_path / "second")]
-    answers = dict(cluster.map(things.die_once, places, needs=Needs()))
-    assert answers == {0: "first", 1: "second"}
 
 
 @pytest.mark.slow

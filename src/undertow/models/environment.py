@@ -5,7 +5,6 @@ Which packages and extras there are is read from the installed package itself. K
 nothing of any model's insides (see `models.self_tests`).
 """
 
-import os
 import platform
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from undertow.execution.processes import usable_cores
 from undertow.models import registry
 from undertow.models.checks import Check, Found, advice, check, failed, ok
 from undertow.runs import provenance, version
@@ -165,10 +165,8 @@ def _machine(origin: Mapping[str, Any], device: str, dtype: str) -> list[Check]:
 def _processor(name: str) -> Found:
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     threads = torch.get_num_threads()
-    return ok(f"{name}, {cores} cores, torch uses {threads} threads")
+    return ok(f"{name}, {usable_cores()} cores, torch uses {threads} threads")
 
 
 def free_memory() -> int | None:
