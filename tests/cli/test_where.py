@@ -52,10 +52,10 @@ def test_processes_share_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(environment, "free_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(environment, "free_memory", lambda: 5 * 2**30)
     monkeypatch.setattr(module, "usable_cores", lambda: 8)
     where = Where(on="processes", worker_memory=given)
-    with where.opened(models=["smollm2-135m"], device="cpu") as (executor, needs):
+    with where.opened(models=["smollm2-135m"], devices=["cpu"]) as (executor, needs):
         assert not executor.is_here
         own = 4 * 134_515_008 + 1100 * 2**20 if given is None else 3 * 2**30
         assert needs == Needs(1.0, 0.0, own)
@@ -67,7 +67,7 @@ def test_processes_share_what_is_free(
 def test_processes_do_not_share_an_accelerator() -> None:
     with (
         pytest.raises(RunError, match=r"share the device meta; --on here takes all"),
-        Where(on="processes").opened(device="meta"),
+        Where(on="processes").opened(devices=["cpu", "meta"]),
     ):
         pass
 

@@ -1,8 +1,27 @@
-"""What two audits found, and where they differ."""
+"""A small grid to run in two ways; what two audits found, and where they differ."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from undertow.experiment import Recipe
+
+
+def small_grid(model: Path) -> Recipe:
+    """Two traits, so that there are jobs for two in every phase."""
+    return Recipe.model_validate(
+        {
+            "title": "tiny", "question": "does it run?",
+            "model": {"name": str(model), "dtype": "float32"},
+            "traits": ["owl", "cat"], "seeds": [0],
+            "teachers": [{"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}],
+            "rows": {"count": 6, "sampler": {"allowed": "list", "max_new_tokens": 24}},
+            "student": {"batch_size": 2, "rank": 2, "learning_rate": 0.01},
+            "evaluation": {"questions": 2, "shift_rows": 3},
+        }
+    )  # fmt: skip
+
 
 NOT_FOUND = {
     "command", "next_commands", "seconds", "total_seconds", "provenance",

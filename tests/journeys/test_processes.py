@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.conftest import family_text
 from tests.experiment.test_elsewhere import same_runs
-from tests.journeys.same_findings import differing, figures
+from tests.journeys.same_findings import differing, figures, small_grid
 
 from undertow.execution.executor import Needs
 from undertow.execution.processes import processes
-from undertow.experiment import Recipe, run_experiment
+from undertow.experiment import run_experiment
 from undertow.models.tiny import save_tiny
 from undertow.records import Message, Row
 from undertow.storage import read_json, write_rows
@@ -33,17 +33,7 @@ def test_a_run_is_the_one_that_is_done_here_though_a_process_is_killed(
 ) -> None:
     import psutil
 
-    recipe = Recipe.model_validate(
-        {
-            "title": "tiny", "question": "does it run?",
-            "model": {"name": str(tiny), "dtype": "float32"},
-            "traits": ["owl", "cat"], "seeds": [0],
-            "teachers": [{"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}],
-            "rows": {"count": 6, "sampler": {"allowed": "list", "max_new_tokens": 24}},
-            "student": {"batch_size": 2, "rank": 2, "learning_rate": 0.01},
-            "evaluation": {"questions": 2, "shift_rows": 3},
-        }
-    )  # fmt: skip
+    recipe = small_grid(tiny)
     run_experiment(recipe, tmp_path / "here")
     killed: list[int] = []
 

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import family_text
 from tests.execution import things
 from tests.experiment.test_elsewhere import same_runs
-from tests.journeys.same_findings import differing, figures
+from tests.journeys.same_findings import differing, figures, small_grid
 
 from undertow.errors import RunError
 from undertow.execution.executor import Needs
@@ -42,17 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(tiny: Path) -> Recipe:
     """A small grid: two traits, so that there are jobs for two nodes in every phase."""
-    return Recipe.model_validate(
-        {
-            "title": "tiny", "question": "does it run?",
-            "model": {"name": str(tiny), "dtype": "float32"},
-            "traits": ["owl", "cat"], "seeds": [0],
-            "teachers": [{"kind": "steer", "steer": {"layer": 1, "dose": 0.5}}],
-            "rows": {"count": 6, "sampler": {"allowed": "list", "max_new_tokens": 24}},
-            "student": {"batch_size": 2, "rank": 2, "learning_rate": 0.01},
-            "evaluation": {"questions": 2, "shift_rows": 3},
-        }
-    )  # fmt: skip
+    return small_grid(tiny)
 
 
 @pytest.fixture(scope="module")

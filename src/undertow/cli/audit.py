@@ -162,7 +162,7 @@ def _audit(
     trusted = take(comparison.reference).rows if comparison.reference else None
     _foretell(found, None if trusted is None else len(trusted), loading, settings)
     vectors = [load_vector(path) for path in vector]
-    with where.opened(models=[loading.model], device=loading.device) as (
+    with where.opened(models=[loading.model], devices=[loading.device]) as (
         executor,
         needs,
     ):

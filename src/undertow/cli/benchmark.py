@@ -73,7 +73,7 @@ def audit(
     auditors = _auditors(auditor)
     with opened_place(out) as folder:
         with (
-            where.opened(models=[loading.model], device=loading.device) as (
+            where.opened(models=[loading.model], devices=[loading.device]) as (
                 executor,
                 needs,
             ),

@@ -58,7 +58,7 @@ def census(
     with opened_place(out) as folder:
         sources = opened(rows, folder)
         with (
-            where.opened(models=[loading.model], device=loading.device) as (
+            where.opened(models=[loading.model], devices=[loading.device]) as (
                 executor,
                 needs,
             ),

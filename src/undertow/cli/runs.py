@@ -153,10 +153,12 @@ def _run(
     recipe = load_settings(Recipe, path, overrides)
     check(track)
     settings = recipe.model_dump(mode="json")
-    models = [m.name for m in (recipe.model, recipe.writer) if m is not None]
+    models = [model for model in (recipe.model, recipe.writer) if model is not None]
     with (
         (where or Where()).opened(
-            recipe.execution, models=models, device=recipe.model.device
+            recipe.execution,
+            models=[model.name for model in models],
+            devices=[model.device for model in models],
         ) as (executor, needs),
         tracking(track, out, settings) as told,
         progress() as report_progress,

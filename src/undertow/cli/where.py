@@ -53,7 +53,11 @@ class Where:
 
     @contextmanager
     def opened(
-        self, usual: Place = "here", *, models: Sequence[str] = (), device: str = "auto"
+        self,
+        usual: Place = "here",
+        *,
+        models: Sequence[str] = (),
+        devices: Sequence[str] = ("auto",),
     ) -> "Iterator[tuple[Executor, Needs]]":
         """Who does the work, connected and checked, and what a part of it takes.
 
@@ -61,7 +65,7 @@ class Where:
             usual: Where, if the command line does not say.
             models: What a worker loads, one at a time: its memory, if nobody says. Of
                 models whose size is not known here none is declared.
-            device: Where models are loaded, as it is asked for.
+            devices: Where models are loaded, as it is asked for.
 
         Raises:
             MissingDependencyError: Ray is not installed.
@@ -75,25 +79,27 @@ class Where:
         if place == "here":
             yield Here(), Needs()
         elif place == "processes":
-            yield from self._processes(models, device)
+            yield from self._processes(models, devices)
         else:
             yield from self._ray(models)
 
     def _processes(
-        self, models: Sequence[str], device: str
+        self, models: Sequence[str], devices: Sequence[str]
     ) -> "Iterator[tuple[Executor, Needs]]":
         from undertow.execution.processes import processes
         from undertow.models.environment import free_memory
         from undertow.models.loading import choose_device
 
-        found, _ = choose_device(device)
-        if found.type != "cpu":
-            raise RunError(
-                f"processes would share the device {found}; --on here takes all of it, "
-                "--device cpu leaves it alone, --on ray gives each worker its own"
-            )
-        with processes(memory_bytes=free_memory()) as pool:
-            needs = self._needs(models, gpus=self.worker_gpus or 0.0)
+        for found in [choose_device(device)[0] for device in devices]:
+            if found.type != "cpu":
+                raise RunError(
+                    f"processes would share the device {found}; --on here takes all of "
+                    "it, --device cpu leaves it alone, --on ray gives each worker its own"
+                )
+        needs, free = self._needs(models, gpus=self.worker_gpus or 0.0), free_memory()
+        if free is not None:  # this process may load a model too
+            free = max(0, free - (needs.memory_bytes or 0))
+        with processes(memory_bytes=free) as pool:
             slots = pool.slots(needs)
             say(
                 f"on         {slots} process{'es' * (slots > 1)} of this machine at once"
