@@ -9,12 +9,13 @@ import pytest
 from undertow.audit.cost import (
     Cost,
     Size,
+    check_layers,
     expected_cost,
     model_size,
     timed_flops,
 )
 from undertow.audit.settings import AuditSettings
-from undertow.errors import ModelError
+from undertow.errors import ConfigError, ModelError
 from undertow.models import registry
 from undertow.models.tiny import FAMILIES, Family, save_tiny, tiny_model
 from undertow.records import Message, Row
@@ -64,6 +65,18 @@ def test_tiers_and_their_price() -> None:
     )  # fmt: skip
     assert (sampled.tier, given.tier, none.tier) == ("A", "B", "C")
     assert none.seconds < given.seconds < sampled.seconds
+
+
+def test_blocks_that_the_model_has_not_are_refused() -> None:
+    check_layers(None, size=SIZE, model="m", where="audit")
+    check_layers((0, 29), size=SIZE, model="m", where="audit")
+    with pytest.raises(ConfigError, match="audit") as caught:
+        check_layers((30, 2, -1), size=SIZE, model="m", where="audit")
+    have = "m has 30 blocks, counted from 0 to 29"
+    assert caught.value.faults == (
+        f"layers.0: got 30; {have}",
+        f"layers.2: got -1; {have}",
+    )
 
 
 def test_no_rows_cost_little_and_break_nothing() -> None:

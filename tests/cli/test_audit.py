@@ -359,6 +359,7 @@ def test_rows_that_are_left_out_or_too_few_are_told_before_the_weights_are_loade
     [
         (["--set", "alhpa=0.1"], "alhpa: "),
         (["--set", "alpha=2"], "alpha: "),
+        (["--set", "layers=[0,99]"], "layers.1: got 99; "),
         (["--set", "sampler.heat=1"], "sampler.heat: "),
         (["--no-reference", "--reference", "r.jsonl"], "not both"),
         (["--no-reference", "--divide", "0.1"], "--divide needs a reference"),

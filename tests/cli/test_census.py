@@ -37,8 +37,8 @@ def take(
         settings = {"family": pets, "decoys": plants, "flips": 99, "pilot": 16,
                     "subsample": 16, "layers": "[1]"}  # fmt: skip
         options = [part for k, v in settings.items() for part in ("--set", f"{k}={v}")]
-        return command("census", *arguments, "--model", tiny("llama"), "--dtype",
-                       "float32", *options)  # fmt: skip
+        return command("census", "--model", tiny("llama"), "--dtype", "float32",
+                       *options, *arguments)  # fmt: skip
 
     return call
 
@@ -116,6 +116,16 @@ def test_rows_that_are_said_to_be_greedy_have_no_reference(
     assert "reference  C: none" in done.out
     assert "the rows were drawn greedily" in done.out
     assert "let the base be sampled" not in done.out
+
+
+def test_blocks_that_the_model_has_not_are_told_before_it_is_loaded(
+    take: Take, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    layers = ("--set", "layers=[0,99]")
+    done = take(files[0], *layers, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "layers.1: got 99; " in done.err
+    assert not (tmp_path / "out" / "census.json").exists()
 
 
 def test_standard_input_is_kept_in_a_file_first(

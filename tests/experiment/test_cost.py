@@ -254,12 +254,20 @@ def test_a_trait_that_is_not_there_is_refused(recipe: Make) -> None:
 def test_blocks_that_a_model_has_not_are_refused(recipe: Make) -> None:
     model = {"name": "smollm2-135m"}
     steered = {"kind": "steer", "steer": {"layer": 30, "dose": 0.3}}
-    asked = recipe(model=model, teachers=[steered], evaluation={"cause_layer": 99})
+    sweep = {"layers": [29, 31], "doses": [0.3]}
+    swept = {"kind": "steer", "name": "swept", "steer": {"sweep": sweep}}
+    asked = recipe(
+        model=model, teachers=[steered, swept], evaluation={"cause_layer": 99},
+        audit={"settings": {"layers": [20, 40]}},
+    )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         _cost(asked)
+    have = "smollm2-135m has 30 blocks, counted from 0 to 29"
     assert caught.value.faults == (
-        "teachers.0.steer.layer: got 30; smollm2-135m has 30 blocks, counted from 0 to 29",
-        "evaluation.cause_layer: got 99; smollm2-135m has 30 blocks, counted from 0 to 29",
+        f"teachers.0.steer.layer: got 30; {have}",
+        f"teachers.1.steer.sweep.layers.1: got 31; {have}",
+        f"evaluation.cause_layer: got 99; {have}",
+        f"audit.settings.layers.1: got 40; {have}",
     )
     last = {"kind": "steer", "steer": {"layer": 29, "dose": 0.3}}
     assert _cost(recipe(model=model, teachers=[last])).students

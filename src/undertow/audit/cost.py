@@ -5,14 +5,14 @@ timed on the spot. A forecast of a few seconds' work, right within a factor of t
 so. Knows nothing of rows' content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from undertow.audit.settings import AuditSettings
-from undertow.errors import ModelError
+from undertow.errors import ConfigError, ModelError
 from undertow.findings import Tier
 from undertow.models.loading import choose_device, choose_dtype
 from undertow.models.registry import quiet, resolve, without_waiting
@@ -96,6 +96,40 @@ def model_size(name: str) -> Size:
         vocabulary=text.vocab_size,
         layers=text.num_hidden_layers,
     )
+
+
+def missing_blocks(
+    asked: Mapping[str, int | None], *, size: Size, model: str
+) -> list[str]:
+    """Of blocks that are asked for, those that a model of this size has not.
+
+    Args:
+        asked: Where each is named, and its number; None asks for none.
+        size: Of the model.
+        model: Its name.
+
+    Returns:
+        A fault for each.
+    """
+    have = f"{model} has {size.layers} blocks, counted from 0 to {size.layers - 1}"
+    return [
+        f"{where}: got {layer}; {have}"
+        for where, layer in asked.items()
+        if layer is not None and not 0 <= layer < size.layers
+    ]
+
+
+def check_layers(
+    layers: Sequence[int] | None, *, size: Size, model: str, where: str
+) -> None:
+    """Refuses settings whose `layers` a model has not, before it is loaded.
+
+    Raises:
+        ConfigError: One is not there.
+    """
+    asked = {f"layers.{place}": layer for place, layer in enumerate(layers or ())}
+    if faults := missing_blocks(asked, size=size, model=model):
+        raise ConfigError(where, faults)
 
 
 def _tokens(text: str) -> float:

@@ -213,7 +213,12 @@ def _foretell(
     found: "RowSet", reference: int | None, loading: Loading, settings: "AuditSettings"
 ) -> None:
     """Says what is to be expected, before the weights are loaded."""
-    from undertow.audit.cost import expected_cost, model_size, timed_flops
+    from undertow.audit.cost import (
+        check_layers,
+        expected_cost,
+        model_size,
+        timed_flops,
+    )
     from undertow.audit.judge import FEWEST
     from undertow.errors import ModelError
 
@@ -233,6 +238,7 @@ def _foretell(
     except ModelError as error:
         say(f"expected   not known: {error}")
         return
+    check_layers(settings.layers, size=size, model=loading.model, where="audit")
     flops = timed_flops(dtype=loading.dtype, device=loading.device)
     cost = expected_cost(
         found.rows, size=size, settings=settings, reference=reference, flops=flops

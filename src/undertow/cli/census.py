@@ -68,7 +68,7 @@ def census(
                 loading.load, sources, folder, reference=comparison.reference or [],
                 settings=settings, vectors=vectors, columns=comparison.columns(),
                 split=comparison.split, loading=loading.options(), executor=executor,
-                needs=needs, on_survey=partial(_foretell, loading, tier),
+                needs=needs, on_survey=partial(_foretell, loading, tier, settings.layers),
                 command=command_line(), progress=tell,
             )  # fmt: skip
         _say(found, folder)
@@ -77,11 +77,15 @@ def census(
 
 
 def _foretell(
-    loading: Loading, tier: "Tier", seen: "Survey", trusted: "Survey | None"
+    loading: Loading,
+    tier: "Tier",
+    layers: tuple[int, ...] | None,
+    seen: "Survey",
+    trusted: "Survey | None",
 ) -> None:
     """Says what is to be expected, before the weights are loaded."""
     from undertow.audit.census_cost import census_cost
-    from undertow.audit.cost import model_size, timed_flops
+    from undertow.audit.cost import check_layers, model_size, timed_flops
     from undertow.errors import ModelError
 
     given = "" if trusted is None else f", {trusted.rows:,} to compare with"
@@ -94,6 +98,7 @@ def _foretell(
     except ModelError as error:
         say(f"expected   not known: {error}")
         return
+    check_layers(layers, size=size, model=loading.model, where="census")
     flops = timed_flops(dtype=loading.dtype, device=loading.device)
     cost = census_cost(seen, trusted, size=size, tier=tier, flops=flops)
     say(f"tokens     about {cost.tokens:,} of prompts and completions")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-from undertow.audit.cost import CHARACTERS, SHARE, TEMPLATE, Size
+from undertow.audit.cost import CHARACTERS, SHARE, TEMPLATE, Size, missing_blocks
 from undertow.audit.cost import expected_cost as audit_cost
 from undertow.errors import ConfigError
 from undertow.experiment import alignment
@@ -140,19 +140,26 @@ def recipe_cost(
 
 def _check_layers(recipe: Recipe, sizes: Mapping[str, Size]) -> None:
     """Refuses blocks that the models have not, as far as their sizes are known."""
-    writer = recipe.writer or recipe.model
-    asked = [
-        (f"teachers.{place}.steer.layer", teacher.steer.layer, writer.name)
-        for place, teacher in enumerate(recipe.teachers)
-        if teacher.steer is not None
-    ]
-    cause = recipe.evaluation.cause_layer
-    asked.append(("evaluation.cause_layer", cause, recipe.model.name))
+    steered: dict[str, int | None] = {}
+    for place, teacher in enumerate(recipe.teachers):
+        if (steer := teacher.steer) is None:
+            continue
+        where = f"teachers.{place}.steer"
+        steered[f"{where}.layer"] = steer.layer
+        for each, layer in enumerate(steer.sweep.layers if steer.sweep else ()):
+            steered[f"{where}.sweep.layers.{each}"] = layer
+    read: dict[str, int | None] = {
+        "evaluation.cause_layer": recipe.evaluation.cause_layer
+    }
+    audited = recipe.audit.settings.layers if recipe.audit else None
+    for each, layer in enumerate(audited or ()):
+        read[f"audit.settings.layers.{each}"] = layer
+    asked = [((recipe.writer or recipe.model).name, steered), (recipe.model.name, read)]
     faults = [
-        f"{where}: got {layer}; {name} has {sizes[name].layers} blocks, counted from 0 to "
-        f"{sizes[name].layers - 1}"
-        for where, layer, name in asked
-        if layer is not None and name in sizes and layer >= sizes[name].layers
+        fault
+        for model, blocks in asked
+        if model in sizes
+        for fault in missing_blocks(blocks, size=sizes[model], model=model)
     ]
     if faults:
         raise ConfigError("recipe", faults)
