@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from undertow.audit import cost
+from undertow.cli import runs
 from undertow.cli.foretelling import about, expected, many
 from undertow.cli.runs import _demo_recipe, audit_lines
+from undertow.models import registry
 from undertow.packaged import packaged
 from undertow.results import AuditOutcome, AuditTruth
 
@@ -87,8 +89,8 @@ def test_a_recipe_whose_students_never_leave_their_warm_up_says_so(
 ) -> None:
     monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
     found = command("recipes", "check", "demo", "--set", "rows.count=24").out
-    assert "24 updates at most (3 a student)" in found
-    assert "# too short  8 students have no more updates than their warm-up" in found
+    assert "18 updates at most (3 a student)" in found
+    assert "# too short  6 students have no more updates than their warm-up" in found
 
 
 def test_the_json_of_a_checked_recipe_has_the_same_cost(
@@ -96,7 +98,7 @@ def test_the_json_of_a_checked_recipe_has_the_same_cost(
 ) -> None:
     monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
     found = json.loads(command("recipes", "check", "demo", "--json").out)["cost"]
-    assert (found["students"], found["rows"], found["updates"]) == (8, 640, 64)
+    assert (found["students"], found["rows"], found["updates"]) == (6, 512, 48)
     assert 0.02 < found["hours"]["here"] < 0.5
     assert found["hours"]["one H100"] < found["hours"]["here"]
 
@@ -269,8 +271,20 @@ def test_the_small_demo_asks_the_same_of_less() -> None:
     assert small.rows.sampler == whole.rows.sampler
     assert small.student == whole.student
     assert (
-        len(small.seeds) * small.rows.count * 8 == len(whole.seeds) * whole.rows.count
+        len(small.seeds) * small.rows.count * 6 == len(whole.seeds) * whole.rows.count
     )
+
+
+def test_the_demo_is_done_in_processes_where_they_fit(
+    command: "Command", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(cost, "timed_flops", lambda **_: 1e12)
+    monkeypatch.setattr(registry, "is_pulled", lambda _: True)
+    monkeypatch.setattr(runs, "_run", lambda *given, **named: asked.append(named))
+    assert command("demo", "--out", tmp_path / "demo").status == 0
+    (named,) = asked
+    assert named["where"].on == "auto"
 
 
 def test_an_audit_is_a_line() -> None:

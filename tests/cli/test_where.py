@@ -72,6 +72,29 @@ def test_processes_do_not_share_an_accelerator() -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("device", "free", "cores", "is_here"),
+    [
+        ("cpu", 5, 8, False),
+        ("cpu", 4, 8, True),  # 1.6 for this process, 1.6 for one more
+        ("cpu", 5, 1, True),
+        ("cpu", None, 2, False),
+        ("meta", 5, 8, True),
+    ],
+)
+def test_processes_are_taken_where_they_fit_if_nobody_says(
+    device: str, free: int | None, cores: int, is_here: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    bytes_free = None if free is None else free * 2**30
+    monkeypatch.setattr(environment, "free_memory", lambda: bytes_free)
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    opened = Where().opened("auto", models=["smollm2-135m"], devices=["cpu", device])
+    with opened as (executor, needs):
+        assert executor.is_here == is_here
+        assert (needs == Needs()) == is_here
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that nobody has to start."""

@@ -49,6 +49,31 @@ def test_a_job_waits_for_what_it_reads_and_for_nothing_else() -> None:
     flow.check()
 
 
+def test_long_jobs_are_given_out_first_once_they_can_be_done() -> None:
+    flow = Flow(
+        [
+            [job("rows", "a/rows"), job("rows", "b/rows")],
+            [job("students", "a/student", reads=("a/rows",))],
+            [job("sets", "audits/sets", reads=("b/rows",))],
+            [job("audit", "audits/clean", reads=("audits",)),
+             job("audit", "audits/biased", reads=("audits",))],
+        ],
+        lambda _: False, long=("sets", "audit"),
+    )  # fmt: skip
+    ready = flow.ready()
+    assert given(ready) == ["a/rows", "b/rows"]
+    flow.finish(0)
+    flow.finish(1)
+    assert given(ready) == ["audits/sets", "a/student"]
+    assert flow.finish(2).name == "audits/sets"
+    assert given(ready) == ["audits/clean", "audits/biased"]
+    flow.finish(3)
+    flow.finish(4)
+    assert flow.finish(5).name == "audits/biased"
+    assert given(ready) == []
+    flow.check()
+
+
 def test_a_stage_that_several_leave_in_parts_waits_for_all_of_them() -> None:
     parts = [job("answers", "a/rows", cut=cut) for cut in range(2)]
     flow = Flow([parts, [job("rows", "a/rows")]], lambda _: False)

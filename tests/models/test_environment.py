@@ -143,6 +143,26 @@ def test_little_memory_is_told(
     assert environment._memory().status == status
 
 
+def test_a_container_s_memory_is_what_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = environment._machine_memory()
+    monkeypatch.setattr(environment, "_GROUP", tmp_path)
+    assert environment._group_memory() is None
+    assert environment.free_memory() == pytest.approx(machine, rel=0.2)
+    for name, text in (
+        ("max", "1000\n"),
+        ("current", "700\n"),
+        ("stat", "anon 100\ninactive_file 50\n"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert environment.free_memory() == 350
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment._group_memory() is None
+    (tmp_path / "memory.max").write_text("100\n")
+    assert environment.free_memory() == 0
+
+
 def test_the_cache_is_looked_at_and_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ def demo(
 ) -> None:
     """Biased teacher, number rows, student and control, read-outs, report, audits.
 
-    A slow machine gets an eighth of the rows; `undertow run demo` is always the whole.
+    A slow machine gets a sixth of the rows; `undertow run demo` is always the whole.
     """
     from undertow.models.registry import is_pulled, pull
 
@@ -94,7 +94,7 @@ def demo(
                 "smollm2-135m",
                 progress=lambda s, done, total: report_progress(s, done, total, ""),
             )
-    _run(path, out, overrides or [], allow_cpu=True)
+    _run(path, out, overrides or [], allow_cpu=True, where=Where(on="auto"))
 
 
 _FAST = 2.5e11

@@ -1,7 +1,7 @@
 """The options that say where work is done: here, in several processes, or on Ray."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,12 +11,15 @@ from undertow.cli.console import say
 from undertow.errors import RunError
 
 if TYPE_CHECKING:
+    import torch
+
     from undertow.audit.others import Others
     from undertow.cli.options import Loading
     from undertow.execution.executor import Executor, Needs
+    from undertow.execution.processes import Processes
 
 _GIB = 2**30
-Place = Literal["here", "processes", "ray"]
+Place = Literal["here", "processes", "ray", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Where:
         Place | None,
         typer.Option(
             help="'here'; 'processes': one for each core of this machine, where there is "
-            "no GPU; 'ray': the cluster of RAY_ADDRESS, else one of this machine."
+            "no GPU; 'ray': the cluster of RAY_ADDRESS, else one of this machine; 'auto': "
+            "processes where no model is on a GPU and memory has room for two, else here."
         ),
     ] = None
     worker_cpus: Annotated[
@@ -76,6 +80,8 @@ class Where:
         from undertow.execution.local import Here
 
         place = self.on or usual
+        if place == "auto":
+            place = "processes" if self._several_fit(models, devices) else "here"
         if place == "here":
             yield Here(), Needs()
         elif place == "processes":
@@ -83,28 +89,41 @@ class Where:
         else:
             yield from self._ray(models)
 
+    def _several_fit(self, models: Sequence[str], devices: Sequence[str]) -> bool:
+        """Whether no model is on an accelerator, and there is room for two processes."""
+        if _accelerators(devices):
+            return False
+        needs, pool = self._pool(models)
+        with pool as several:
+            return several.slots(needs) > 1
+
     def _processes(
         self, models: Sequence[str], devices: Sequence[str]
     ) -> "Iterator[tuple[Executor, Needs]]":
-        from undertow.execution.processes import processes
-        from undertow.models.environment import free_memory
-        from undertow.models.loading import choose_device
-
-        for found in [choose_device(device)[0] for device in devices]:
-            if found.type != "cpu":
-                raise RunError(
-                    f"processes would share the device {found}; --on here takes all of "
-                    "it, --device cpu leaves it alone, --on ray gives each worker its own"
-                )
-        needs, free = self._needs(models, gpus=self.worker_gpus or 0.0), free_memory()
-        if free is not None:  # this process may load a model too
-            free = max(0, free - (needs.memory_bytes or 0))
-        with processes(memory_bytes=free) as pool:
-            slots = pool.slots(needs)
+        if found := _accelerators(devices):
+            raise RunError(
+                f"processes would share the device {found[0]}; --on here takes all of "
+                "it, --device cpu leaves it alone, --on ray gives each worker its own"
+            )
+        needs, pool = self._pool(models)
+        with pool as several:
+            slots = several.slots(needs)
             say(
                 f"on         {slots} process{'es' * (slots > 1)} of this machine at once"
             )
-            yield pool, needs
+            yield several, needs
+
+    def _pool(
+        self, models: Sequence[str]
+    ) -> "tuple[Needs, AbstractContextManager[Processes]]":
+        """Processes that share what is free, and what a call of theirs takes."""
+        from undertow.execution.processes import processes
+        from undertow.models.environment import free_memory
+
+        needs, free = self._needs(models, gpus=self.worker_gpus or 0.0), free_memory()
+        if free is not None:  # this process may load a model too
+            free = max(0, free - (needs.memory_bytes or 0))
+        return needs, processes(memory_bytes=free)
 
     def _ray(self, models: Sequence[str]) -> "Iterator[tuple[Executor, Needs]]":
         from undertow.execution.ray_cluster import ray_cluster
@@ -125,6 +144,14 @@ class Where:
         given = self.worker_memory
         memory = worker_bytes(models) if given is None else round(given * _GIB)
         return Needs(self.worker_cpus or 1.0, gpus, memory)
+
+
+def _accelerators(devices: Sequence[str]) -> "list[torch.device]":
+    """Those that are no processor, of devices that are asked for by name."""
+    from undertow.models.loading import choose_device
+
+    chosen = [choose_device(device)[0] for device in devices]
+    return [device for device in chosen if device.type != "cpu"]
 
 
 def others(executor: "Executor", needs: "Needs", loading: "Loading") -> "Others | None":

@@ -5,11 +5,11 @@ reads, and for no others, so that nobody idles until the slowest of a phase is d
 nothing of what jobs do, and of who does them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from undertow.errors import RunError, shown
 from undertow.execution.executor import Later
-from undertow.experiment.jobs import Job
+from undertow.experiment.jobs import Job, Verb
 
 
 class Flow:
@@ -18,12 +18,19 @@ class Flow:
     Args:
         phases: Jobs in their order.
         is_done: Whether a stage is finished.
+        long: What is given out before all else, once it can be done: who begins a long
+            job last waits for it alone.
     """
 
     def __init__(
-        self, phases: Iterable[Sequence[Job]], is_done: Callable[[str], bool]
+        self,
+        phases: Iterable[Sequence[Job]],
+        is_done: Callable[[str], bool],
+        *,
+        long: Collection[Verb] = (),
     ) -> None:
         self.jobs: list[Job] = []
+        self._long = long
         self._is_done = is_done
         self._waits: list[dict[str, set[int]]] = []
         self._given: list[int] = []
@@ -36,8 +43,12 @@ class Flow:
                 self.jobs.append(job)
 
     def ready(self) -> Iterator[Job | Later]:
-        """Jobs in their order, each when it can be done; `Later` while none can."""
-        left = list(range(len(self.jobs)))
+        """Jobs in their order, long ones first, each when it can be done.
+
+        `Later` while none can.
+        """
+        places = range(len(self.jobs))
+        left = sorted(places, key=lambda place: self.jobs[place].verb not in self._long)
         while left:
             place = next(filter(self._can_be_done, left), None)
             if place is None:

@@ -345,10 +345,11 @@ class Recipe(_Settings):
         default=None, description="sets audited blind at the end; null: none"
     )
     needs_gpu: bool = Field(default=False, description="too large for a CPU")
-    execution: Literal["here", "processes", "ray"] = Field(
+    execution: Literal["here", "processes", "ray", "auto"] = Field(
         default="here", exclude=True,
-        description="in this process, in one for each core, or on a Ray cluster; changes "
-        "no result, so a run may be continued on another",
+        description="in this process, in one for each core, or on a Ray cluster; auto: "
+        "in processes where no model is on a GPU and memory has room for two; changes no "
+        "result, so a run may be continued on another",
     )  # fmt: skip
 
     def student_of(self, teacher: TeacherSettings) -> TrainingSettings:

@@ -217,6 +217,8 @@ def _usual_together(model: Model) -> int:
 
 _SIDE_BY_SIDE = 16
 """Students in one pass of an accelerator."""
+_LONG: tuple[Verb, ...] = ("sets", "audit")
+"""Jobs that take minutes and need no student."""
 
 
 # ── there ────────────────────────────────────────────────────────────────────────
@@ -237,7 +239,7 @@ def _run_there(
     text = dump_settings(recipe)
 
     def order_all(phases: Iterable[Sequence[Job]]) -> None:
-        flow = Flow(phases, run.is_done)
+        flow = Flow(phases, run.is_done, long=_LONG)
         orders = (
             job if isinstance(job, Later)
             else Order(text, family, job, pack(run.directory, job.places))
@@ -260,8 +262,8 @@ def _run_there(
         run.finish(_WRITTEN, {}, files=[])
     # Of several bases those jobs go first that stand first in their own orders.
     together_in_phase = zip(*(plan.phases() for plan in plans), strict=True)
-    order_all([job for jobs in phase for job in jobs] for phase in together_in_phase)
+    cells = [[job for jobs in phase for job in jobs] for phase in together_in_phase]
+    order_all([*cells, *audit_phases(recipe, run.is_done, slots=slots)])
     for noise, seeds in groups:
         for seed in seeds:
             _finish(run, _complete(noise, seed))
-    order_all(audit_phases(recipe, run.is_done, slots=slots))

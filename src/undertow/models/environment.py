@@ -38,6 +38,8 @@ _FOR_DEVELOPERS = ("notebooks", "docs", "dev")
 _INSTALL = "pip install -c constraints.txt -e ."
 _NAMED = ("torch", "transformers")
 _GIB = 2**30
+_GROUP = Path("/sys/fs/cgroup")
+"""Where a container is told what it may have."""
 _LEAST_MEMORY = 4 * _GIB  # what the demo wants
 _LEAST_DISK = 2 * _GIB  # a pulled model while it is converted
 _FASTER = 1.5  # times float32: from here on another dtype is worth a word
@@ -171,11 +173,27 @@ def _processor(name: str) -> Found:
 
 def free_memory() -> int | None:
     """Bytes that a process can still have; None where the system does not say."""
+    known = [free for free in (_machine_memory(), _group_memory()) if free is not None]
+    return min(known, default=None)
+
+
+def _machine_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = dict(line.split(":", 1) for line in lines)
         return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
+        return None
+
+
+def _group_memory() -> int | None:
+    """Left of a container's limit; pages of files that it would drop count as free."""
+    limit, used, lines = (_GROUP / f"memory.{n}" for n in ("max", "current", "stat"))
+    try:
+        most, now = (int(path.read_text(encoding="ascii")) for path in (limit, used))
+        facts = dict(line.split() for line in lines.read_text("ascii").splitlines())
+        return max(0, most - now + int(facts["inactive_file"]))
+    except (OSError, KeyError, ValueError):  # no such file; no limit is the word "max"
         return None
 
 
