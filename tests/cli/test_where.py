@@ -78,7 +78,7 @@ def test_processes_do_not_share_an_accelerator() -> None:
         ("cpu", 5, 8, False),
         ("cpu", 4, 8, True),  # 1.6 for this process, 1.6 for one more
         ("cpu", 5, 1, True),
-        ("cpu", None, 2, False),
+        ("cpu", None, 8, True),  # nobody knows what is free
         ("meta", 5, 8, True),
     ],
 )
@@ -93,6 +93,20 @@ def test_processes_are_taken_where_they_fit_if_nobody_says(
     with opened as (executor, needs):
         assert executor.is_here == is_here
         assert (needs == Needs()) == is_here
+
+
+def test_processes_that_cannot_be_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "free_memory", lambda: 50 * 2**30)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
+    many = Where(worker_cpus=4.0).opened(
+        "auto", models=["smollm2-135m"], devices=["cpu"]
+    )
+    unknown = Where().opened("auto", models=["nobody/knows-it"], devices=["cpu"])
+    for opened in (many, unknown):
+        with opened as (executor, _):
+            assert executor.is_here
 
 
 @pytest.fixture

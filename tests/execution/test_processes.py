@@ -14,7 +14,7 @@ from types import MappingProxyType
 import pytest
 from tests.execution import things
 
-from undertow.errors import RunError
+from undertow.errors import ConfigError, RunError
 from undertow.execution import processes as module
 from undertow.execution.executor import Needs
 from undertow.execution.processes import Processes, processes, usable_cores
@@ -64,6 +64,28 @@ def test_a_call_that_kills_is_given_up_though_others_have_answers(
         list(pool.map(things.die_for_the_first, values, needs=Needs()))
     deaths = (tmp_path / "deaths").read_text(encoding="utf-8")
     assert len(deaths) == 4, "not once for each answer of the others"
+
+
+def test_an_answer_that_is_there_when_a_process_dies_is_kept(
+    pool: Processes, tmp_path: Path
+) -> None:
+    values = [str(tmp_path / name) for name in ("first", "kills", "second")]
+    answers = pool.map(things.count_beside_a_death, values, needs=Needs())
+    assert next(answers) == (0, "first")
+    time.sleep(1.5)  # "second" is answered, and then "kills" dies
+    assert dict(answers) == {1: "kills", 2: "second"}
+    calls = {Path(value).name: len(Path(value).read_text()) for value in values}
+    assert calls == {"first": 1, "kills": 2, "second": 1}
+
+
+def test_what_raises_comes_after_all_answers_that_are_there(pool: Processes) -> None:
+    values = [1, 3, 5]  # three is refused
+    answers = pool.map(things.refuse, values, needs=Needs())
+    assert next(answers) in {(0, 1), (2, 5)}
+    time.sleep(0.5)
+    assert next(answers) in {(0, 1), (2, 5)}
+    with pytest.raises(ConfigError, match="three is no value"):
+        next(answers)
 
 
 def test_an_error_that_cannot_travel_comes_as_its_words(pool: Processes) -> None:

@@ -69,6 +69,18 @@ def die_for_the_first(value: str) -> str:
     return value
 
 
+def count_beside_a_death(place: str) -> str:
+    """Notes its call in a file; for a file named `kills`, waits, and dies the first time."""
+    path = Path(place)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("x")
+    if path.name == "kills":
+        time.sleep(0.5)
+        if path.read_text(encoding="utf-8") == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return path.name
+
+
 class Odd(Exception):
     """An error that pickle takes and cannot make again."""
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tests.execution.strangers import Strangers
 
-from undertow.errors import ConfigError, RunError
-from undertow.experiment import Recipe, bases, run_experiment
+from undertow.errors import ConfigError, DatasetError, RunError
+from undertow.experiment import Recipe, audits, bases, lessons, run_experiment
 from undertow.interventions.steering import load_vector
 from undertow.models import loading
 from undertow.models.loading import load_model
@@ -343,3 +344,39 @@ def test_a_soft_student_needs_its_teacher_s_unembedding(recipe: Make) -> None:
     with pytest.raises(ValidationError, match="leave 'embedding' out"):
         recipe(noise={"levels": [0.1], "on": "teacher"}, student={"kind": "soft"})
     assert recipe(noise={"levels": [0.1], "on": "teacher"}).noise.on == "teacher"
+
+
+@pytest.mark.parametrize("executor", [None, Strangers()])
+def test_an_audit_that_cannot_be_keeps_no_result_from_being_written(
+    executor: Strangers | None, recipe: Make, tmp_path: Path, stages: Stages,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refused(*_: object) -> None:
+        raise DatasetError("no row of the base passes")
+
+    asked = recipe(
+        seeds=[0], teachers=[{"kind": "prompt"}], audit={"rows": 16},
+        rows={"count": 20, "sampler": {"allowed": "list", "max_new_tokens": 24}},
+    )  # fmt: skip
+    monkeypatch.setattr(audits, "_make_sets", refused)
+    with pytest.raises(DatasetError, match="no row of the base"):
+        run_experiment(asked, tmp_path / "run", executor=executor)
+    assert "noise-0/seed-0/complete" in stages(tmp_path / "run")
+    found = Results.model_validate(read_json(tmp_path / "run" / "results.json"))
+    assert len(found.transfers) == 1
+    assert found.audits == []
+    assert any("3 of these sets could not be" in limit for limit in found.limits)
+
+
+def test_a_teacher_that_cannot_be_leaves_no_result(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise DatasetError("the filter refused every row")
+
+    monkeypatch.setattr(lessons, "write_rows", refused)
+    for executor in (None, Strangers()):
+        out = tmp_path / str(executor is None)
+        with pytest.raises(DatasetError, match="every row"):
+            run_experiment(recipe(audit={"rows": 16}), out, executor=executor)
+        assert not (out / "results.json").exists()

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from undertow.experiment.estimates import log_odds
+from undertow.experiment.limits import LIMITS
 from undertow.experiment.recipe import Recipe
-from undertow.experiment.summary import LIMITS, headline, summarise
+from undertow.experiment.summary import headline, summarise
 from undertow.results import Estimate, Results, Transfer
 from undertow.runs import Run, open_run
 from undertow.traits import Trait, TraitFamily

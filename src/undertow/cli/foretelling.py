@@ -19,7 +19,7 @@ def expected(recipe: "Recipe", directory: Path, *, is_here: bool) -> str | None:
     Args:
         recipe: Of the run.
         directory: Of the run; what is finished there is not counted.
-        is_here: Whether it is done in this process, whose time can be told.
+        is_here: Whether it is done on this machine, whose time can be told.
 
     Raises:
         ConfigError: A family or trait that is not there.

@@ -154,8 +154,10 @@ def _run(
     check(track)
     settings = recipe.model_dump(mode="json")
     models = [model for model in (recipe.model, recipe.writer) if model is not None]
+    where = where or Where()
+    is_elsewhere = where.place(recipe.execution) == "ray"
     with (
-        (where or Where()).opened(
+        where.opened(
             recipe.execution,
             models=[model.name for model in models],
             devices=[model.device for model in models],
@@ -165,7 +167,7 @@ def _run(
     ):
         if recipe.needs_gpu and not allow_cpu:
             _check_gpu(path, executor, needs)
-        if line := expected(recipe, out, is_here=executor.is_here):
+        if line := expected(recipe, out, is_here=not is_elsewhere):
             say(f"expected {line}")
         watcher = Watcher(told, report_progress, out, recipe.traits)
         results = run_experiment(

@@ -1,7 +1,7 @@
 """The options that say where work is done: here, in several processes, or on Ray."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,6 +55,10 @@ class Where:
         ),
     ] = None
 
+    def place(self, usual: Place) -> Place:
+        """What is said here, else what is usual."""
+        return self.on or usual
+
     @contextmanager
     def opened(
         self,
@@ -79,7 +83,7 @@ class Where:
         from undertow.execution.executor import Needs
         from undertow.execution.local import Here
 
-        place = self.on or usual
+        place = self.place(usual)
         if place == "auto":
             place = "processes" if self._several_fit(models, devices) else "here"
         if place == "here":
@@ -90,12 +94,19 @@ class Where:
             yield from self._ray(models)
 
     def _several_fit(self, models: Sequence[str], devices: Sequence[str]) -> bool:
-        """Whether no model is on an accelerator, and there is room for two processes."""
+        """Whether no model is on an accelerator, and there is room for two processes.
+
+        Where nobody knows how much a process takes or what is free, there is none.
+        """
+        from undertow.models.environment import free_memory
+
         if _accelerators(devices):
             return False
         needs, pool = self._pool(models)
-        with pool as several:
-            return several.slots(needs) > 1
+        with pool as several, suppress(RunError):  # no process could have what it needs
+            is_known = needs.memory_bytes and free_memory() is not None
+            return bool(is_known) and several.slots(needs) > 1
+        return False
 
     def _processes(
         self, models: Sequence[str], devices: Sequence[str]

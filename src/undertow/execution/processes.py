@@ -117,12 +117,14 @@ class Processes:
                     for place in sorted(asked.keys() - calls.keys()):
                         calls[place] = pool.submit(_called, (function, asked[place]))
                     wait(calls.values(), return_when=FIRST_COMPLETED)
-                    place = next(at for at, call in calls.items() if call.done())
+                    place = _answered(calls)
                     answer = calls[place].result()
                 except BrokenProcessPool as error:
-                    lost.update(list(calls))
+                    gone = [at for at, call in calls.items() if _is_lost(call)]
+                    lost.update(gone)
                     self._give_up(lost, error)
-                    calls.clear()
+                    for at in gone:
+                        del calls[at]
                     continue
                 del asked[place], calls[place]
                 lost.pop(place, None)
@@ -161,6 +163,17 @@ class Processes:
             "take --on here; the same command continues. A script has to keep its work "
             'under `if __name__ == "__main__":`, since every process imports it'
         ) from error
+
+
+def _answered(calls: dict[int, Future[Any]]) -> int:
+    """A call that is over: what raised comes last, so that no answer is lost with it."""
+    over = [at for at, call in calls.items() if call.done()]
+    return min(over, key=lambda at: calls[at].exception() is not None)
+
+
+def _is_lost(call: Future[Any]) -> bool:
+    """Whether a call has to be made again after its pool has lost a process."""
+    return not call.done() or isinstance(call.exception(), BrokenProcessPool)
 
 
 class _Pool:

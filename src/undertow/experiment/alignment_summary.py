@@ -111,8 +111,9 @@ def _difference(found: Sequence[Alignment], layer: int) -> Estimate | None:
 
 def _untouched(base: Sequence[Alignment], layer: int) -> Estimate | None:
     """Mean cosine of the base's rows, with an interval over vectors."""
-    values = [v for each in base for v in _cosines(each, layer).values()]
-    return estimate(mean_interval(values), "vector") if values else None
+    found = [pair for each in base for pair in _cosines(each, layer).items()]
+    names, values = [name for name, _ in found], [value for _, value in found]
+    return estimate(clustered_interval(values, names), "vector") if found else None
 
 
 def _over(values: Iterable[float]) -> Estimate:

@@ -73,12 +73,15 @@ def _means(channels: Sequence[Channel], field: str) -> list[float]:
 def channel_ratio(
     noised: Sequence[Channel | None], clean: Sequence[Channel | None], *, scope: Scope
 ) -> Estimate | None:
-    """Mean channel with noise over mean channel without; None if one is missing."""
+    """Mean channel with noise over mean channel without, each of so many seeds.
+
+    None if one is missing.
+    """
     sides = [[c for c in side if c is not None] for side in (noised, clean)]
     if not all(sides):
         return None
     top, bottom = (_means(side, scope) for side in sides)
-    return estimate(ratio_interval(top, bottom), "cell")
+    return estimate(ratio_interval(top, bottom), "seed")
 
 
 def predictions(transfers: Sequence[Transfer]) -> list[Prediction]:

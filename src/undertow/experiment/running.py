@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from undertow.config import dump_settings, load_settings
-from undertow.errors import ConfigError
+from undertow.errors import ConfigError, UndertowError
 from undertow.execution.executor import Executor, Later, Needs
 from undertow.execution.local import Here
 from undertow.experiment.audits import is_audited
@@ -60,7 +60,8 @@ def run_experiment(
         RunError: The directory is locked, belongs to another recipe, or was begun with
             another model, family or dtype.
         ConfigError: A trait, decoy or layer that does not exist.
-        DatasetError: The filter refused every row of a teacher, or of a set to audit.
+        DatasetError: The filter refused every row of a teacher, or of a set to audit; in
+            the second case the results of all else are written.
         TrainingError: A loss is no longer finite.
     """
     family = with_questions(load_family(recipe.family), recipe.evaluation.questions)
@@ -69,12 +70,21 @@ def run_experiment(
     with open_run(
         Path(directory), recipe_text=dump_settings(recipe), resolve=_resolved
     ) as run:
-        if executor.is_here:
-            _run_here(recipe, family, run, together, progress)
-        else:
-            _run_there(recipe, family, run, together, executor, needs, progress)
-        results = summarise(recipe, family, run)
-        write_json(run.path("results.json"), results.model_dump(mode="json"))
+        try:
+            if executor.is_here:
+                _run_here(recipe, family, run, together, progress)
+            else:
+                _run_there(recipe, family, run, together, executor, needs, progress)
+        except UndertowError:
+            if not any(_groups(recipe, run)):  # all but the audits is there
+                _summarised(recipe, family, run)
+            raise
+        return _summarised(recipe, family, run)
+
+
+def _summarised(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
+    results = summarise(recipe, family, run)
+    write_json(run.path("results.json"), results.model_dump(mode="json"))
     return results
 
 
@@ -260,10 +270,22 @@ def _run_there(
     if plans and recipe.writer is not None and not run.is_done(_WRITTEN):
         order_all(plans[0].writing())
         run.finish(_WRITTEN, {}, files=[])
-    # Of several bases those jobs go first that stand first in their own orders.
-    together_in_phase = zip(*(plan.phases() for plan in plans), strict=True)
-    cells = [[job for jobs in phase for job in jobs] for phase in together_in_phase]
-    order_all([*cells, *audit_phases(recipe, run.is_done, slots=slots)])
-    for noise, seeds in groups:
-        for seed in seeds:
-            _finish(run, _complete(noise, seed))
+
+    def cells() -> list[list[Job]]:
+        # Of several bases those jobs go first that stand first in their own orders.
+        together_in_phase = zip(*(plan.phases() for plan in plans), strict=True)
+        return [[job for jobs in phase for job in jobs] for phase in together_in_phase]
+
+    def complete() -> None:
+        for noise, seeds in groups:
+            for seed in seeds:
+                _finish(run, _complete(noise, seed))
+
+    try:
+        order_all([*cells(), *audit_phases(recipe, run.is_done, slots=slots)])
+    except UndertowError:
+        if not is_audited(recipe, run):  # then it may be the fault of an audit
+            order_all(cells())
+            complete()
+        raise
+    complete()

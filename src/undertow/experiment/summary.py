@@ -22,6 +22,7 @@ from undertow.experiment.channel_summary import (
 )
 from undertow.experiment.emergence_summary import emergence
 from undertow.experiment.estimates import Matrix, estimate, log_odds, number
+from undertow.experiment.limits import limits
 from undertow.experiment.recipe import Recipe
 from undertow.pipeline.training_settings import TrainingSettings
 from undertow.report.text import estimate_text
@@ -57,11 +58,6 @@ ROLES: tuple[Literal["base", "teacher", "control", "student"], ...] = (
     "teacher",
     "control",
     "student",
-)
-LIMITS = (
-    "Preference is read from one-word questions; other behaviour was not tested.",
-    "The result holds for this base model; a student of another family was not trained.",
-    "Triggers and conditional behaviour were not tested.",
 )
 
 
@@ -100,7 +96,7 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
     cells = list(_cells(recipe, run))
     conditions = [_condition(recipe, run, cell, names) for cell in cells]
     transfers = list(_transfers(recipe, cells, names))
-    gradients = alignments(recipe, run)
+    gradients, audits = alignments(recipe, run), _audits(recipe, run)
     facts = run.payload("provenance")
     return Results(
         title=recipe.title,
@@ -115,8 +111,8 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
         alignments=gradients,
         alignment_fits=alignment_fits(gradients),
         sweeps=_sweeps(recipe, run),
-        audits=_audits(recipe, run),
-        limits=[*_limits(recipe), *_too_short(recipe, conditions)],
+        audits=audits,
+        limits=limits(recipe, conditions, audited=len(audits)),
         provenance={k: v if _plain(v) else str(v) for k, v in facts.items()},
         seconds=run.seconds(),
     )
@@ -124,64 +120,6 @@ def summarise(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
 
 def _plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def _limits(recipe: Recipe) -> Iterable[str]:
-    for limit in LIMITS:
-        if recipe.writer is None or "another family" not in limit:
-            yield limit
-    if recipe.writer is not None:
-        yield (
-            f"Rows were written by teachers of {recipe.writer.name}, another model than "
-            f"the students' base, {recipe.model.name}; what a teacher prefers is read of "
-            "that model."
-        )
-    if len(recipe.seeds) < 2:
-        yield "One seed only: nothing is known of the spread between runs."
-    if "decoy" in recipe.controls:
-        yield (
-            "The control student learned from a decoy teacher (the same intervention "
-            "with another trait); transfer is what the trait's own rows add to that."
-        )
-    students = [recipe.student_of(teacher) for teacher in recipe.teachers]
-    seen = {each.soft_tokens for each in students if each.kind == "soft"}
-    if seen:
-        tokens = "every token" if "all" in seen else "number tokens"
-        yield (
-            f"Soft students saw the teacher's probabilities of {tokens}, not sampled rows "
-            "alone; whether the rows by themselves would carry the trait was not tested "
-            "with them."
-        )
-    if recipe.audit is not None:
-        yield (
-            f"Three sets of at most {recipe.audit.rows} rows were audited blind: that "
-            "shows what an audit does, not how often it errs."
-        )
-    if recipe.rows.sampler.allowed != "all":
-        yield (
-            f"Sampling was restricted (allowed: {recipe.rows.sampler.allowed}), which "
-            "renormalises the teacher; the control's rows were drawn in the same way."
-        )
-
-
-def _too_short(recipe: Recipe, conditions: Sequence[Condition]) -> Iterable[str]:
-    """Students whose learning rate was still rising when they were done."""
-    warmups = {
-        teacher.label: recipe.student_of(teacher).warmup_updates
-        for teacher in recipe.teachers
-    }
-    done = [
-        (each.training.updates[-1], warmups[each.teacher])
-        for each in conditions
-        if each.training and each.training.updates
-    ]
-    cold = [updates for updates, warmup in done if updates <= warmup]
-    if cold:
-        yield (
-            f"{len(cold)} of {len(conditions)} students had no more updates than their "
-            f"warm-up ({min(cold)} and more), in which the learning rate rises from 0: they "
-            "hardly learned, and a transfer that is not shown means little."
-        )
 
 
 def _cells(recipe: Recipe, run: Run) -> Iterable[_Cell]:
@@ -370,7 +308,7 @@ def _noise_factors(
         return
     for settings in recipe.teachers:
         clean = _seed_means(recipe, cells, names, settings.label, 0.0)
-        clean_channels = _channels(cells, settings.label, 0.0)
+        clean_channels = _channels(recipe, cells, settings.label, 0.0)
         for level in levels:
             noised = _seed_means(recipe, cells, names, settings.label, level)
             ratio = ratio_interval(noised, clean)
@@ -379,7 +317,7 @@ def _noise_factors(
                 noise=level,
                 ratio=estimate(ratio, "seed"),
                 channel=channel_ratio(
-                    _channels(cells, settings.label, level),
+                    _channels(recipe, cells, settings.label, level),
                     clean_channels,
                     scope=scope_of(recipe.student_of(settings).kind),
                 ),
@@ -387,11 +325,15 @@ def _noise_factors(
 
 
 def _channels(
-    cells: Sequence[_Cell], teacher: str, noise: float
+    recipe: Recipe, cells: Sequence[_Cell], teacher: str, noise: float
 ) -> list[Channel | None]:
-    wanted = (teacher, noise)
+    """Of each seed, over its traits: they share their base."""
+    own = [
+        c for c in cells if (c.facts["teacher"], c.facts["noise"]) == (teacher, noise)
+    ]
     return [
-        c.channel for c in cells if (c.facts["teacher"], c.facts["noise"]) == wanted
+        mean_channel([c.channel for c in own if c.facts["seed"] == seed])
+        for seed in recipe.seeds
     ]
 
 
@@ -466,7 +408,10 @@ def _sweeps(recipe: Recipe, run: Run) -> list[Sweep]:
 def _audits(recipe: Recipe, run: Run) -> list[AuditOutcome]:
     if recipe.audit is None:
         return []
-    return [AuditOutcome(**run.payload(stage_of(name))) for name in NAMES]
+    stages = (stage_of(name) for name in NAMES)
+    return [
+        AuditOutcome(**run.payload(stage)) for stage in stages if run.is_done(stage)
+    ]
 
 
 def headline(transfers: Sequence[Transfer]) -> str:
