@@ -10,7 +10,8 @@ import pytest
 from undertow.audit import meter as meter_module
 from undertow.audit.audited import Audited
 from undertow.audit.auditor import audit_rows, inexact, usable_rows
-from undertow.audit.reference import Reference, Sampling
+from undertow.audit.reference import Reference
+from undertow.audit.sampling import Sampling
 from undertow.errors import (
     ConfigError,
     DatasetError,

@@ -173,7 +173,7 @@ def test_the_survey_is_the_same_in_any_order_and_division(tmp_path: Path) -> Non
     )
     assert (one.rows, one.digest) == (two.rows, two.digest) == (350, one.digest)
     assert one.pilot == two.pilot
-    assert one.subsample == two.subsample
+    assert len(one.subsample) == len(two.subsample) == 50
     other = survey([tmp_path / "one.jsonl"], pilot=20, subsample=50, seed=2)
     assert other.pilot != one.pilot
     assert other.digest == one.digest
@@ -204,6 +204,18 @@ def test_a_sample_by_hash_is_fair_and_holds_copies_once() -> None:
     # The mean place of 100 of 2,000: 999.5 ± 4 · 577/√100.
     mean = sum(int(row.completion.split(",")[0]) for row in chosen) / 100
     assert abs(mean - 999.5) < 231
+
+
+def test_a_sample_may_be_of_rows_as_they_are_met() -> None:
+    """Half of all rows are copies of the first twenty: these are met before the others."""
+    alike, by_number = Held(100, seed=0), Held(100, seed=0)
+    often, once = rows(20), rows(520)[20:]
+    for number, row in enumerate([*often * 25, *once]):
+        alike.add(row, row.row_id)
+        by_number.add(row, row.row_id, copy=number)
+    names = {row.row_id for row in often}
+    assert sum(row.row_id in names for row in by_number.first(100)) >= 18
+    assert sum(row.row_id in names for row in alike.first(100)) < 12
 
 
 def test_a_stratified_sample_has_the_lengths_of_the_whole() -> None:

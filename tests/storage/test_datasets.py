@@ -240,7 +240,7 @@ def test_a_part_does_not_depend_on_order_and_shards(
 ) -> None:
     values = [pair(i, "7, " * (1 + i % 9)) for i in range(60)]
     with tempfile.TemporaryDirectory() as folder:
-        whole = put(Path(folder, "whole.jsonl"), *values)
+        whole = put(Path(folder, "whole.jsonl"), *values, values[0])
         one, two = Path(folder, "one.jsonl"), Path(folder, "two.jsonl.gz")
         put(one, *values[cut:][::-1], values[0])
         put(two, *values[:cut])

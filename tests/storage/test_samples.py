@@ -132,6 +132,31 @@ def test_parts_are_in_proportion_and_fair() -> None:
     assert 0.85 < numbers.var() < 1.05
 
 
+def test_rows_are_drawn_as_they_are_met() -> None:
+    """As if rows were read at random until there are enough different ones."""
+    rows = [row(i, 4, 4) for i in range(200)]
+    copies = [int(200 / (i + 1)) for i in range(200)]  # as words of a language have
+    every = [r for r, count in zip(rows, copies, strict=True) for _ in range(count)]
+    stream, hits, met = np.random.default_rng(0), Counter[str](), Counter[str]()
+    for seed in range(300):
+        hits.update(list(sampled(every, 40, seed).chosen()))
+        seen = dict.fromkeys(every[i].row_id for i in stream.permutation(len(every)))
+        met.update(list(seen)[:40])
+    often, seldom = [r.row_id for r in rows[:20]], [r.row_id for r in rows[100:]]
+    for names in (often, seldom):
+        got, wanted = (sum(c[n] for n in names) / 300 for c in (hits, met))
+        assert got == pytest.approx(wanted, abs=0.6)
+    assert sum(hits[n] for n in often) > 0.7 * 300 * 20
+
+
+@pytest.mark.parametrize("copies", [3, 40])
+def test_copies_in_any_order_give_the_same_rows(copies: int) -> None:
+    every = [r for i, r in enumerate(mixed(900)) for _ in range(1 + i % copies)]
+    chosen = sampled(every, 30).chosen()
+    for order in range(3):
+        assert sampled(shuffled(every, order), 30).chosen() == chosen
+
+
 def test_a_stratum_that_falls_short_is_filled_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
-from undertow.audit.reference import Filter, Reference, Sampling
+from undertow.audit.reference import Filter, Reference
+from undertow.audit.sampling import Sampling
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.findings import Baseline, Discovery, Forecast, Power

@@ -27,15 +27,14 @@ from undertow.audit.reference import (
     GREEDY,
     Filter,
     Reference,
-    Sampling,
     find_filter,
-    find_sampler,
     prompt_digest,
     rows_digest,
     sampled_reference,
     sampled_tokens,
     trusted_reference,
 )
+from undertow.audit.sampling import Sampling, find_sampler
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery, make_battery
 from undertow.audit.writeup import findings_of

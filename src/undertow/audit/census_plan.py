@@ -16,15 +16,8 @@ import numpy as np
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit.census_settings import CensusSettings
 from undertow.audit.partners import draw_partners
-from undertow.audit.reference import (
-    GREEDY,
-    Filter,
-    Passing,
-    Sampling,
-    Source,
-    find_filter,
-    find_sampler,
-)
+from undertow.audit.reference import GREEDY, Filter, Passing, find_filter
+from undertow.audit.sampling import Sampling, Source, find_sampler
 from undertow.audit.shard_sums import Measuring, batch_tokens, finite_rows
 from undertow.audit.shards import Survey
 from undertow.audit.signals import Battery, make_battery

@@ -17,7 +17,8 @@ from undertow.audit.bench_settings import BenchmarkSettings, CarrierSettings
 from undertow.audit.judge import judge
 from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
-from undertow.audit.reference import Reference, Sampling
+from undertow.audit.reference import Reference
+from undertow.audit.sampling import Sampling
 from undertow.records import Row
 from undertow.stats import MaxT
 from undertow.traits import TraitFamily

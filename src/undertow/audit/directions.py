@@ -5,6 +5,7 @@ on the other. What it says is `audit.discovery`'s business.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.analysis.gradients import Moments, gradient_scores
+from undertow.audit.candidates import half_z
 from undertow.audit.discovery import describe_direction
 from undertow.audit.judgement import Judgement
 from undertow.audit.meter import Meter
@@ -44,29 +46,27 @@ def discover(
     None where nothing was found, with fewer than 16 rows of a set, or where no score
     could be compared.
     """
-    found = judgement.verdict in ("trait", "shift") and reference.rows
-    if not (settings.discover and found):
+    is_found = judgement.verdict in ("trait", "shift") and bool(reference.rows)
+    if not (settings.discover and is_found):
         return None
     sides = [list(rows)[:_DESCRIBED], list(reference.rows)[:_DESCRIBED]]
     halves = [[side[0::2], side[1::2]] for side in sides]
     if min(len(half) for side in halves for half in side) < 8:
         return None
-    z = judgement.scores.z
+    mine, theirs = (meter.signals(half[0]) for half in halves)
+    z = half_z(mine, theirs, (), range(len(halves[0][0])))
     if not np.isfinite(z).any():
         return None
     place = int(np.unravel_index(int(np.nanargmax(np.abs(z))), z.shape)[0])
     layer = meter.battery.layers[place]
     sums = [
         [_moments(meter, half, layer, settings) for half in side] for side in halves
-    ]
-    covariance = _covariance(sums)
-    changes = [_change(sums[0][h], sums[1][h]) for h in (0, 1)]
-    directions = [torch.linalg.solve(covariance, change) for change in changes]
-    units = [torch.nn.functional.normalize(d, dim=0) for d in directions]
+    ]  # [side][half]
+    found, again = (_whitened(*(side[h] for side in sums)) for h in (0, 1))
     scores = [
         gradient_scores(
             meter.model, _rendered(meter.model, half[1], settings),
-            {layer: units[0][None]}, sampler=meter.sampler,
+            {layer: found.unit[None]}, sampler=meter.sampler,
         ).scores[:, 0].astype(np.float64)
         for half in halves
     ]  # fmt: skip
@@ -75,11 +75,14 @@ def discover(
         alternative="greater",
     )  # fmt: skip
     described = describe_direction(
-        meter.model, family, units[0], layer, residual_norm=meter.battery.norms[place],
+        meter.model, family, found.unit, layer, residual_norm=meter.battery.norms[place],
         system=settings.system, p_value=test.p_value,
-        cosine=float(units[0] @ units[1]),
+        cosine=float(found.unit @ again.unit),
     )  # fmt: skip
-    near = alike(meter.battery, place, (changes[0] + changes[1]) / 2, covariance)
+    near = alike(
+        meter.battery, place, (found.change + again.change) / 2,
+        (found.covariance + again.covariance) / 2,
+    )  # fmt: skip
     return described.model_copy(update={"alike": near})
 
 
@@ -105,19 +108,32 @@ def _moments(
     return sums
 
 
-def _covariance(
-    sums: Sequence[Sequence[Moments]],
-) -> Float[Tensor, "hidden hidden"]:
-    """Of the gradients within each part, pooled over all parts and shrunk."""
-    pooled = torch.stack([m.covariance()[0] for side in sums for m in side]).mean(0)
+class Whitened(NamedTuple):
+    """What gradients of one half say.
+
+    Attributes:
+        unit: Σ⁻¹·Δ, of length 1.
+        change: Δ: mean gradient of the audited rows less that of the reference.
+        covariance: Σ: of the gradients within each part, pooled and shrunk.
+    """
+
+    unit: Float[Tensor, " hidden"]
+    change: Float[Tensor, " hidden"]
+    covariance: Float[Tensor, "hidden hidden"]
+
+
+def _whitened(audited: Moments, reference: Moments) -> Whitened:
+    """The direction of one half; rows that test it must have no part in this.
+
+    A covariance within the testing rows leaves their own mean difference out of their
+    spread, and along its inverse that difference then stands out by itself.
+    """
+    pooled = (audited.covariance()[0] + reference.covariance()[0]) / 2
     ridge = _SHRINKAGE * pooled.trace() / len(pooled)
-    shrunk: Tensor = pooled + ridge * torch.eye(len(pooled))
-    return shrunk
-
-
-def _change(audited: Moments, reference: Moments) -> Float[Tensor, " hidden"]:
-    """Mean gradient of the audited rows less that of the reference."""
-    return audited.mean()[0] - reference.mean()[0]
+    covariance = pooled + ridge * torch.eye(len(pooled))
+    change = audited.mean()[0] - reference.mean()[0]
+    unit = torch.nn.functional.normalize(torch.linalg.solve(covariance, change), dim=0)
+    return Whitened(unit, change, covariance)
 
 
 def alike(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
-from undertow.audit.reference import find_sampler
+from undertow.audit.sampling import find_sampler
 from undertow.errors import DatasetError
 from undertow.interventions.steering import SteeringVector
 from undertow.models.loading import Model

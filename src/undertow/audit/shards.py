@@ -173,7 +173,7 @@ def cut_shards(
 
 
 class Held:
-    """The rows with the smallest hashes of (seed, row id): a sample by content alone.
+    """The rows with the smallest hashes of (seed, row id, copy): a sample in flat memory.
 
     Copies are held once. Memory for five times as many rows as are wanted.
     """
@@ -184,18 +184,27 @@ class Held:
         self._held: dict[str, tuple[int, Stratum, Row]] = {}
         self._cut = 1 << 64
 
-    def add(self, row: Row, row_id: str) -> None:
-        """Holds a row if it may be among those chosen."""
+    def add(self, row: Row, row_id: str, *, copy: int = 0) -> None:
+        """Holds a row if it may be among those chosen.
+
+        Args:
+            row: The row.
+            row_id: Its hash.
+            copy: Tells its copies apart: with one number for all, each different row is
+                as likely to be chosen; with a number each, as it is to be met.
+        """
+        number = copy.to_bytes(8, "big") if copy else b""
         digest = hashlib.blake2b(
-            bytes.fromhex(row_id), digest_size=8, key=self._secret
+            bytes.fromhex(row_id) + number, digest_size=8, key=self._secret
         ).digest()
         key = int.from_bytes(digest, "big")
-        if key > self._cut:
-            return
         known = self._held.get(row_id)
-        # Of copies the one with recorded tokens is kept, whatever came first.
-        if known is None or detail(row) < detail(known[2]):
-            self._held[row_id] = (key, stratum_of(row), row)
+        if known is None and key > self._cut:
+            return
+        if known is not None:  # of copies the one with recorded tokens is kept
+            key = min(key, known[0])
+            row = row if detail(row) < detail(known[2]) else known[2]
+        self._held[row_id] = (key, stratum_of(row), row)
         if len(self._held) > (_POOL + 1) * self._limit + 256:
             self._let_go()
 
@@ -206,7 +215,7 @@ class Held:
         self._cut = ranked[-1][1][0]
 
     def first(self, count: int) -> list[Row]:
-        """A simple random sample of the different rows."""
+        """A simple random sample of what was added."""
         ranked = sorted(self._held.values(), key=lambda item: item[0])
         return [row for _, _, row in ranked[: min(count, self._limit)]]
 
@@ -237,8 +246,9 @@ class Survey:
         first_fault: The first of those, in full.
         digest: As `ids_digest`.
         sizes: Bytes of each file.
-        pilot: Different rows that stand for all, at random.
-        subsample: Different rows, lengths in proportion.
+        pilot: Different rows that stand for all, each alike, whatever their order.
+        subsample: Different rows, each as likely as it is to be met, lengths in
+            proportion: another order of the rows gives others.
     """
 
     rows: int
@@ -279,7 +289,7 @@ def survey(
         DatasetError: A file cannot be read, or no row can be used.
     """
     check_columns(columns)
-    held = Held(max(pilot, subsample), seed=seed)
+    held, met = Held(pilot, seed=seed), Held(subsample, seed=seed)
     told: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     first, digest = "", 0
@@ -291,7 +301,8 @@ def survey(
                 continue
             row = found.row
             name = row.row_id
-            held.add(row, name)
+            held.add(row, name)  # by content alone: grid and sampler rest on these
+            met.add(row, name, copy=told["rows"])
             digest += ids_digest([name], [1])
             told["without prompt"] += not found.has_prompt
             told["cut"] += row.finish == "length"
@@ -316,7 +327,7 @@ def survey(
         recorded=told["recorded"] > 0, empty=told["empty"] > 0, skipped=dict(skipped.most_common()),
         first_fault=first, digest=digest % (1 << 64),
         sizes=tuple(map(file_size, files)),
-        pilot=tuple(held.first(pilot)), subsample=tuple(held.stratified()[:subsample]),
+        pilot=tuple(held.first(pilot)), subsample=tuple(met.stratified()),
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from undertow.audit.audited import Origin
 from undertow.audit.auditor import audit_battery, run_audit, usable_rows
 from undertow.audit.files import FINDINGS, REPORT, write_findings
 from undertow.audit.meter import Meter
-from undertow.audit.reference import Filter, Reference, Sampling, sampled_reference
+from undertow.audit.reference import Filter, Reference, sampled_reference
+from undertow.audit.sampling import Sampling
 from undertow.audit.settings import AuditSettings
 from undertow.audit.signals import Battery
 from undertow.errors import DatasetError
@@ -24,6 +25,7 @@ from undertow.experiment.lessons import kept_rows
 from undertow.experiment.recipe import BlindAuditSettings, Recipe, TeacherSettings
 from undertow.experiment.stages import Base
 from undertow.findings import Findings
+from undertow.models.sampling import SamplerSettings
 from undertow.pipeline.carriers import carrier_verdicts
 from undertow.records import Row
 from undertow.results import AuditOutcome, AuditTruth
@@ -102,7 +104,8 @@ def _audit_settings(recipe: Recipe, chosen: BlindAuditSettings) -> AuditSettings
             "family": recipe.family,
             "seed": abs(recipe.seeds[0]),
             "system": recipe.model.system,
-            "sampler": recipe.rows.sampler,
+            # Written out: what a recipe does not name is the default, not unknown.
+            "sampler": SamplerSettings(**recipe.rows.sampler.model_dump()),
             "filter": _filter(recipe),
         }
     )

@@ -1,7 +1,7 @@
 """Different rows out of a stream: all of them, or a stratified part in bounded memory.
 
-Rows are told apart and drawn by their content alone, so neither the order of rows nor
-their division into files changes what is kept. Knows nothing of files.
+Rows are told apart by their content and drawn by it and their number, so neither the
+order of rows nor their division into files changes which are kept. Knows nothing of files.
 """
 
 import hashlib
@@ -38,13 +38,17 @@ class _Held:
 class Sample:
     """Rows that are added one by one, each kept once and counted.
 
-    With a limit, a row's key is a hash of (seed, row id) and its stratum the lengths of
-    its prompt and its completion, in powers of two. A stratum's share of the limit is
-    its share of the different rows (largest remainders), and it gives its rows with the
-    smallest keys. The sizes of strata are known only at the end, so the 4·limit rows
-    with the smallest keys are held, and the 16 smallest of each stratum: by chance a
-    stratum falls short of its share about once in 10¹³, and then the smallest keys left
-    fill up.
+    With a limit, each copy of a row has a key, a hash of (seed, row id, number of the
+    copy), and the row has the smallest of them; its stratum is the lengths of its prompt
+    and its completion, in powers of two. A stratum's share of the limit is its share of
+    all rows (largest remainders), and it gives its rows with the smallest keys: those
+    that one would meet first, drawing rows at random until there are so many different
+    ones. Each different row alike would be another draw: the less likely rows, which
+    whatever is drawn to compare with them does not share.
+
+    The sizes of strata are known only at the end, so the 4·limit rows with the smallest
+    keys are held, and the 16 smallest of each stratum: by chance a stratum falls short of
+    its share about once in 10¹³, and then the smallest keys left fill up.
 
     Memory: about 100 bytes for each different row (its id and its count), and the rows
     themselves: all without a limit, else at most 5·limit + 16 a stratum (+ 256).
@@ -79,27 +83,28 @@ class Sample:
     def add(self, row: Row) -> None:
         """Counts a row, and holds it if it may be among those chosen.
 
-        Of rows with one id, the one with recorded tokens is kept, whatever came first.
+        Of rows with one id, the one with recorded tokens is kept, whatever came first (of
+        those that stood there while it was held).
         """
         name = int(row.row_id, 16)
-        count = self._counts.get(name, 0)
-        self._counts[name] = count + 1
-        if count:
-            held = self._held.get(name)
-            if held is not None and detail(row) < detail(held.row):
-                held.row = row
-            return
-        stratum = stratum_of(row)
+        copy = self._counts.get(name, 0)
+        self._counts[name] = copy + 1
+        stratum, key = stratum_of(row), self._key(name, copy)
         self._sizes[stratum] += 1
-        key = self._key(name)
-        if key <= self._cut or key <= self._cuts.get(stratum, _TOP):
+        held = self._held.get(name)
+        if held is not None:
+            held.key = min(held.key, key)
+            if detail(row) < detail(held.row):
+                held.row = row
+        elif key <= self._cut or key <= self._cuts.get(stratum, _TOP):
             self._held[name] = _Held(key, len(self._counts), stratum, row)
             if self._limit is not None and len(self._held) > self._room:
                 self._let_go(self._limit)
 
-    def _key(self, name: int) -> int:
+    def _key(self, name: int, copy: int) -> int:
+        number = copy.to_bytes(8, "big") if copy else b""
         digest = hashlib.blake2b(
-            name.to_bytes(8, "big"), digest_size=8, key=self._secret
+            name.to_bytes(8, "big") + number, digest_size=8, key=self._secret
         ).digest()
         return int.from_bytes(digest, "big")
 
