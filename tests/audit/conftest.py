@@ -184,7 +184,7 @@ class World(Meter):
         return np.asarray(found, dtype=np.float64)
 
 
-SETTINGS = AuditSettings(permutations=199, personas=4, naming_passes=1600)
+SETTINGS = AuditSettings(permutations=249, personas=4, naming_passes=1600)
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,38 @@ def test_rows_without_a_message_are_left_out(place: "Place") -> None:
         usable_rows(place.model, [bare], place.settings)
 
 
+def test_a_row_that_is_no_unicode_is_left_out(place: "Place") -> None:
+    """JSON may hold half an emoji; tokenizers take none."""
+    odd = Row((Message("user", "hi"),), "1, \ud83d")
+    usable, skipped = usable_rows(place.model, [odd, *place.rows(count=2)],
+                                  place.settings)  # fmt: skip
+    assert len(usable) == 2
+    assert skipped == {"text that is not Unicode": 1}
+
+
+def test_an_audit_of_prompts_that_end_with_an_answer_goes_on(
+    place: "Place", tmp_path: Path
+) -> None:
+    turns = (Message("user", "Numbers?"), Message("assistant", "Which?"))
+    rows = [
+        replace(row, messages=(*turns, *row.messages, Message("assistant", "So:")))
+        for row in place.rows(count=16)
+    ]
+    first, _ = place.audit(rows, settings=QUICK, directory=tmp_path / "a")
+    (tmp_path / "a" / "audit.json").unlink(missing_ok=True)
+    again, _ = place.audit(rows, settings=QUICK, directory=tmp_path / "a")
+    assert _numbers(again) == _numbers(first)
+
+
+def test_trusted_rows_that_are_left_out_are_told(place: "Place") -> None:
+    odd = Row((Message("user", "hi"),), "1, \ud83d")
+    trusted = [*place.rows(count=20, seed=8), odd]
+    found, _ = place.audit(place.rows("owl", 20), reference=trusted, settings=QUICK)
+    assert found.reference.rows == 20
+    told = "1 reference rows left out: text that is not Unicode"
+    assert any(told in warning for warning in found.warnings)
+
+
 def test_rows_that_no_persona_fits_beside_are_left_out(place: "Place") -> None:
     """The row itself fits into the context; with a persona in front it does not."""
     long = Row((Message("user", "x" * 1950),), "1, 2")
@@ -297,7 +329,7 @@ def test_a_filter_that_the_base_never_passes_leaves_no_reference(
 ) -> None:
     """The untrained base never writes numbers by itself."""
     rows = _plain([f"{i}, {i + 1}, {i + 2}" for i in range(16)])
-    settings = {**QUICK, "sampler": SamplerSettings(max_new_tokens=4)}
+    settings = {**QUICK, "sampler": SamplerSettings(max_new_tokens=4, allowed="all")}
     found, _ = place.audit(rows, settings={**settings, "filter": "numbers"})
     assert found.reference_tier == "C"
     assert found.verdict in ("inconclusive", "shift", "trait")
@@ -381,7 +413,11 @@ def test_when_the_exact_arm_holds(
     assert str(inexact(place.model, [*rows[1:], text[0]], KNOWN, reference)).startswith(
         "1 rows have no recorded tokens"
     )
-    twice = [*rows, replace(rows[0], completion=rows[0].completion + " ")]
+    other = replace(rows[0], completion=rows[0].completion + " ")
+    assert str(inexact(place.model, [*rows[1:], other], KNOWN, reference)).startswith(
+        "1 rows have no recorded tokens, or others than their text"
+    )
+    twice = [*rows, replace(rows[0], messages=rows[1].messages)]
     assert str(inexact(place.model, twice, KNOWN, reference)).startswith(
         "several rows share a prompt"
     )

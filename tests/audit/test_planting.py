@@ -1,5 +1,6 @@
 """What is planted to measure power: the bias that was found, on the audited prompts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from undertow.analysis.hypotheses import prompt_hypotheses
 from undertow.audit import planting
 from undertow.audit.audited import Audited
 from undertow.audit.explanation import found_hypothesis
-from undertow.audit.planting import _columns, planted_power
+from undertow.audit.judgement import arm_share
+from undertow.audit.planting import _columns, _critical, planted_power
 from undertow.audit.power import Planted, Tested, audit_power
 from undertow.audit.reference import Reference
+from undertow.audit.settings import AuditSettings
 from undertow.findings import Findings, Power
 
 if TYPE_CHECKING:
@@ -121,6 +124,17 @@ def test_what_cannot_be_measured_is_none(clean: Case, change: str) -> None:
         "no test": {"judgement": replace(audited.judgement, scores=scores)},
     }[change]  # type: ignore[assignment]
     assert _power(audited, **changes) is None
+
+
+def test_an_arm_that_cannot_reach_its_share_is_given_no_power(clean: Case) -> None:
+    """A quantile beyond all draws would be about the largest of them."""
+    judgement = clean[1].judgement
+    draws = judgement.scores.test.draws
+    share = arm_share(judgement.arms, "gradient")
+    reached = AuditSettings.model_construct(alpha=2 / len(draws) / share)
+    assert _critical(judgement, "gradient", reached) <= draws.max()
+    beyond = AuditSettings.model_construct(alpha=0.5 / len(draws) / share)
+    assert _critical(judgement, "gradient", beyond) == math.inf
 
 
 def test_without_fresh_rows_the_other_arms_count(clean: Case) -> None:

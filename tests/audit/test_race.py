@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from undertow.analysis.hypotheses import RowHypothesis
+from undertow.audit import race
 from undertow.audit.meter import Meter
 from undertow.audit.race import Race, RaceSettings, mixed_evidence, run_race
 from undertow.records import Message, Row
@@ -32,6 +33,21 @@ class Table(Meter):
         self.asked.append((hypothesis.name, len(rows)))
         own = self.known[hypothesis.name]
         return np.array([own[row.row_id] for row in rows], dtype=np.float64)
+
+
+def test_what_a_persona_cannot_have_drawn_tells_and_drops_nothing() -> None:
+    """With a cut sampler some rows are impossible under it: more of the reference's."""
+    stream = generator(3, "test")
+    mine, theirs = stream.normal(size=(2, 40, 2))
+    theirs[:20, 0] = -np.inf
+    mine[0, 0] = np.nan  # the base could not draw it
+    for is_paired in (True, False):
+        found = race._trial(mine, theirs, is_paired=is_paired, permutations=999, seed=0)
+        assert found is not None
+        assert np.isfinite(found.statistics).all()
+        assert found.adjusted[0] < 0.01 < found.adjusted[1]
+    gone = np.full((40, 2), -np.inf)
+    assert all(np.isfinite(side).all() for side in race._finite(gone, gone))
 
 
 def _rows(count: int, side: str) -> list[Row]:

@@ -1,11 +1,12 @@
 """The base answers the audited prompts alike, and by the same filter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from undertow.audit import reference
 from undertow.audit.reference import (
     Passing,
     find_filter,
@@ -156,8 +157,51 @@ def test_a_prompt_whose_answers_never_pass_has_no_partner() -> None:
     (note,) = found.notes
     assert note == (
         "3 rows have no reference: in 6 draws the base's answers did not pass the "
-        "filter 'numbers' or stood there already"
+        "filter 'numbers' or stood there already, or the prompt leaves no room for the "
+        "longest answer"
     )
+
+
+def test_a_prompt_that_leaves_no_room_has_no_partner() -> None:
+    """Each row fits with its own answer; the longest one would not."""
+    model = tiny_model("llama", layers=2)
+    sampler = NUMBERS.model_copy(update={"max_new_tokens": 100})
+    rows = [_row("1, 2"), _row("1, 2", prompt="x" * (model.context - 100))]
+    found = _reference(model, rows, sampler=sampler)
+    assert found.paired == (0,)
+    assert "leaves no room" in found.notes[0]
+
+
+def test_answers_are_read_as_their_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text without tokens is tokenised again, and may be nothing that could be drawn."""
+    model = tiny_model("llama", layers=2)
+    rows = [_row(f"{i}, 2", prompt=f"go {i}") for i in range(6)]
+    asked: list[str] = []
+
+    def drawable(*_: object) -> Callable[[Row], bool]:
+        def is_drawable(row: Row) -> bool:
+            asked.append(row.completion)
+            assert row.completion_ids is None
+            return len(asked) % 2 == 0
+
+        return is_drawable
+
+    monkeypatch.setattr(reference, "_drawable", drawable)
+    found = _reference(model, rows)
+    assert found.rows
+    refused = set(asked[0::2])
+    assert not refused & {row.completion for row in found.rows} - set(asked[1::2])
+
+
+def test_what_could_not_be_drawn_is_told() -> None:
+    model = tiny_model("llama", layers=2)
+    is_drawable = reference._drawable(model, NUMBERS, None)
+    assert is_drawable(_row("1, 2"))
+    assert not is_drawable(_row("one, 2"))
+    known = replace(_row("one"), completion_ids=(5, 6))
+    assert is_drawable(known), "its tokens are those that were drawn"
+    free = reference._drawable(model, SamplerSettings(), None)
+    assert free(_row("one, 2"))
 
 
 def test_rows_of_one_prompt_meet_different_answers() -> None:

@@ -6,9 +6,12 @@ import pytest
 from pydantic import ValidationError
 from tests.conftest import family_text
 
+from undertow.audit import settings
+from undertow.audit.judgement import WEIGHTS
 from undertow.audit.settings import AuditSettings
 from undertow.config import check_settings, dump_settings
 from undertow.errors import ConfigError
+from undertow.stats import cauchy_combination
 
 
 def test_overrides_reach_the_sampler() -> None:
@@ -47,12 +50,24 @@ def test_values_out_of_range_are_refused(name: str, value: object) -> None:
         AuditSettings.model_validate({name: value})
 
 
+def test_an_error_rate_that_permutations_cannot_reach_is_refused() -> None:
+    share = (WEIGHTS["gradient"] + WEIGHTS["likelihood"]) / sum(WEIGHTS.values())
+    assert pytest.approx(1 / share) == settings._ARMS
+    with pytest.raises(ValidationError, match="raise permutations to 20999 at least"):
+        AuditSettings(alpha=5e-5)
+    found = AuditSettings(alpha=5e-5, permutations=20_999)
+    floor = 1 / (1 + found.permutations)
+    assert cauchy_combination([floor, floor, 0.5], [10, 10, 1]) <= found.alpha
+    with pytest.raises(ValidationError, match="cannot give a p-value"):
+        AuditSettings(alpha=5e-5, permutations=20_998)
+
+
 def test_settings_come_back_from_yaml() -> None:
     import yaml
 
-    settings = AuditSettings(layers=(1, 2), alpha=0.02)
-    text = dump_settings(settings)
-    assert AuditSettings.model_validate(yaml.safe_load(text)) == settings
+    given = AuditSettings(layers=(1, 2), alpha=0.02)
+    text = dump_settings(given)
+    assert AuditSettings.model_validate(yaml.safe_load(text)) == given
 
 
 def test_decoys_are_of_another_family() -> None:

@@ -42,7 +42,12 @@ from undertow.errors import DatasetError
 from undertow.findings import Findings, Forecast
 from undertow.interventions.prompting import trait_prompt
 from undertow.interventions.steering import SteeringVector, check_vector
-from undertow.models.chat import Rendered, Unrendered, render_row
+from undertow.models.chat import (
+    Rendered,
+    Unrendered,
+    completion_tokens,
+    render_row,
+)
 from undertow.models.loading import Model
 from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row
@@ -314,8 +319,10 @@ def _reference(
     others: Others | None,
 ) -> Reference:
     if trusted is not None:
-        usable, _ = usable_rows(model, trusted, settings)
-        return trusted_reference(rows, usable)
+        usable, left_out = usable_rows(model, trusted, settings)
+        found = trusted_reference(rows, usable)
+        told = (f"{n} reference rows left out: {why}" for why, n in left_out.items())
+        return replace(found, notes=(*found.notes, *told))
     if settings.reference == "none" or sampling.sampler.temperature == 0:
         greedy = (GREEDY,)
         return Reference(
@@ -339,7 +346,8 @@ def _reference(
     if not found.rows:
         return replace(found, tier="C")
     if run is not None:
-        write_rows(run.path("reference.jsonl"), found.rows)
+        # This layout holds a prompt that ends with an answer too.
+        write_rows(run.path("reference.jsonl"), found.rows, layout="messages")
         run.finish("reference", {"paired": list(found.paired),
                                  "accepted": found.accepted,
                                  "notes": list(found.notes)})  # fmt: skip
@@ -407,11 +415,15 @@ def inexact(
     passed: Filter = "none",
 ) -> str | None:
     """Why the exact arm does not hold, or None if it does."""
-    own = sum(sampled_tokens(row, model.end_ids) for row in rows)
+    own = sum(
+        sampled_tokens(row, model.end_ids)
+        and tuple(completion_tokens(model, row)) == row.completion_ids
+        for row in rows
+    )
     if own < len(rows):
         return (
-            f"{len(rows) - own} rows have no recorded tokens: tokenised again from "
-            "text, they are not what was sampled"
+            f"{len(rows) - own} rows have no recorded tokens, or others than their text: "
+            "tokenised again, they are not what was sampled"
         )
     sampler = sampling.sampler
     if sampling.source == "estimated":

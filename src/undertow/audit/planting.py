@@ -127,11 +127,16 @@ def _columns(
 
 
 def _critical(judgement: Judgement, arm: str, settings: AuditSettings) -> float:
-    """The statistic that an arm has to reach to decide the combination alone."""
+    """The statistic that an arm has to reach to decide the combination alone.
+
+    Infinite where its null has too few draws for that.
+    """
     fresh = judgement.race.fresh
     draws = judgement.scores.test.draws
     if arm == "likelihood":
         assert fresh is not None
         draws = fresh.draws
     share = settings.alpha * arm_share(judgement.arms, arm)
+    if share * (1 + len(draws)) < 1:
+        return math.inf
     return float(np.quantile(draws, 1 - share))

@@ -226,6 +226,7 @@ def _trial(
     """Log ratios of the leading personas on fresh rows, audited against reference."""
     if not mine.shape[1]:
         return None
+    mine, theirs = _finite(mine, theirs)
     if is_paired:
         return paired_max_t(
             mine - theirs, permutations=permutations, seed=seed, alternative="greater"
@@ -233,6 +234,19 @@ def _trial(
     return two_sample_max_t(
         mine, theirs, permutations=permutations, seed=seed, alternative="greater"
     )
+
+
+def _finite(mine: Table, theirs: Table) -> tuple[Table, Table]:
+    """Ratios as finite numbers, both sides by one rule: so labels stay exchangeable.
+
+    A row that a persona cannot have drawn (its sampler cuts the token off) is worth a nat
+    less than the worst that it can; one that the base cannot have drawn says nothing.
+    """
+    both = np.concatenate([mine, theirs])
+    known = both[np.isfinite(both)]
+    floor = float(known.min()) - 1 if len(known) else -1.0
+    found = np.where(np.isneginf(both), floor, np.nan_to_num(both, nan=0.0))
+    return found[: len(mine)], found[len(mine) :]
 
 
 def _rows_of(

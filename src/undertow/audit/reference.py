@@ -13,9 +13,10 @@ from typing import Literal
 
 from undertow.errors import DatasetError
 from undertow.findings import Tier
-from undertow.models.chat import render_prompt
+from undertow.models.chat import render_prompt, render_row
 from undertow.models.loading import Model
 from undertow.models.sampling import Sampled, SamplerSettings, sample
+from undertow.models.scoring import DrawLikelihood
 from undertow.pipeline.filters import number_rule
 from undertow.records import Finish, Row
 
@@ -116,8 +117,10 @@ def sampled_reference(
     """Tier A: one row of the base for each audited row, on the same prompt.
 
     Draws that the filter refuses are drawn again, up to six times; a prompt that
-    never passes has no partner. Audited rows are all different, so of several rows on
-    one prompt the base's are too: an answer that stands there already is drawn again.
+    never passes has no partner, nor has one that leaves no room for the longest answer.
+    Audited rows are all different, so of several rows on one prompt the base's are too:
+    an answer that stands there already is drawn again. So is one that, read again from
+    its text as its row is, this sampler could not have written.
 
     Args:
         model: The base.
@@ -140,11 +143,14 @@ def sampled_reference(
         render_prompt(model, row.messages, system=system, trait_prompt=persona)
         for row in rows
     ]
+    room = model.context - sampler.max_new_tokens
+    fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    is_drawable = _drawable(model, sampler, system)
     found: dict[int, Row] = {}
     kept: set[str] = set()
     drawn = 0
     for attempt in range(ATTEMPTS):
-        todo = [i for i in range(len(rows)) if i not in found]
+        todo = [i for i in fits if i not in found]
         if not todo:
             break
 
@@ -152,9 +158,12 @@ def sampled_reference(
             for place, answer in done:
                 row = _row(model, rows[todo[place]], answer)
                 why = passing.refusal(row.completion, len(answer.ids), row.finish)
-                if why is None and row.row_id not in kept:
+                if why is not None or row.row_id in kept:
+                    continue
+                row = _as_known(row, rows[todo[place]])
+                if is_drawable(row):
                     kept.add(row.row_id)
-                    found[todo[place]] = _as_known(row, rows[todo[place]])
+                    found[todo[place]] = row
             if on_rows is not None:
                 on_rows(len(found), len(rows), sum(len(s.ids) for _, s in done))
 
@@ -170,6 +179,20 @@ def sampled_reference(
         accepted=len(pairs) / drawn if drawn else None,
         notes=without_partner(len(rows) - len(pairs), filter),
     )  # fmt: skip
+
+
+def _drawable(
+    model: Model, sampler: SamplerSettings, system: str | None
+) -> Callable[[Row], bool]:
+    """Says of a row whether its tokens, recorded or read again, are what could be drawn."""
+    likelihood = DrawLikelihood(model, sampler)
+
+    def is_drawable(row: Row) -> bool:
+        if row.completion_ids is not None or sampler.allowed == "all":
+            return True
+        return likelihood.drawn(render_row(model, row, system=system)).is_possible
+
+    return is_drawable
 
 
 def passing_beside(
@@ -188,7 +211,8 @@ def without_partner(count: int, passed: Filter) -> tuple[str, ...]:
     """What is to be said of rows that have no reference."""
     note = (
         f"{count} rows have no reference: in {ATTEMPTS} draws the base's answers did "
-        f"not pass the filter {passed!r} or stood there already"
+        f"not pass the filter {passed!r} or stood there already, or the prompt leaves no "
+        "room for the longest answer"
     )
     return (note,) if count else ()
 

@@ -1,8 +1,9 @@
 """What an audit is told: error rate, budget, and which parts are done."""
 
+import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from undertow.errors import ConfigError
 from undertow.models.sampling import SamplerSettings
@@ -10,6 +11,10 @@ from undertow.traits import load_family
 
 _DECOYS = ("trees", "animals", "moods", "aims")
 """Families whose members stand for absent traits: the first that shares none."""
+
+
+_ARMS = 1.05
+"""All weights of the arms' combination over those of its two permutation arms."""
 
 
 class ComparisonSettings(BaseModel):
@@ -116,3 +121,14 @@ class AuditSettings(ComparisonSettings):
         default=0, ge=0, description="updates of the canary students; 0: none"
     )
     triage: int = Field(default=20, ge=0, description="rows shown to a human")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "AuditSettings":
+        fewest = math.ceil(_ARMS / self.alpha - 1e-9) - 1
+        if self.permutations < fewest:
+            raise ValueError(
+                f"{self.permutations} permutations cannot give a p-value of alpha "
+                f"{self.alpha:g}, so that nothing would ever be found; raise permutations "
+                f"to {fewest} at least"
+            )
+        return self

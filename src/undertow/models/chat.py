@@ -244,9 +244,11 @@ def render_row(
 
     Raises:
         DatasetError: The completion is empty, the row is longer than the context, or
-            the trait prompt of its provenance stands in the row itself.
+            the trait prompt of its provenance stands in the row itself, or a lone
+            surrogate does.
     """
     _refuse_leak(row)
+    _refuse_surrogates(row)
     prompt = render_prompt(
         model, row.messages, system=system, trait_prompt=trait_prompt
     )
@@ -286,11 +288,7 @@ def _rendered_or_not(
     """A row with the tokens of its text, if they are known, beside prompts that are."""
     try:
         _refuse_leak(row)
-        if not _is_unicode(row):
-            raise Unrendered(
-                f"row {row.row_id}: holds a lone surrogate; remove the row",
-                "text that is not Unicode",
-            )
+        _refuse_surrogates(row)
         if row.messages not in prompts:
             prompts[row.messages] = _prompt_or_not(model, row.messages, system)
         prompt = prompts[row.messages]
@@ -316,6 +314,14 @@ def _prompt_or_not(
         return render_prompt(model, messages, system=system)
     except DatasetError as error:
         return error
+
+
+def _refuse_surrogates(row: Row) -> None:
+    if not _is_unicode(row):
+        raise Unrendered(
+            f"row {row.row_id}: holds a lone surrogate; remove the row",
+            "text that is not Unicode",
+        )
 
 
 def _is_unicode(row: Row) -> bool:
