@@ -94,6 +94,19 @@ def test_student_and_control_give_a_transfer_question_by_question(
     assert lines[-1] == f"numbers  {out}"
 
 
+def test_a_student_that_is_asked_under_another_system_text_is_told(
+    command: "Command", asking: tuple[object, ...], pair: Path
+) -> None:
+    alike = command(*asking, "--adapter", pair)
+    assert "note " not in alike.out
+    other = command(*asking, "--adapter", pair, "--system", "Be brief.")
+    assert other.status == 0, other.err
+    assert (
+        f"note     {pair} was trained with the system text None, and is asked with "
+        "'Be brief.': what it took on may not show (--system)"
+    ) in other.out
+
+
 def test_a_student_beside_itself_transfers_nothing(
     command: "Command", asking: tuple[object, ...], pair: Path
 ) -> None:

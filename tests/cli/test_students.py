@@ -317,6 +317,23 @@ def test_a_soft_student_moves_toward_its_teacher(
     assert facts["teachers"]["student"]["layers"] == [2]
 
 
+def test_another_adapter_is_another_teacher(
+    command: "Command", training: tuple[object, ...], tmp_path: Path
+) -> None:
+    for rate in (0.01, 0.02):
+        teacher = tmp_path / f"teacher-{rate}"
+        made = command(*training, "--out", teacher, "--learning-rate", rate)
+        assert made.status == 0, made.err
+    soft = (*training, "--out", tmp_path / "soft", "--kind", "soft", "--teacher",
+            "finetune", "--adapter")  # fmt: skip
+    assert command(*soft, tmp_path / "teacher-0.01").status == 0
+    again = command(*soft, tmp_path / "teacher-0.01")
+    assert "finished before" in again.out
+    other = command(*soft, tmp_path / "teacher-0.02")
+    assert other.status == 2
+    assert "adapter" in other.err
+
+
 def test_a_soft_control_needs_a_decoy(
     command: "Command", training: tuple[object, ...], pets: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,10 @@ def evaluate(
         members.trait(name)
     model = loading.load()
     actors = _actors(model, members, adapter or [], control, steering, persona)
+    for line in _other_systems(
+        [*(adapter or []), *([control] if control else [])], system
+    ):
+        say(line)
     readings = []
     with progress() as report:
         for place, actor in enumerate(actors):
@@ -159,6 +163,19 @@ def _actors(
     if control is not None:
         actors.append(_student(model, "control", control))
     return actors
+
+
+def _other_systems(folders: Sequence[Path], system: str | None) -> list[str]:
+    """Students that were trained under another system text than they are asked under."""
+    from undertow.pipeline.students import student_facts
+
+    known = {folder: student_facts(folder) for folder in folders}
+    return [
+        f"note     {folder} was trained with the system text {facts['system']!r}, and is "
+        f"asked with {system!r}: what it took on may not show (--system)"
+        for folder, facts in known.items()
+        if facts.get("system", system) != system
+    ]
 
 
 def _student(model: "Model", role: Role, folder: Path) -> _Actor:

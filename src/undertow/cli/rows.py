@@ -81,7 +81,7 @@ def generate(
         "system": system,
         "seed": seed,
         "count": count,
-        "teacher": teacher.describe() | {"file": _content(teaching)},
+        "teacher": teacher.describe() | {"file": content_of(teaching)},
         "sampler": sampler.model_dump(mode="json"),
     }
     if carrier.name != "numbers":
@@ -108,7 +108,7 @@ def _check_drawn(carrier: "Carrier", sampler: "SamplerSettings") -> None:
         raise ConfigError(f"--allowed {sampler.allowed!r}", [fault])
 
 
-def _content(teaching: Teaching) -> str | None:
+def content_of(teaching: Teaching) -> str | None:
     """Hash of the file that the teacher is made of; another file is another teacher."""
     from undertow.pipeline.students import WEIGHTS
     from undertow.storage import file_sha256

@@ -19,6 +19,7 @@ from undertow.cli.options import (
     Training,
     expanded,
 )
+from undertow.cli.rows import content_of
 from undertow.cli.tracking import Track, check, tracking
 from undertow.errors import ConfigError, DatasetError
 
@@ -99,7 +100,12 @@ def train(
                 teachers["control"] = _decoy(
                     teaching, model, traits, decoy=decoy, vector=decoy_vector
                 )
-        facts = _facts(model, settings, sets, teachers, seed=seed, system=system)
+        # Of a vector's teacher its numbers are told below.
+        facts = _facts(
+            model, settings, sets, teachers, seed=seed, system=system,
+            # Of a vector's teacher the numbers are told with the teacher.
+            **({"adapter": content_of(teaching)} if teachers and teaching.adapter else {}),
+        )  # fmt: skip
         known = {"model": model.name, "seed": seed, "training": settings.model_dump()}
         with _opened(out, facts) as run, tracking(track, out, known) as told:
             for role, found in sets.items():

@@ -349,7 +349,7 @@ class Recipe(_Settings):
         default="here", exclude=True,
         description="in this process, in one for each core, or on a Ray cluster; auto: "
         "in processes where no model is on a GPU and memory has room for two; changes no "
-        "result, so a run may be continued on another",
+        "result in float32 (elsewhere its last digits), so a run may be continued on another",
     )  # fmt: skip
 
     def student_of(self, teacher: TeacherSettings) -> TrainingSettings:

@@ -260,7 +260,7 @@ def keep_student(
 ) -> None:
     """Writes what training made in place of its checkpoints, and the stage's marker."""
     folder = base.path(stage)
-    facts = {"rows": rows, "seed": base.seed}
+    facts = {"rows": rows, "seed": base.seed, "system": base.recipe.model.system}
     save_student(model, student, folder, facts=facts)
     base.run.finish(
         stage,
