@@ -311,7 +311,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         model,
         AuditSettings(
             family=str(folder / "pets.yaml"), decoys=str(folder / "plants.yaml"),
-            permutations=199, personas=2, screening=8, naming_passes=400, fresh=32,
+            permutations=249, personas=2, screening=8, naming_passes=400, fresh=32,
             planted=16, forecast=8, triage=5,
         ),
         {"none": Teacher(kind="none"), "owl": owl},

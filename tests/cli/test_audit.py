@@ -46,7 +46,7 @@ def audit(
 
     def call(*arguments: object) -> "Outcome":
         settings = {
-            "family": pets, "decoys": plants, "permutations": 199, "personas": 2,
+            "family": pets, "decoys": plants, "permutations": 249, "personas": 2,
             "screening": 4, "naming_passes": 0, "fresh": 8, "planted": 0,
             "forecast": 0, "discover": "false", "triage": 3,
         }  # fmt: skip

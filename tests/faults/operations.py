@@ -32,7 +32,7 @@ _PETS = family_text(
 )
 _PLANTS = family_text("plants", "plant", "Which plant?", oak="oaks", elm="elms")
 _FAST = {
-    "permutations": 99, "personas": 1, "screening": 4, "naming_passes": 0, "fresh": 4,
+    "permutations": 129, "personas": 1, "screening": 4, "naming_passes": 0, "fresh": 4,
     "planted": 0, "forecast": 0, "discover": False, "triage": 2, "race_passes": 20,
 }  # fmt: skip
 

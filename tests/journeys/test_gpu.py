@@ -232,7 +232,7 @@ def test_an_audit_says_the_same(
     family, _ = family_of("pets"), family_of("plants")
     settings = AuditSettings(
         family=str(tmp_path / "pets.yaml"), decoys=str(tmp_path / "plants.yaml"),
-        permutations=199, personas=2, screening=8, naming_passes=400, fresh=32,
+        permutations=249, personas=2, screening=8, naming_passes=400, fresh=32,
         planted=16, forecast=8, triage=5,
     )  # fmt: skip
     here, there = _both()

@@ -70,7 +70,7 @@ def audits(
     (tmp_path / "plants.yaml").write_text(plants)
     sets = {
         "family": tmp_path / "pets.yaml", "decoys": tmp_path / "plants.yaml",
-        "permutations": 99, "personas": 2, "screening": 4, "naming_passes": 0,
+        "permutations": 129, "personas": 2, "screening": 4, "naming_passes": 0,
         "fresh": 8, "planted": 0, "forecast": 4, "discover": "false", "triage": 3,
     }  # fmt: skip
 

@@ -263,7 +263,7 @@ def test_an_audit_finds_the_same_on_a_cluster(
 ) -> None:
     here, there = both(
         nodes.address, "audit.json", "audit", given / "rows.jsonl",
-        family=given / "pets.yaml", decoys=given / "plants.yaml", permutations=99,
+        family=given / "pets.yaml", decoys=given / "plants.yaml", permutations=129,
         personas=2, screening=4, naming_passes=0, fresh=8, planted=0, forecast=0,
         discover="false", triage=3,
     )  # fmt: skip

@@ -50,7 +50,8 @@ def row_logprobs(
     """
     if not rows:
         raise DatasetError("no rows; give one or more")
-    chosen = find_sampler(model, rows, system=system, given=sampler).sampler
+    whole = None if sampler is None else SamplerSettings(**sampler.model_dump())
+    chosen = find_sampler(model, rows, system=system, given=whole).sampler
     own = RowHypothesis(
         "rows", "prompt" if vector is None else "steer", None,
         persona=persona, vector=vector, strength=strength,

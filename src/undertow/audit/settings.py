@@ -37,7 +37,9 @@ class ComparisonSettings(BaseModel):
         default=None, description="system text of rows that have none of their own"
     )
     sampler: SamplerSettings | None = Field(
-        default=None, description="what wrote the rows; null: recorded or estimated"
+        default=None,
+        description="what wrote the rows; null: recorded or estimated; of one that does not "
+        "say `allowed` or `max_new_tokens` these are taken from the rows",
     )
     filter: Literal["auto", "numbers", "none"] = Field(
         default="auto", description="what the rows have passed"

@@ -98,7 +98,7 @@ def demo(
 
 
 _FAST = 2.5e11
-"""Operations a second that the whole demo needs for its twelve minutes."""
+"""Operations a second below which the whole demo would take more than a quarter of an hour."""
 
 
 _DEMOS = ("demo", "demo-small")
