@@ -312,22 +312,6 @@ def test_moments_are_numpy_s() -> None:
         assert moments.covariance()[place].numpy() == pytest.approx(wanted, abs=1e-3)
 
 
-def test_moments_of_parts_add_up_in_any_order() -> None:
-    rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
-    parts = [Moments((0,), 4) for _ in range(3)]
-    for place, part in enumerate(parts):
-        part.add(0, rows[10 * place : 10 * place + 10])
-    whole = Moments((0,), 4)
-    whole.add(0, rows)
-    for order in ((0, 1, 2), (2, 0, 1)):
-        first, second, third = (parts[i] for i in order)
-        merged = first.merged(second).merged(third)
-        torch.testing.assert_close(merged.mean(), whole.mean())
-        torch.testing.assert_close(merged.covariance(), whole.covariance())
-        assert merged.count.tolist() == [30]
-    assert parts[0].count.tolist() == [10]  # merging makes a new value
-
-
 def test_moments_without_rows_are_unknown() -> None:
     moments = Moments((0,), 3)
     assert bool(moments.mean().isnan().all())

@@ -241,8 +241,3 @@ def test_a_pass_gives_scores_along_the_battery(layers: tuple[int, ...]) -> None:
     for column, layer in enumerate(found.layers):
         own = wanted.scores[:, wanted.layers.index(layer)]
         assert np.array_equal(got.scores[:, column], own)
-    part = got.at([5, 2])
-    assert part.row_ids == ("row 5", "row 2")
-    assert np.array_equal(part.scores, got.scores[[5, 2]])
-    assert np.array_equal(part.total_logprobs, got.total_logprobs[[5, 2]])
-    assert part.tokens.tolist() == [2, 2]

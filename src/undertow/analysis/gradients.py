@@ -68,14 +68,6 @@ class Moments:
         self.total[place] += here.double().sum(0)
         self.square[place].addmm_(here.T, here)
 
-    def merged(self, other: "Moments") -> "Moments":
-        """The sums of both."""
-        result = Moments(self.layers, self.total.shape[1])
-        result.count = self.count + other.count
-        result.total = self.total + other.total
-        result.square = self.square + other.square
-        return result
-
     def mean(self) -> Float[Tensor, "layer hidden"]:
         """Mean gradient, float32; NaN without rows."""
         return (self.total / self.count[:, None]).float()

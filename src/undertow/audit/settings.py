@@ -38,8 +38,8 @@ class ComparisonSettings(BaseModel):
     )
     sampler: SamplerSettings | None = Field(
         default=None,
-        description="what wrote the rows; null: recorded or estimated; of one that does not "
-        "say `allowed` or `max_new_tokens` these are taken from the rows",
+        description="what wrote the rows; null: recorded or estimated; of one that does "
+        "not say `allowed` or `max_new_tokens` these are taken from the rows",
     )
     filter: Literal["auto", "numbers", "none"] = Field(
         default="auto", description="what the rows have passed"

@@ -81,16 +81,6 @@ class RowSignals:
     total_logprobs: np.ndarray[Any, np.dtype[np.float64]]
     tokens: np.ndarray[Any, np.dtype[np.int64]]
 
-    def at(self, places: Sequence[int]) -> "RowSignals":
-        """The signals of some of the rows."""
-        chosen = list(places)
-        return RowSignals(
-            tuple(self.row_ids[i] for i in chosen),
-            self.scores[chosen],
-            self.total_logprobs[chosen],
-            self.tokens[chosen],
-        )
-
 
 def make_battery(
     model: Model,

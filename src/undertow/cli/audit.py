@@ -117,7 +117,8 @@ def audit(
     """Says which trait rows carry, how it was put there, or how little would be found.
 
     Settings of --set: alpha, family, decoys, seed, max_rows, layers, system, sampler.*,
-    filter, screening, fresh, race_passes, naming_passes, planted, forecast, triage.
+    filter, permutations, personas, screening, fresh, race_passes, naming_passes, planted,
+    discover, forecast, triage.
     """
     from undertow.audit.files import write_findings
     from undertow.report.audit_card import write_audit_card
