@@ -19,7 +19,7 @@ from undertow.models import loading
 from undertow.models.loading import load_model
 from undertow.models.tiny import save_tiny
 from undertow.results import Results
-from undertow.storage import read_json, read_rows
+from undertow.storage import read_json, read_rows, write_rows
 
 Make = Callable[..., Recipe]
 Stages = Callable[[Path], set[str]]
@@ -366,6 +366,29 @@ def test_an_audit_that_cannot_be_keeps_no_result_from_being_written(
     assert len(found.transfers) == 1
     assert found.audits == []
     assert any("3 of these sets could not be" in limit for limit in found.limits)
+
+
+def test_levels_of_noise_that_are_finished_have_results_though_another_cannot_be(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def refused(path: Path, rows: Any, **rest: Any) -> None:
+        if "noise-0.2" in str(path):
+            raise DatasetError("the filter refused every row")
+        write_rows(path, rows, **rest)
+
+    asked = recipe(seeds=[0], teachers=[{"kind": "prompt"}],
+                   noise={"levels": [0.0, 0.2]})  # fmt: skip
+    monkeypatch.setattr(lessons, "write_rows", refused)
+    with pytest.raises(DatasetError, match="every row"):
+        run_experiment(asked, tmp_path / "run")
+    found = Results.model_validate(read_json(tmp_path / "run" / "results.json"))
+    assert [item.noise for item in found.transfers] == [0.0]
+    assert found.limits[-1] == "Not finished, and left out here: noise 0.2."
+    monkeypatch.setattr(lessons, "write_rows", write_rows)
+    whole = run_experiment(asked, tmp_path / "run")
+    assert [item.noise for item in whole.transfers] == [0.0, 0.2]
+    assert not any("Not finished" in limit for limit in whole.limits)
 
 
 def test_a_teacher_that_cannot_be_leaves_no_result(

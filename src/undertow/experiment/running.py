@@ -60,8 +60,9 @@ def run_experiment(
         RunError: The directory is locked, belongs to another recipe, or was begun with
             another model, family or dtype.
         ConfigError: A trait, decoy or layer that does not exist.
-        DatasetError: The filter refused every row of a teacher, or of a set to audit; in
-            the second case the results of all else are written.
+        DatasetError: The filter refused every row of a teacher, or of a set to audit.
+            Whatever fails, the results of those levels of noise are written of which all
+            cells are there.
         TrainingError: A loss is no longer finite.
     """
     family = with_questions(load_family(recipe.family), recipe.evaluation.questions)
@@ -76,14 +77,30 @@ def run_experiment(
             else:
                 _run_there(recipe, family, run, together, executor, needs, progress)
         except UndertowError:
-            if not any(_groups(recipe, run)):  # all but the audits is there
-                _summarised(recipe, family, run)
+            if levels := _finished_levels(recipe, run):
+                _summarised(recipe, family, run, levels)
             raise
-        return _summarised(recipe, family, run)
+        return _summarised(recipe, family, run, recipe.noise.levels)
 
 
-def _summarised(recipe: Recipe, family: TraitFamily, run: Run) -> Results:
-    results = summarise(recipe, family, run)
+def _finished_levels(recipe: Recipe, run: Run) -> tuple[float, ...]:
+    """Levels of noise of which every cell is there."""
+    return tuple(
+        level
+        for level in recipe.noise.levels
+        if all(run.is_done(_complete(level, seed)) for seed in recipe.seeds)
+    )
+
+
+def _summarised(
+    recipe: Recipe, family: TraitFamily, run: Run, levels: Sequence[float]
+) -> Results:
+    """The results of these levels of noise, written down."""
+    noise = recipe.noise.model_copy(update={"levels": tuple(levels)})
+    results = summarise(recipe.model_copy(update={"noise": noise}), family, run)
+    if left := [f"{level:g}" for level in recipe.noise.levels if level not in levels]:
+        told = f"Not finished, and left out here: noise {', '.join(left)}."
+        results = results.model_copy(update={"limits": [*results.limits, told]})
     write_json(run.path("results.json"), results.model_dump(mode="json"))
     return results
 
@@ -276,16 +293,13 @@ def _run_there(
         together_in_phase = zip(*(plan.phases() for plan in plans), strict=True)
         return [[job for jobs in phase for job in jobs] for phase in together_in_phase]
 
-    def complete() -> None:
-        for noise, seeds in groups:
-            for seed in seeds:
-                _finish(run, _complete(noise, seed))
-
     try:
         order_all([*cells(), *audit_phases(recipe, run.is_done, slots=slots)])
     except UndertowError:
         if not is_audited(recipe, run):  # then it may be the fault of an audit
             order_all(cells())
-            complete()
         raise
-    complete()
+    finally:
+        for plan in plans:
+            for seed in [] if any(plan.phases()) else plan.seeds:
+                _finish(run, _complete(plan.noise, seed))
