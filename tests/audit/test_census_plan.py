@@ -134,6 +134,20 @@ def test_an_estimated_limit_leaves_room_for_longer_rows(
     assert found.measuring.passing.cut is False  # numbers ask for an end
 
 
+def test_a_sampler_without_a_limit_leaves_room_too(
+    place: "Place", tmp_path: Path
+) -> None:
+    rows = [Row((Message("user", f"go {i}"),), f"word {2 * i}") for i in range(40)]
+    longest = max(len(row.completion) for row in rows) + 1
+    for given, most in (
+        (SamplerSettings(temperature=1.0), 2 * longest),
+        (SamplerSettings(max_new_tokens=40), 40),
+    ):
+        found = planned(place, rows, tmp_path / str(most), sampler=given)
+        assert found.source == "given"
+        assert found.measuring.sampler.max_new_tokens == most
+
+
 def test_a_limit_at_which_rows_are_cut_is_no_guess(
     place: "Place", tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def make_plan(
     sampling = find_sampler(
         model, pilot.rows, system=settings.system, given=settings.sampler
     )
-    sampling = _roomy(model, pilot, sampling)
+    sampling = _roomy(model, pilot, sampling, settings.sampler)
     tier = _tier(sampling, trusted, settings)
     greedy = tier == "C" and sampling.sampler.temperature == 0
     passed = find_filter(pilot.rows) if settings.filter == "auto" else settings.filter
@@ -143,13 +143,19 @@ def _rendered(model: Model, rows: Sequence[Row], settings: CensusSettings) -> _P
     return _Pilot([row for row, _ in fine], [ids for _, ids in fine])
 
 
-def _roomy(model: Model, pilot: _Pilot, sampling: Sampling) -> Sampling:
+def _roomy(
+    model: Model, pilot: _Pilot, sampling: Sampling, given: SamplerSettings | None
+) -> Sampling:
     """With room for rows that are longer than the pilot's, if the limit is a guess.
 
     Where rows are recorded as cut, the longest of them were cut at the limit itself.
     """
     is_cut = any(row.finish == "length" for row in pilot.rows)
-    if sampling.source != "estimated" or is_cut:
+    is_named = given is None or "max_new_tokens" in given.model_fields_set
+    answer = max(len(row.ids) - row.completion_start for row in pilot.rendered)
+    taken = sampling.source == "given" and not is_named
+    of_pilot = taken and sampling.sampler.max_new_tokens == answer
+    if is_cut or not (sampling.source == "estimated" or of_pilot):
         return sampling
     longest = max(row.completion_start for row in pilot.rendered)
     most = min(2 * sampling.sampler.max_new_tokens, model.context - longest)
