@@ -34,6 +34,7 @@ PANELS = {
     "channel-shift": ("channel-12", "channel", "size of the student's shift"),
     "gemma-gradients": ("gemma-gradients", "gradients", "Steered after block 14"),
     "gemma-noise": ("gemma-noise", "dose", "Teacher: steer"),
+    "gemma-noise-prompt": ("gemma-noise-prompt", "dose", "Teacher: prompt"),
     "noise": ("noise", "dose", "Teacher: steer"),
     "noise-curve": ("noise-curve", "dose", "Teacher: steer"),
     "noise-teacher": ("noise-teacher", "dose", "Teacher: steer"),
