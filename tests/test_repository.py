@@ -264,12 +264,13 @@ def test_students_that_nobody_learnt_from_are_named_as_the_documents_say() -> No
     traces = {each.traces for each in known}
     assert traces.isdisjoint(each.traces for each in students)
     found = named_right(students, known)
-    assert (round(found.mean * found.n), found.n) == (27, 28)
+    assert (round(found.mean * found.n), found.n) == (82, 84)
     # Whoever always answers "steered" is right so often.
-    assert sum(each.kind == "steer" for each in students) == 20
+    assert sum(each.kind == "steer" for each in students) == 60
     words = (ROOT / "docs" / "replication.md").read_text()
-    assert f"96 % [{100 * found.low:.0f}, {100 * found.high:.0f}]" in words
-    assert "20 of 28" in words
+    assert "82 of 84" in words
+    assert f"98 % [{100 * found.low:.0f}, {100 * found.high:.0f}]" in words
+    assert "60 of 84" in words
 
 
 def test_there_are_recipes() -> None:
