@@ -212,7 +212,7 @@ def test_every_trait_has_its_p_value(steered: Case, clean: Case) -> None:
             assert smallest <= value + 1e-12 <= 1 + 1e-9
         assert found.max_null is not None
         assert found.max_null.draws == sorted(found.max_null.draws)
-        assert found.max_null.permutations == 199
+        assert found.max_null.permutations == 249
 
 
 def test_hypotheses_tell_how_far_they_are_behind(steered: Case) -> None:
