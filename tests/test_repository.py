@@ -253,6 +253,18 @@ def test_the_package_s_known_students_are_named_as_the_documents_say() -> None:
     assert "27 of 28" in (ROOT / "docs" / "replication.md").read_text()
 
 
+def test_students_of_the_gemma_are_named_as_the_documents_say() -> None:
+    from undertow.experiment.fingerprint import accuracy, read_known
+
+    known, facts = read_known(
+        ROOT / "docs" / "studies" / "gemma-kinds" / "known-students.json"
+    )
+    found = accuracy(known)
+    assert facts["base"] == "gemma3-270m"
+    assert (round(found.mean * found.n), found.n) == (12, 12)
+    assert "12 of 12" in (ROOT / "docs" / "replication.md").read_text()
+
+
 def test_students_that_nobody_learnt_from_are_named_as_the_documents_say() -> None:
     from undertow.experiment.fingerprint import named_right, read_known
 
