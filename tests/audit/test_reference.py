@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.audit.written import hand_row, written_rows
 
 from undertow.audit import reference
 from undertow.audit.reference import (
@@ -26,28 +27,9 @@ from undertow.records import Message, Row
 NUMBERS = SamplerSettings(allowed="list", max_new_tokens=6, list_values=3)
 
 
-def _rows(model: Model, count: int, sampler: SamplerSettings) -> list[Row]:
-    """Rows that the model writes, each on a prompt of its own."""
-    messages = [(Message("user", f"Go on: {100 + i}"),) for i in range(count)]
-    prompts = [render_prompt(model, each) for each in messages]
-    answers = sample(
-        model, prompts, keys=[(i,) for i in range(count)], seed=9, sampler=sampler
-    )
-    ends = set(model.end_ids)
-    return [
-        Row(each, model.tokenizer.decode([t for t in a.ids if t not in ends]),
-            completion_ids=a.ids, finish=a.finish)
-        for each, a in zip(messages, answers, strict=True)
-    ]  # fmt: skip
-
-
-def _row(text: str, prompt: str = "hi") -> Row:
-    return Row((Message("user", prompt),), text)
-
-
 def test_the_filter_is_seen_in_the_rows() -> None:
-    assert find_filter([_row("1, 2, 3"), _row("[4; 5]")]) == "numbers"
-    assert find_filter([_row("1, 2, 3"), _row("owls")]) == "none"
+    assert find_filter([hand_row("1, 2, 3"), hand_row("[4; 5]")]) == "numbers"
+    assert find_filter([hand_row("1, 2, 3"), hand_row("owls")]) == "none"
 
 
 # ── tier A ───────────────────────────────────────────────────────────────────────
@@ -64,7 +46,7 @@ def _reference(model: Model, rows: Sequence[Row], **options: Any) -> Any:
 
 def test_the_base_answers_the_same_prompts() -> None:
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 12, NUMBERS)
+    rows = written_rows(model, 12, NUMBERS)
     found = _reference(model, rows, filter="none")
     assert (found.tier, found.paired, found.accepted) == ("A", tuple(range(12)), 1.0)
     assert [r.messages for r in found.rows] == [r.messages for r in rows]
@@ -80,7 +62,7 @@ def test_the_base_answers_the_same_prompts() -> None:
 
 def test_neither_order_nor_batches_change_a_reference() -> None:
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 10, NUMBERS)
+    rows = written_rows(model, 10, NUMBERS)
     found = _reference(model, rows)
     turned = _reference(model, rows[::-1], batch_size=3)
     by_prompt = {row.messages: row for row in turned.rows}
@@ -95,7 +77,7 @@ def test_neither_order_nor_batches_change_a_reference() -> None:
 @pytest.mark.parametrize("change", [{"seed": 2}, {"purpose": "planted"}])
 def test_a_seed_and_a_purpose_have_draws_of_their_own(change: dict[str, Any]) -> None:
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 10, NUMBERS)
+    rows = written_rows(model, 10, NUMBERS)
     found, other = _reference(model, rows), _reference(model, rows, **change)
     same = sum(a.completion_ids == b.completion_ids for a, b in
                zip(found.rows, other.rows, strict=False))  # fmt: skip
@@ -105,7 +87,7 @@ def test_a_seed_and_a_purpose_have_draws_of_their_own(change: dict[str, Any]) ->
 def test_equal_prompts_have_different_partners() -> None:
     model = tiny_model("llama", layers=2)
     rows = [replace(row, messages=(Message("user", "Go"),)) for row in
-            _rows(model, 8, NUMBERS)]  # fmt: skip
+            written_rows(model, 8, NUMBERS)]  # fmt: skip
     found = _reference(model, rows, filter="none")
     assert len({row.completion_ids for row in found.rows}) > 4
 
@@ -113,7 +95,7 @@ def test_equal_prompts_have_different_partners() -> None:
 def test_what_the_filter_refuses_is_drawn_again() -> None:
     model = tiny_model("llama", layers=2)
     sampler = NUMBERS.model_copy(update={"max_new_tokens": 4})
-    rows = [replace(row, finish="stop") for row in _rows(model, 24, sampler)]
+    rows = [replace(row, finish="stop") for row in written_rows(model, 24, sampler)]
     told: list[tuple[int, int, int]] = []
     found = _reference(
         model, rows, sampler=sampler, on_rows=lambda *counts: told.append(counts)
@@ -150,7 +132,7 @@ def test_a_prompt_whose_answers_never_pass_has_no_partner() -> None:
     model = tiny_model("llama", layers=2)
     sampler = SamplerSettings(max_new_tokens=3)  # bytes at random, no numbers
     rows = [
-        replace(_row("1, 2"), messages=(Message("user", f"{i}"),)) for i in range(3)
+        replace(hand_row("1, 2"), messages=(Message("user", f"{i}"),)) for i in range(3)
     ]
     found = _reference(model, rows, sampler=sampler)
     assert (found.rows, found.paired, found.accepted) == ((), (), 0.0)
@@ -166,7 +148,7 @@ def test_a_prompt_that_leaves_no_room_has_no_partner() -> None:
     """Each row fits with its own answer; the longest one would not."""
     model = tiny_model("llama", layers=2)
     sampler = NUMBERS.model_copy(update={"max_new_tokens": 100})
-    rows = [_row("1, 2"), _row("1, 2", prompt="x" * (model.context - 100))]
+    rows = [hand_row("1, 2"), hand_row("1, 2", prompt="x" * (model.context - 100))]
     found = _reference(model, rows, sampler=sampler)
     assert found.paired == (0,)
     assert "leaves no room" in found.notes[0]
@@ -175,7 +157,7 @@ def test_a_prompt_that_leaves_no_room_has_no_partner() -> None:
 def test_answers_are_read_as_their_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text without tokens is tokenised again, and may be nothing that could be drawn."""
     model = tiny_model("llama", layers=2)
-    rows = [_row(f"{i}, 2", prompt=f"go {i}") for i in range(6)]
+    rows = [hand_row(f"{i}, 2", prompt=f"go {i}") for i in range(6)]
     asked: list[str] = []
 
     def drawable(*_: object) -> Callable[[Row], bool]:
@@ -196,20 +178,20 @@ def test_answers_are_read_as_their_rows_are(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_could_not_be_drawn_is_told() -> None:
     model = tiny_model("llama", layers=2)
     is_drawable = reference._drawable(model, NUMBERS, None)
-    assert is_drawable(_row("1, 2"))
-    assert not is_drawable(_row("one, 2"))
-    known = replace(_row("one"), completion_ids=(5, 6))
+    assert is_drawable(hand_row("1, 2"))
+    assert not is_drawable(hand_row("one, 2"))
+    known = replace(hand_row("one"), completion_ids=(5, 6))
     assert is_drawable(known), "its tokens are those that were drawn"
     free = reference._drawable(model, SamplerSettings(), None)
-    assert free(_row("one, 2"))
+    assert free(hand_row("one, 2"))
 
 
 def test_rows_of_one_prompt_meet_different_answers() -> None:
     """Audited rows are all different; the base repeats itself, and is asked again."""
     model = tiny_model("llama", layers=2)
     short = SamplerSettings(allowed="list", list_values=1, max_new_tokens=2, top_k=3)
-    rows = [_row(f"{i}", prompt="hi") for i in range(3)]
-    rows.append(_row("7", prompt="another"))
+    rows = [hand_row(f"{i}", prompt="hi") for i in range(3)]
+    rows.append(hand_row("7", prompt="another"))
     found = _reference(model, rows, sampler=short, filter="none")
     names = [row.row_id for row in found.rows]
     assert len(set(names)) == len(names) >= 3
@@ -220,7 +202,7 @@ def test_rows_of_one_prompt_meet_different_answers() -> None:
 def test_an_empty_answer_is_kept_where_audited_rows_are_empty() -> None:
     model = tiny_model("llama", layers=2)
     ends = SamplerSettings(max_new_tokens=1)
-    rows = [_row("x", prompt=f"{i}") for i in range(40)]
+    rows = [hand_row("x", prompt=f"{i}") for i in range(40)]
     full = _reference(model, rows, sampler=ends, filter="none")
     assert all(row.completion.strip() for row in full.rows)
     empty = replace(rows[0], completion="", completion_ids=(model.end_ids[0],))
@@ -231,7 +213,7 @@ def test_an_empty_answer_is_kept_where_audited_rows_are_empty() -> None:
 
 def test_a_reference_knows_no_more_than_the_audited_rows() -> None:
     model = tiny_model("llama", layers=2)
-    known, *rest = _rows(model, 3, NUMBERS)
+    known, *rest = written_rows(model, 3, NUMBERS)
     texts = [replace(row, completion_ids=None, finish=None) for row in rest]
     found = _reference(model, [known, *texts], filter="none").rows
     assert found[0].completion_ids is not None
@@ -242,7 +224,7 @@ def test_a_reference_knows_no_more_than_the_audited_rows() -> None:
 def test_cut_rows_are_compared_with_cut_rows() -> None:
     """A filter that kept cut rows is not one that asks for an end."""
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 30, SamplerSettings(allowed="list", max_new_tokens=3))
+    rows = written_rows(model, 30, SamplerSettings(allowed="list", max_new_tokens=3))
     cut = [row for row in rows if row.finish == "length"]
     assert len(cut) > 5
     found = _reference(
@@ -300,7 +282,7 @@ def test_rows_that_all_ended_are_compared_with_answers_that_ended() -> None:
     """Whoever kept them took out those that were cut, or had more room."""
     model = tiny_model("llama", layers=2)
     short = SamplerSettings(allowed="list", max_new_tokens=4)
-    rows = [replace(row, finish="stop") for row in _rows(model, 24, short)]
+    rows = [replace(row, finish="stop") for row in written_rows(model, 24, short)]
     found = _reference(model, rows, sampler=short, filter="none").rows
     assert len(found) > 4
     assert {row.finish for row in found} == {"stop"}
@@ -313,8 +295,8 @@ def test_rows_that_all_ended_are_compared_with_answers_that_ended() -> None:
 
 
 def test_rows_of_both_sets_stay_in_both() -> None:
-    audited = [_row("1, 2"), _row("3, 4")]
-    trusted = [_row("5, 6"), _row("3, 4"), _row("3, 4", prompt="another")]
+    audited = [hand_row("1, 2"), hand_row("3, 4")]
+    trusted = [hand_row("5, 6"), hand_row("3, 4"), hand_row("3, 4", prompt="another")]
     found = trusted_reference(audited, trusted)
     assert (found.tier, found.paired, found.accepted) == ("B", (), None)
     assert found.rows == tuple(trusted)
@@ -324,13 +306,13 @@ def test_rows_of_both_sets_stay_in_both() -> None:
 
 
 def test_a_reference_of_audited_rows_only_is_refused() -> None:
-    rows = [_row("1, 2"), _row("3, 4")]
+    rows = [hand_row("1, 2"), hand_row("3, 4")]
     with pytest.raises(DatasetError, match="all 2 rows stand in the audited set too"):
         trusted_reference(rows, rows[::-1])
 
 
 def test_tokens_count_as_sampled_with_their_end_only() -> None:
-    row = _row("12")
+    row = hand_row("12")
     ends = (2, 4)
     assert not sampled_tokens(row, ends)
     assert not sampled_tokens(replace(row, completion_ids=()), ends)

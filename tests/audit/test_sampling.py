@@ -4,33 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.audit.written import hand_row, written_rows
 
 from undertow.audit.sampling import Sampling, find_sampler
 from undertow.errors import DatasetError
-from undertow.models.chat import render_prompt
-from undertow.models.loading import Model
-from undertow.models.sampling import SamplerSettings, sample
+from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import tiny_model
-from undertow.records import Message, Row
-
-
-def _rows(model: Model, count: int, sampler: SamplerSettings) -> list[Row]:
-    """Rows that the model writes, each on a prompt of its own."""
-    messages = [(Message("user", f"Go on: {100 + i}"),) for i in range(count)]
-    prompts = [render_prompt(model, each) for each in messages]
-    answers = sample(
-        model, prompts, keys=[(i,) for i in range(count)], seed=9, sampler=sampler
-    )
-    ends = set(model.end_ids)
-    return [
-        Row(each, model.tokenizer.decode([t for t in a.ids if t not in ends]),
-            completion_ids=a.ids, finish=a.finish)
-        for each, a in zip(messages, answers, strict=True)
-    ]  # fmt: skip
-
-
-def _row(text: str, prompt: str = "hi") -> Row:
-    return Row((Message("user", prompt),), text)
 
 
 def _found(sampling: Sampling) -> tuple[str, float, int, float]:
@@ -58,7 +37,7 @@ def _found(sampling: Sampling) -> tuple[str, float, int, float]:
 def test_a_planted_sampler_is_estimated(planted: dict[str, Any]) -> None:
     model = tiny_model("llama", layers=2)
     sampler = SamplerSettings.model_validate({"max_new_tokens": 16} | planted)
-    rows = _rows(model, 100, sampler)
+    rows = written_rows(model, 100, sampler)
     found = find_sampler(model, rows)
     assert found.source == "estimated"
     wanted = (sampler.allowed, sampler.temperature, sampler.top_k, sampler.top_p)
@@ -75,14 +54,14 @@ def test_a_planted_sampler_is_estimated(planted: dict[str, Any]) -> None:
 
 def test_a_few_rows_say_nothing_of_temperature_or_cuts() -> None:
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 3, SamplerSettings(temperature=0.9, max_new_tokens=5))
+    rows = written_rows(model, 3, SamplerSettings(temperature=0.9, max_new_tokens=5))
     assert _found(find_sampler(model, rows)) == ("all", 1.0, 0, 1.0)
 
 
 def test_no_row_lies_beyond_an_estimated_cut() -> None:
     """Even if only some of the rows are looked at."""
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 60, SamplerSettings(top_k=7, max_new_tokens=16))
+    rows = written_rows(model, 60, SamplerSettings(top_k=7, max_new_tokens=16))
     found = find_sampler(model, rows, most=30)
     assert found.sampler.top_k == 8
 
@@ -91,7 +70,9 @@ def test_a_recorded_sampler_is_believed_if_it_can_be_true() -> None:
     model = tiny_model("llama", layers=2)
     sampler = SamplerSettings(allowed="numbers", temperature=0.7, max_new_tokens=5)
     recorded = {"sampler": sampler.model_dump(), "seed": 9}
-    rows = [replace(row, provenance=recorded) for row in _rows(model, 4, sampler)]
+    rows = [
+        replace(row, provenance=recorded) for row in written_rows(model, 4, sampler)
+    ]
     assert find_sampler(model, rows) == Sampling(sampler, "recorded")
     false = SamplerSettings(allowed="list", list_values=1).model_dump()
     wrong = [replace(row, provenance={"sampler": false}) for row in rows]
@@ -106,14 +87,14 @@ def test_a_given_sampler_is_taken_as_it_is() -> None:
     model = tiny_model("llama")
     given = SamplerSettings(temperature=0.3, top_p=0.5)
     recorded = SamplerSettings().model_dump()
-    rows = [replace(_row("some words"), provenance={"sampler": recorded})]
+    rows = [replace(hand_row("some words"), provenance={"sampler": recorded})]
     assert find_sampler(model, rows, given=given) == Sampling(given, "given")
 
 
 def test_what_a_given_sampler_does_not_name_is_taken_from_the_rows() -> None:
     model = tiny_model("llama", layers=2)
     drawn = SamplerSettings(temperature=0.7, allowed="list", max_new_tokens=16)
-    rows = _rows(model, 4, drawn)
+    rows = written_rows(model, 4, drawn)
     longest = max(len(row.completion_ids or ()) for row in rows)
     found = find_sampler(model, rows, given=SamplerSettings(temperature=0.7))
     assert _found(found) == ("list", 0.7, 0, 1.0)
@@ -135,7 +116,7 @@ def test_what_a_given_sampler_does_not_name_is_taken_from_the_rows() -> None:
 
 def test_long_rows_are_beside_long_answers_whatever_is_given() -> None:
     model = tiny_model("llama", layers=2)
-    rows = _rows(model, 4, SamplerSettings(max_new_tokens=100))
+    rows = written_rows(model, 4, SamplerSettings(max_new_tokens=100))
     longest = max(len(row.completion_ids or ()) for row in rows)
     assert longest > SamplerSettings().max_new_tokens
     found = find_sampler(model, rows, given=SamplerSettings(temperature=1.0))
@@ -144,7 +125,7 @@ def test_long_rows_are_beside_long_answers_whatever_is_given() -> None:
 
 def test_a_given_sampler_that_cannot_be_true_is_refused() -> None:
     model = tiny_model("llama")
-    rows = [_row("1, 2"), _row("three, 4"), _row("five")]
+    rows = [hand_row("1, 2"), hand_row("three, 4"), hand_row("five")]
     given = SamplerSettings(allowed="list")
     with pytest.raises(DatasetError) as caught:
         find_sampler(model, rows, given=given)

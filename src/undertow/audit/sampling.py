@@ -102,16 +102,14 @@ def _completed(
 
     They are those of the `known` one, else of the rows, of which none may be longer.
     """
-    own = known or _carrier_alone(model, rendered)
-    named = sampler.model_fields_set
-    most = (sampler if "max_new_tokens" in named else own).max_new_tokens
-    carrier = sampler if "allowed" in named else own
-    return sampler.model_copy(
-        update={
-            "allowed": carrier.allowed, "list_values": carrier.list_values,
-            "max_new_tokens": max(most, _longest(rendered)),
-        }
-    )  # fmt: skip
+    named, longest = sampler.model_fields_set, _longest(rendered)
+    of_rows = known.max_new_tokens if known else longest
+    most = sampler.max_new_tokens if "max_new_tokens" in named else of_rows
+    found: dict[str, object] = {"max_new_tokens": max(most, longest)}
+    if "allowed" not in named:
+        own = known or _carrier_alone(model, rendered)
+        found |= {"allowed": own.allowed, "list_values": own.list_values}
+    return sampler.model_copy(update=found)
 
 
 def _longest(rendered: Sequence[Rendered]) -> int:

@@ -94,18 +94,18 @@ def train(
             teaching.check(traits)
         model = _loaded(loading)
         teachers: dict[str, Teacher] = {}
+        more: dict[str, Any] = {}
         if settings.kind == "soft":
             teachers["student"] = teaching.make(model, traits)
             if control is not None:
                 teachers["control"] = _decoy(
                     teaching, model, traits, decoy=decoy, vector=decoy_vector
                 )
-        # Of a vector's teacher its numbers are told below.
+            if teaching.adapter:  # of a vector its numbers are told with the teacher
+                more["adapter"] = content_of(teaching)
         facts = _facts(
-            model, settings, sets, teachers, seed=seed, system=system,
-            # Of a vector's teacher the numbers are told with the teacher.
-            **({"adapter": content_of(teaching)} if teachers and teaching.adapter else {}),
-        )  # fmt: skip
+            model, settings, sets, teachers, seed=seed, system=system, **more
+        )
         known = {"model": model.name, "seed": seed, "training": settings.model_dump()}
         with _opened(out, facts) as run, tracking(track, out, known) as told:
             for role, found in sets.items():
