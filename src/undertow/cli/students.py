@@ -93,16 +93,12 @@ def train(
         if settings.kind == "soft":
             teaching.check(traits)
         model = _loaded(loading)
-        teachers: dict[str, Teacher] = {}
-        more: dict[str, Any] = {}
-        if settings.kind == "soft":
-            teachers["student"] = teaching.make(model, traits)
-            if control is not None:
-                teachers["control"] = _decoy(
-                    teaching, model, traits, decoy=decoy, vector=decoy_vector
-                )
-            if teaching.adapter:  # of a vector its numbers are told with the teacher
-                more["adapter"] = content_of(teaching)
+        teachers = {} if settings.kind != "soft" else _teachers(
+            teaching, model, traits, has_control=control is not None, decoy=decoy,
+            vector=decoy_vector,
+        )  # fmt: skip
+        # Of a vector its numbers are told with the teacher.
+        more = {"adapter": content_of(teaching)} if teaching.adapter else {}
         facts = _facts(
             model, settings, sets, teachers, seed=seed, system=system, **more
         )
@@ -198,6 +194,22 @@ def _liking(family: "TraitFamily", trait: str | None) -> "list[Row]":
 
     assert trait is not None
     return preference_rows(family, trait)
+
+
+def _teachers(
+    teaching: Teaching,
+    model: "Model",
+    family: "TraitFamily",
+    *,
+    has_control: bool,
+    decoy: str | None,
+    vector: Path | None,
+) -> "dict[str, Teacher]":
+    """Whom a soft student is fitted to, and whom its control, if there is one."""
+    found = {"student": teaching.make(model, family)}
+    if has_control:
+        found["control"] = _decoy(teaching, model, family, decoy=decoy, vector=vector)
+    return found
 
 
 def _decoy(
