@@ -7,7 +7,8 @@ against bergson's gradients of every row (16 × 16 of each linear map): the same
 prompts and rows, bfloat16 on both sides (llama.cpp: the file's own bits), on the GPU if there is one. Each side is a
 process of its own, which loads the model before anything is measured. First each tries
 its batch sizes once; then the best of both are measured in alternation, and ratios are
-taken pair by pair. With `--whole N` an audit of N rows against N reference rows is
+taken pair by pair. `share` is what ours reached of the machine's own limit of matrix
+products, counted by torch. With `--whole N` an audit of N rows against N reference rows is
 measured too. What the machine can do at most (bfloat16 matrix product, memory copy) is
 measured in the same run. Writes JSON and prints a table.
 """
@@ -178,11 +179,20 @@ def compare(
     }  # fmt: skip
 
 
+def reached(found: dict[str, Any], limit: float) -> float | None:
+    """Share of the limit of matrix products that ours reached: the pairs' median."""
+    each = [
+        pair["ours"].get("product_operations", 0) / pair["ours"]["seconds"]
+        for pair in found["pairs"]
+    ]
+    return statistics.median(each) / (limit * 1e12) if any(each) else None
+
+
 def table(comparisons: list[dict[str, Any]]) -> list[str]:
     """The result as aligned lines: medians over the pairs."""
     head = (
         f"{'':<12}{'peer':<17}{'':<7}{'ours /s':>9}{'peer /s':>9}"
-        f"{'ratio':>8}{'range':>14}{'ours, MiB':>11}{'peer, MiB':>11}"
+        f"{'ratio':>8}{'range':>14}{'ours, MiB':>11}{'peer, MiB':>11}{'share':>8}"
     )
     lines = [head]
     for found in comparisons:
@@ -198,6 +208,7 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
             f"{middle['peer', 'per_second']:>9.1f}"
             f"{found['ratio_median']:>8.2f}{spread:>14}"
             f"{middle['ours', 'peak_mib']:>11.0f}{middle['peer', 'peak_mib']:>11.0f}"
+            + ("" if (share := found["share_of_limit"]) is None else f"{share:>8.2f}")
         )
     return lines
 
@@ -291,9 +302,11 @@ def main() -> None:
         path.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
 
     for what in wanted:
-        content["comparisons"].append(
-            compare(what, task, variants=variants, peers=peers, repeats=options.repeats)
+        found = compare(
+            what, task, variants=variants, peers=peers, repeats=options.repeats
         )
+        found["share_of_limit"] = reached(found, content["limits"]["bf16_tflops"])
+        content["comparisons"].append(found)
         keep()
     if options.whole:
         content["whole"] = whole_audit(

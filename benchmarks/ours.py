@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import Meter, answer
+from torch.utils.flop_counter import FlopCounterMode
 
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit.signals import make_battery
@@ -86,6 +88,22 @@ def rendered(task: dict[str, Any]) -> list[Rendered]:
     return [Rendered(r["ids"], r["completion_start"]) for r in task["audited"]]
 
 
+def product_operations(
+    work: Work, model: Model, task: dict[str, Any], variant: list[int]
+) -> int:
+    """Operations of all matrix products of the work, padding's among them.
+
+    Done once more, apart from what is timed. Not on a GPU, where recorded passes hide
+    what they do.
+    """
+    if torch.cuda.is_available():
+        return 0
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work(model, task, variant)
+    return counter.get_total_flops()
+
+
 def main() -> None:
     """Loads the model, then measures each variant after a warm-up on a few items."""
     what, path = sys.argv[1], Path(sys.argv[2])
@@ -100,13 +118,20 @@ def main() -> None:
             what
         ]
     few = task | {key: task[key][:4] for key in ("prompts", "rows", "audited")}
+    operations: dict[str, int] = {}
     for line in sys.stdin:
         variant = [int(word) for word in json.loads(line)]
         work(model, few, variant)
         with Meter() as meter:
             tokens = work(model, task, variant)
         count = len(task["audited" if what == "audit" else "rows"])
-        answer(meter.found | {"rows": count, "tokens": tokens, "load_seconds": loaded})
+        if what != "generation" and line not in operations:
+            operations[line] = product_operations(work, model, task, variant)
+        answer(
+            meter.found
+            | {"rows": count, "tokens": tokens, "load_seconds": loaded}
+            | {"product_operations": operations.get(line, 0)}
+        )
 
 
 if __name__ == "__main__":
