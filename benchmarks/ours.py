@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from measuring import Meter, answer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from undertow.analysis.gradients import gradient_scores
 from undertow.audit.signals import make_battery
@@ -98,10 +99,28 @@ def product_operations(
     """
     if torch.cuda.is_available():
         return 0
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with _Products() as products:
         work(model, task, variant)
-    return counter.get_total_flops()
+    return products.operations
+
+
+class _Products(TorchDispatchMode):
+    """Counts operations by torch's formulas.
+
+    Its own counter minds modules, and breaks where a gradient is taken going forward.
+    """
+
+    operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Does what is asked, and adds what it costs if it is a product."""
+        found = func(*args, **(kwargs or {}))
+        cost = flop_registry.get(func._overloadpacket)
+        if cost is not None:
+            self.operations += cost(*args, **(kwargs or {}), out_val=found)
+        return found
 
 
 def main() -> None:
