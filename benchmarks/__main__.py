@@ -180,12 +180,15 @@ def compare(
 
 
 def reached(found: dict[str, Any], limit: float) -> float | None:
-    """Share of the limit of matrix products that ours reached: the pairs' median."""
-    each = [
-        pair["ours"].get("product_operations", 0) / pair["ours"]["seconds"]
-        for pair in found["pairs"]
-    ]
-    return statistics.median(each) / (limit * 1e12) if any(each) else None
+    """Share of the limit of products that ours reached, in TFLOP/s: the pairs' median.
+
+    None where operations were not counted.
+    """
+    ours = [pair["ours"] for pair in found["pairs"]]
+    if any(each["product_operations"] is None for each in ours):
+        return None
+    speeds = [each["product_operations"] / each["seconds"] for each in ours]
+    return statistics.median(speeds) / (limit * 1e12)
 
 
 def table(comparisons: list[dict[str, Any]]) -> list[str]:

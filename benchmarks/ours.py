@@ -89,25 +89,11 @@ def rendered(task: dict[str, Any]) -> list[Rendered]:
     return [Rendered(r["ids"], r["completion_start"]) for r in task["audited"]]
 
 
-def product_operations(
-    work: Work, model: Model, task: dict[str, Any], variant: list[int]
-) -> int:
-    """Operations of all matrix products of the work, padding's among them.
-
-    Done once more, apart from what is timed. Not on a GPU, where recorded passes hide
-    what they do.
-    """
-    if torch.cuda.is_available():
-        return 0
-    with _Products() as products:
-        work(model, task, variant)
-    return products.operations
-
-
 class _Products(TorchDispatchMode):
-    """Counts operations by torch's formulas.
+    """Counts operations of matrix products by the formulas of torch.
 
-    Its own counter minds modules, and breaks where a gradient is taken going forward.
+    `FlopCounterMode` follows modules too, and that breaks where a gradient is taken on
+    the way forward.
     """
 
     operations = 0
@@ -121,6 +107,15 @@ class _Products(TorchDispatchMode):
         if cost is not None:
             self.operations += cost(*args, **(kwargs or {}), out_val=found)
         return found
+
+
+def product_operations(
+    work: Work, model: Model, task: dict[str, Any], variant: list[int]
+) -> int:
+    """Operations of all matrix products of the work, padding's among them."""
+    with _Products() as products:
+        work(model, task, variant)
+    return products.operations
 
 
 def main() -> None:
@@ -137,6 +132,8 @@ def main() -> None:
             what
         ]
     few = task | {key: task[key][:4] for key in ("prompts", "rows", "audited")}
+    # On a GPU recorded passes hide what they do; the bars ask for no share of sampling.
+    is_counted = what != "generation" and not torch.cuda.is_available()
     operations: dict[str, int] = {}
     for line in sys.stdin:
         variant = [int(word) for word in json.loads(line)]
@@ -144,12 +141,12 @@ def main() -> None:
         with Meter() as meter:
             tokens = work(model, task, variant)
         count = len(task["audited" if what == "audit" else "rows"])
-        if what != "generation" and line not in operations:
+        if is_counted and line not in operations:  # once more, apart from what is timed
             operations[line] = product_operations(work, model, task, variant)
         answer(
             meter.found
             | {"rows": count, "tokens": tokens, "load_seconds": loaded}
-            | {"product_operations": operations.get(line, 0)}
+            | {"product_operations": operations.get(line)}
         )
 
 
