@@ -31,7 +31,7 @@ def test_everything_has_a_name_a_measurement_and_advice_where_it_is_needed() -> 
         assert bool(found.advice) == (found.status != "ok")
     assert {
         "undertow", "python", "torch", "transformers", "requirements", "processor", "memory",
-        "cuda", "device", "dtype", "bfloat16", "folder", "models",
+        "cuda", "device", "dtype", "bfloat16", "kernels", "folder", "models",
         "weights",
     } <= set(names)  # fmt: skip
 

@@ -2,21 +2,23 @@
 
 On a processor in bfloat16 two batched products and a softmax are three to five times as
 fast as the CPU flash kernel, most of all backward and for single tokens; queries that
-share a key head go through one product. Everything else goes to transformers' own `sdpa`. Knows
+share a key head go through one product. Softmaxes and what lies between the other
+products go through `fused` there. Everything else goes to transformers' own `sdpa`. Knows
 nothing of caches, sampling or training.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from undertow.models.fused import LONGEST, can_fuse, fused_operations, fused_softmax
 from undertow.models.loading import Model
 
 _NAME, _CAUSAL = "undertow_products", "undertow_causal"
@@ -48,18 +50,29 @@ def _attend(
         )
         return attended
     scale = width**-0.5 if scaling is None else scaling
-    grouped = query.reshape(rows, groups, -1, width) * scale
-    scores = torch.matmul(grouped, key.transpose(2, 3))
-    scores = scores.view(rows, groups, heads // groups, count, tokens)
-    if causal:
-        later = scores.new_full((count, tokens), -torch.inf).triu(1)
-        scores = scores + later
-    elif attention_mask is not None:  # [row, 1, query, token], true where one looks
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~attention_mask[:, :, None], lowest)
-    weights = scores.softmax(-1).view(rows, groups, -1, tokens)
-    mixed = torch.matmul(weights, value).view(rows, heads, count, width)
-    return mixed.transpose(1, 2), None
+    fused = can_fuse(query, key) and tokens <= LONGEST
+    grouped = query.reshape(rows, groups, -1, width)
+    scores = torch.matmul(grouped if fused else grouped * scale, key.transpose(2, 3))
+    scores = scores.view(rows, heads, count, tokens)
+    if fused:
+        weights = fused_softmax(scores, attention_mask, scale=scale)
+    else:
+        weights = _seen(scores, attention_mask).softmax(-1)
+    mixed = torch.matmul(weights.view(rows, groups, -1, tokens), value)
+    return mixed.view(rows, heads, count, width).transpose(1, 2), None
+
+
+def _seen(
+    scores: Float[Tensor, "row head query token"],
+    mask: Bool[Tensor, "row 1 query token"] | None,
+) -> Float[Tensor, "row head query token"]:
+    """Scores without those of tokens that a query does not look at."""
+    if mask is not None:  # true where one looks
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if scores.shape[2] == 1:
+        return scores
+    later = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
+    return scores + later
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -75,8 +88,10 @@ AttentionMaskInterface.register(_CAUSAL, _no_mask)
 @contextmanager
 def fast_attention(model: Model) -> Iterator[None]:
     """Uses the products above while open, where they are faster and mean the same."""
-    slow = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    with products_attention(model) if slow else nullcontext():
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        yield
+        return
+    with products_attention(model), fused_operations(model):
         yield
 
 

@@ -161,6 +161,7 @@ def _machine(origin: Mapping[str, Any], device: str, dtype: str) -> list[Check]:
         check(group, "device", partial(_device, device)),
         check(group, "dtype", partial(_dtype, dtype, device)),
         check(group, "bfloat16", partial(_bfloat16, device)),
+        check(group, "kernels", partial(_kernels, dtype, device)),
     ]
 
 
@@ -255,6 +256,25 @@ def _bfloat16(device: str) -> Found:
     if chosen == torch.float32 and ratio >= _FASTER:
         return advice(measured, "'auto' takes float32 here; try --dtype bfloat16")
     return ok(measured)
+
+
+def _kernels(dtype: str, device: str) -> Found:
+    """Of our own, for what lies between products; in bfloat16 on a processor only."""
+    import torch
+
+    from undertow.models.kernels import kernels
+    from undertow.models.loading import choose_device, choose_dtype
+
+    place, _ = choose_device(device)
+    if place.type != "cpu" or choose_dtype(dtype, place)[0] != torch.bfloat16:
+        return ok("not used here: they are for bfloat16 on a processor")
+    built = kernels()
+    if built.library is None:
+        return advice(
+            f"none: {built.reason}",
+            "with gcc (apt install gcc) training and scores are about 1.3 times as fast",
+        )
+    return ok(built.reason)
 
 
 # ── the cache ────────────────────────────────────────────────────────────────────

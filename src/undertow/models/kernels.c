@@ -1,0 +1,257 @@
+/* What stands between a block's products, each in one pass over memory: norms, gated
+ * activations, rotations, masked softmaxes, and their gradients.
+ *
+ * Numbers are bfloat16 in memory and float32 in registers, rounded where PyTorch rounds
+ * them on the way forward; a gradient is rounded once. Rows lie one after another unless
+ * strides are given. Compiled and checked by kernels.py; nothing here allocates.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+/* Fewer numbers than this are not worth a second thread. */
+#define ALONE 16384
+#define CHUNK 4096
+
+static inline float wide(bf16 x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float y;
+  memcpy(&y, &bits, 4);
+  return y;
+}
+
+/* To the nearest, ties to even; a NaN stays one. */
+static inline bf16 narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  return x != x ? (bf16)0x7fc0 : (bf16)rounded;
+}
+
+static inline float rounded(float x) { return wide(narrow(x)); }
+
+/* e^x to two units in the last place of a float; Cephes' polynomial. A NaN stays one. */
+static inline float exponential(float x) {
+  float c = x < -87.0f ? -87.0f : x;
+  c = c > 88.0f ? 88.0f : c;
+  float n = rintf(c * 1.44269504f);
+  float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* ── x / sqrt(mean x² + eps) · (more + w) with more 0 or 1 ─────────────────────────────────────── */
+
+void norm_forward(const bf16 *x, const bf16 *w, bf16 *y, float *inverse, int64_t rows,
+                  int64_t n, float eps, float more) {
+#pragma omp parallel for schedule(static) if (rows * n > ALONE)
+  for (int64_t i = 0; i < rows; i++) {
+    const bf16 *a = x + i * n;
+    bf16 *b = y + i * n;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += wide(a[j]) * wide(a[j]);
+    float s = 1.0f / sqrtf(sum / n + eps);
+    inverse[i] = s;
+    if (more != 0) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; j++)
+        b[j] = narrow(wide(a[j]) * s * (more + wide(w[j])));
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; j++) b[j] = narrow(rounded(wide(a[j]) * s) * wide(w[j]));
+    }
+  }
+}
+
+void norm_backward(const bf16 *g, const bf16 *x, const bf16 *w, const float *inverse,
+                   bf16 *d, int64_t rows, int64_t n, float more) {
+#pragma omp parallel for schedule(static) if (rows * n > ALONE)
+  for (int64_t i = 0; i < rows; i++) {
+    const bf16 *a = x + i * n, *u = g + i * n;
+    bf16 *b = d + i * n;
+    float s = inverse[i], dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < n; j++) dot += wide(u[j]) * (more + wide(w[j])) * wide(a[j]);
+    float k = dot * s * s * s / n;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++)
+      b[j] = narrow(s * wide(u[j]) * (more + wide(w[j])) - k * wide(a[j]));
+  }
+}
+
+/* ── activation(gate) · up: SiLU, or GELU by tanh ──────────────────────────────────── */
+
+#define GELU_A 0.7978845608f /* √(2/π) */
+#define GELU_B 0.044715f
+
+static inline float activated(float a, int gelu) {
+  float inner = gelu ? 2.0f * GELU_A * (a + GELU_B * a * a * a) : a;
+  return a * sigmoid(inner); /* (1 + tanh z) / 2 is the sigmoid of 2z */
+}
+
+static inline float slope(float a, int gelu) {
+  float inner = gelu ? 2.0f * GELU_A * (a + GELU_B * a * a * a) : a;
+  float inward = gelu ? 2.0f * GELU_A * (1.0f + 3.0f * GELU_B * a * a) : 1.0f;
+  float s = sigmoid(inner);
+  return s + a * s * (1.0f - s) * inward;
+}
+
+static void gate_forward(const bf16 *restrict gate, const bf16 *restrict up,
+                         bf16 *restrict y, int64_t start, int64_t end, int gelu) {
+#pragma omp simd
+  for (int64_t j = start; j < end; j++)
+    y[j] = narrow(rounded(activated(wide(gate[j]), gelu)) * wide(up[j]));
+}
+
+static void gate_backward(const bf16 *restrict g, const bf16 *restrict gate,
+                          const bf16 *restrict up, bf16 *restrict to_gate,
+                          bf16 *restrict to_up, int64_t start, int64_t end, int gelu) {
+#pragma omp simd
+  for (int64_t j = start; j < end; j++) {
+    float a = wide(gate[j]), u = wide(g[j]);
+    to_up[j] = narrow(u * activated(a, gelu));
+    to_gate[j] = narrow(u * wide(up[j]) * slope(a, gelu));
+  }
+}
+
+void gated_forward(const bf16 *gate, const bf16 *up, bf16 *y, int64_t count, int gelu) {
+#pragma omp parallel for schedule(static) if (count > ALONE)
+  for (int64_t start = 0; start < count; start += CHUNK) {
+    int64_t end = start + CHUNK < count ? start + CHUNK : count;
+    if (gelu)
+      gate_forward(gate, up, y, start, end, 1);
+    else
+      gate_forward(gate, up, y, start, end, 0);
+  }
+}
+
+void gated_backward(const bf16 *g, const bf16 *gate, const bf16 *up, bf16 *to_gate,
+                    bf16 *to_up, int64_t count, int gelu) {
+#pragma omp parallel for schedule(static) if (count > ALONE)
+  for (int64_t start = 0; start < count; start += CHUNK) {
+    int64_t end = start + CHUNK < count ? start + CHUNK : count;
+    if (gelu)
+      gate_backward(g, gate, up, to_gate, to_up, start, end, 1);
+    else
+      gate_backward(g, gate, up, to_gate, to_up, start, end, 0);
+  }
+}
+
+/* ── x·cos + (−x₂, x₁)·sin of [row, head, token, width], and its transpose ─────────── */
+
+static void turned(const bf16 *restrict a, const bf16 *restrict c, const bf16 *restrict s,
+                   bf16 *restrict o, int64_t half) {
+#pragma omp simd
+  for (int64_t m = 0; m < half; m++) {
+    float p = wide(a[m]), q = wide(a[m + half]);
+    o[m] = narrow(rounded(p * wide(c[m])) - rounded(q * wide(s[m])));
+    o[m + half] = narrow(rounded(q * wide(c[m + half])) + rounded(p * wide(s[m + half])));
+  }
+}
+
+static void turned_back(const bf16 *restrict a, const bf16 *restrict c,
+                        const bf16 *restrict s, bf16 *restrict o, int64_t half) {
+#pragma omp simd
+  for (int64_t m = 0; m < half; m++) {
+    float p = wide(a[m]), q = wide(a[m + half]);
+    o[m] = narrow(p * wide(c[m]) + q * wide(s[m + half]));
+    o[m + half] = narrow(q * wide(c[m + half]) - p * wide(s[m]));
+  }
+}
+
+/* Strides of rows, heads and tokens; `angles` is that of cos and sin from row to row. */
+void rotate(const bf16 *x, const bf16 *cosine, const bf16 *sine, bf16 *y,
+            const int64_t *shape, const int64_t *from, const int64_t *to, int64_t angles,
+            int back) {
+  int64_t rows = shape[0], heads = shape[1], tokens = shape[2], width = shape[3];
+#pragma omp parallel for collapse(2) schedule(static) \
+    if (rows * heads * tokens * width > ALONE)
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t t = 0; t < tokens; t++) {
+      const bf16 *c = cosine + i * angles + t * width, *s = sine + i * angles + t * width;
+      for (int64_t h = 0; h < heads; h++) {
+        const bf16 *a = x + i * from[0] + h * from[1] + t * from[2];
+        bf16 *o = y + i * to[0] + h * to[1] + t * to[2];
+        if (back)
+          turned_back(a, c, s, o, width / 2);
+        else
+          turned(a, c, s, o, width / 2);
+      }
+    }
+}
+
+/* ── softmax(scale · scores) of [row, head, query, token] over what is seen ────────── */
+
+/* A query sees the tokens its mask says (mask [row, query, token]) or, without a mask,
+ * the first `first + query + 1`. Who sees nothing looks at all alike, as where every
+ * score is the lowest number. */
+void softmax_forward(const bf16 *x, bf16 *y, const uint8_t *mask, const int64_t *shape,
+                     const int64_t *strides, int64_t first, float scale) {
+  int64_t rows = shape[0], heads = shape[1], queries = shape[2], tokens = shape[3];
+#pragma omp parallel for collapse(2) schedule(static) \
+    if (rows * heads * queries * tokens > ALONE)
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t h = 0; h < heads * queries; h++) {
+      int64_t q = h % queries;
+      const bf16 *a = x + (i * heads * queries + h) * tokens;
+      bf16 *b = y + (i * heads * queries + h) * tokens;
+      const uint8_t *seen = mask ? mask + i * strides[0] + q * strides[1] : 0;
+      int64_t end = mask ? tokens : first + q + 1;
+      float most = -INFINITY, sum = 0;
+      int any = mask == 0;
+      float kept[tokens];
+      if (seen) {
+#pragma omp simd reduction(| : any)
+        for (int64_t j = 0; j < end; j++) {
+          kept[j] = seen[j] ? scale * wide(a[j]) : -INFINITY;
+          any |= seen[j];
+        }
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < end; j++) kept[j] = scale * wide(a[j]);
+      }
+      if (!any) {
+        for (int64_t j = 0; j < tokens; j++) b[j] = narrow(1.0f / tokens);
+        continue;
+      }
+#pragma omp simd reduction(max : most)
+      for (int64_t j = 0; j < end; j++) most = kept[j] > most ? kept[j] : most;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < end; j++) {
+        kept[j] = kept[j] == -INFINITY ? 0.0f : exponential(kept[j] - most);
+        sum += kept[j];
+      }
+      float share = 1.0f / sum;
+#pragma omp simd
+      for (int64_t j = 0; j < end; j++) b[j] = narrow(kept[j] * share);
+      for (int64_t j = end; j < tokens; j++) b[j] = 0;
+    }
+}
+
+void softmax_backward(const bf16 *g, const bf16 *y, bf16 *d, int64_t rows, int64_t tokens,
+                      float scale) {
+#pragma omp parallel for schedule(static) if (rows * tokens > ALONE)
+  for (int64_t i = 0; i < rows; i++) {
+    const bf16 *u = g + i * tokens, *p = y + i * tokens;
+    bf16 *o = d + i * tokens;
+    float dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < tokens; j++) dot += wide(u[j]) * wide(p[j]);
+#pragma omp simd
+    for (int64_t j = 0; j < tokens; j++) o[j] = narrow(scale * wide(p[j]) * (wide(u[j]) - dot));
+  }
+}
