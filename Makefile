@@ -8,12 +8,12 @@ WORKERS ?= 2
 AUDIT := $(VENV)-audit
 
 .NOTPARALLEL:
-.PHONY: demo test bench lint format docs audit-dependencies model chromium clean
+.PHONY: demo test bench lint format docs audit-dependencies model chromium gcc clean
 
 demo: $(VENV)/installed
 	$(BIN)/undertow demo
 
-test: $(VENV)/installed-dev model chromium
+test: $(VENV)/installed-dev model chromium gcc
 	OMP_NUM_THREADS=$(THREADS) TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
@@ -49,6 +49,14 @@ chromium:
 	  export DEBIAN_FRONTEND=noninteractive; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "no Chromium: the browser tests will be skipped"; fi
+
+# Compiles the kernels; without it everything works, more slowly, and their tests are skipped.
+gcc:
+	@if command -v gcc >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; \
+	else echo "no gcc: the kernels' tests will be skipped"; fi
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
