@@ -108,6 +108,18 @@ def test_a_cache_that_cannot_be_written_is_said(
 
 
 @needs_gcc
+def test_what_another_user_has_put_there_is_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert kernels().library is not None
+    kernels.cache_clear()
+    monkeypatch.setattr(module, "_owner", lambda _: -1)
+    found = kernels()
+    assert found.library is None
+    assert "belongs to another user" in found.reason
+
+
+@needs_gcc
 def test_a_library_that_is_none_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -272,7 +272,7 @@ def _kernels(dtype: str, device: str) -> Found:
     if built.library is None:
         return advice(
             f"none: {built.reason}",
-            "with gcc (apt install gcc) training and scores are about 1.3 times as fast",
+            "with gcc (apt install gcc) training and scores are about 1.2 times as fast",
         )
     return ok(built.reason)
 

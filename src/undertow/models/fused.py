@@ -44,7 +44,7 @@ class _Norm(torch.autograd.Function):
         x = x.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
-        y, inverse = torch.empty_like(x), torch.empty(rows)
+        y, inverse = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
         _call("norm_forward", x, weight, y, inverse, rows, width, eps, more)
         ctx.save_for_backward(x, weight, inverse)
         ctx.more = more
@@ -91,7 +91,7 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = x.new_empty(x.shape)
         return _rotate(x, cosine, sine, y, back=False)
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Rotated(torch.autograd.Function):
         cosine, sine = ctx.saved_tensors
         rows, heads, tokens, width = grad.shape
         # Tokens before heads, as the projection that gave x has them.
-        d = torch.empty((rows, tokens, heads, width), dtype=grad.dtype).transpose(1, 2)
+        d = grad.new_empty((rows, tokens, heads, width)).transpose(1, 2)
         return _rotate(grad, cosine, sine, d, back=True), None, None
 
 

@@ -1,7 +1,8 @@
 """Compiles `kernels.c` for this very processor, once, and hands out its functions.
 
-The library lies in the cache folder under a name that says source, compiler and
-processor, so another machine that shares the folder builds its own. Where there is no
+The library lies in the cache folder under a name that says source, compiler, processor
+and user, so another machine that shares the folder builds its own, and nobody runs what
+somebody else has put there. Where there is no
 compiler nothing is lost but time: whoever asks gets None and the reason. Knows nothing
 of models.
 """
@@ -79,10 +80,13 @@ def _threads() -> Path | None:
 def _built(compiler: str, threads: Path) -> Path:
     """Where the library lies; compiled if it does not."""
     version = _run(compiler, "-dumpfullversion")
-    known = (_SOURCE.read_text("utf-8"), *_FLAGS, version, threads.name, _processor())
+    known = (_SOURCE.read_text("utf-8"), *_FLAGS, version, threads.name, _processor(),
+             str(os.getuid()))  # fmt: skip
     digest = hashlib.sha256("\0".join(known).encode()).hexdigest()[:16]
     target = cache_directory() / "kernels" / f"{digest}.so"
     if target.exists():
+        if _owner(target) != os.getuid():
+            raise PermissionError(f"{target} belongs to another user; remove it")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -91,6 +95,10 @@ def _built(compiler: str, threads: Path) -> Path:
         _run(compiler, "-shared", str(compiled), str(threads), "-lm", "-o", str(linked))
         linked.replace(target)
     return target
+
+
+def _owner(path: Path) -> int:
+    return path.stat().st_uid
 
 
 def _run(*command: str) -> str:
