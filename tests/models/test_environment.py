@@ -8,9 +8,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from undertow.models import environment, loading, speed
+from undertow.models import environment, kernels, loading, speed
 from undertow.models.checks import Check, Found
 from undertow.models.environment import EXTRAS, environment_checks
+from undertow.models.kernels import Built
 from undertow.runs import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +122,35 @@ def test_bfloat16_is_measured_against_what_auto_takes(
     assert found.status == status
     assert words in found.measured + found.advice
     assert f"(1 and {1 / half:g} GFLOP/s, float32 first)" in found.measured
+
+
+@pytest.mark.parametrize(
+    ("built", "chosen", "status", "words"),
+    [
+        (
+            Built(None, "no gcc is found", "install it"),
+            torch.bfloat16,
+            "advice",
+            "install it",
+        ),
+        (Built(None, "switched off"), torch.bfloat16, "ok", "none: switched off"),
+        (
+            Built(None, "no gcc is found", "install it"),
+            torch.float32,
+            "ok",
+            "not used here",
+        ),
+    ],
+)
+def test_kernels_are_advised_only_where_they_would_help(
+    built: Built, chosen: torch.dtype, status: str, words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kernels, "kernels", lambda: built)
+    monkeypatch.setattr(loading, "choose_dtype", lambda *_: (chosen, "why"))
+    found = environment._kernels("auto", "cpu")
+    assert found.status == status
+    assert words in found.measured + found.advice
 
 
 def test_a_device_that_is_not_there_is_a_failed_check() -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from undertow.models import fused
-from undertow.models.attention import fast_attention
+from undertow.models.attention import fast_attention, fast_operations
 from undertow.models.fused import can_fuse, fused_operations, fused_softmax
-from undertow.models.kernels import kernels
+from undertow.models.kernels import Built, kernels
 from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
@@ -204,12 +203,30 @@ def test_a_models_pass_and_gradient_are_as_before(family: Family) -> None:
     model = _half(family)
     x = model.module.get_input_embeddings()(torch.tensor([[7, 50, 9, 120, 33, 2]]))
     plain = _pass(model, x)
-    with fast_attention(model):
+    with fast_operations(model):
         fast = _pass(model, x)
     after = _pass(model, x)
     for mine, theirs in zip(fast, plain, strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 0.05
     assert all(torch.equal(a, b) for a, b in zip(after, plain, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_draws_rows_is_the_same_with_and_without_kernels(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _half(family)
+    x = model.module.get_input_embeddings()(torch.tensor([[7, 50, 9, 120, 33, 2]]))
+    with fast_attention(model):
+        there = _pass(model, x)
+    monkeypatch.setattr(fused, "kernels", lambda: Built(None, "none"))
+    with fast_attention(model):
+        missing = _pass(model, x)
+    with fast_operations(model):
+        also = _pass(model, x)
+    for mine, theirs, third in zip(there, missing, also, strict=True):
+        assert torch.equal(mine, theirs)
+        assert torch.equal(mine, third)
 
 
 def test_what_is_replaced_and_put_back() -> None:
@@ -302,7 +319,8 @@ def test_a_rotation_that_is_another_is_not_replaced() -> None:
     assert fused._does_rotate(apply_rotary_pos_emb)
     assert not fused._does_rotate(other)
     assert not fused._does_rotate(odd)
-    assert SimpleNamespace(f=fused._rotating(fused._rotating(other))).f.is_fused
+    once = fused._rotating(other)
+    assert fused._rotating(once) is once
 
 
 def test_trainable_norms_keep_their_own_way() -> None:

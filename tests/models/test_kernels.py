@@ -21,6 +21,13 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     kernels.cache_clear()
 
 
+def _refused() -> str:
+    """Why there are none."""
+    found = kernels()
+    assert found.library is None
+    return found.reason
+
+
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 
 
@@ -59,12 +66,13 @@ def test_another_processor_gets_a_library_of_its_own(
 @pytest.mark.parametrize("word", ["off", "OFF", "0"])
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     monkeypatch.setenv("UNDERTOW_KERNELS", word)
-    assert kernels() == (None, "switched off by UNDERTOW_KERNELS")
+    assert kernels() == (None, "switched off by UNDERTOW_KERNELS", "")
 
 
 def test_without_a_compiler_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert kernels() == (None, "no gcc is found")
+    assert _refused() == "no gcc is found"
+    assert "apt install gcc" in kernels().remedy
 
 
 def test_without_the_threads_of_torch_there_are_none(
@@ -72,14 +80,12 @@ def test_without_the_threads_of_torch_there_are_none(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/gcc")
     monkeypatch.setattr(module, "_threads", lambda: None)
-    found = kernels()
-    assert found.library is None
-    assert "libgomp" in found.reason
+    assert "libgomp" in _refused()
 
 
 def test_other_systems_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    assert kernels() == (None, "made for Linux on x86-64 only")
+    assert kernels() == (None, "made for Linux on x86-64 only", "")
 
 
 @needs_gcc
@@ -87,11 +93,11 @@ def test_a_compiler_that_fails_is_quoted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     broken = tmp_path / "kernels.c"
-    broken.write_text("int x = ;\n", encoding="utf-8")
+    broken.write_text('#include "none.h"\n', encoding="utf-8")
     monkeypatch.setattr(module, "_SOURCE", broken)
-    found = kernels()
-    assert found.library is None
-    assert "gcc failed" in found.reason
+    assert "gcc failed" in _refused()
+    assert "none.h: No such file" in kernels().reason
+    assert "apt install gcc" in kernels().remedy
     assert not list((tmp_path / "cache" / "kernels").iterdir())
 
 
@@ -102,9 +108,8 @@ def test_a_cache_that_cannot_be_written_is_said(
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     monkeypatch.setenv("UNDERTOW_CACHE", str(blocked))
-    found = kernels()
-    assert found.library is None
-    assert str(blocked) in found.reason
+    assert str(blocked) in _refused()
+    assert "UNDERTOW_CACHE" in kernels().remedy
 
 
 @needs_gcc
@@ -114,9 +119,7 @@ def test_what_another_user_has_put_there_is_not_run(
     assert kernels().library is not None
     kernels.cache_clear()
     monkeypatch.setattr(module, "_owner", lambda _: -1)
-    found = kernels()
-    assert found.library is None
-    assert "belongs to another user" in found.reason
+    assert "belongs to another user" in _refused()
 
 
 @needs_gcc
@@ -126,6 +129,4 @@ def test_a_library_that_is_none_is_said(
     fake = tmp_path / "fake.so"
     fake.write_text("no library", encoding="utf-8")
     monkeypatch.setattr(module, "_built", lambda *_: fake)
-    found = kernels()
-    assert found.library is None
-    assert "fake.so" in found.reason
+    assert "fake.so" in _refused()

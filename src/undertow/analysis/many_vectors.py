@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from undertow.models.attention import fast_attention
+from undertow.models.attention import fast_operations
 from undertow.models.chat import Rendered
 from undertow.models.hooks import Stream, going_on_from, recording_streams
 from undertow.models.likelihood import completion_mask, padded, token_batches
@@ -120,6 +120,6 @@ def _read(
     model: Model, ids: Int[Tensor, "row token"]
 ) -> Float[Tensor, "row token hidden"]:
     """Normed states; nothing looks at the padding behind a row."""
-    with fast_attention(model):
+    with fast_operations(model):
         states: Tensor = model.module.base_model(input_ids=ids, use_cache=False)[0]
     return states

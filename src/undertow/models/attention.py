@@ -2,13 +2,14 @@
 
 On a processor in bfloat16 two batched products and a softmax are three to five times as
 fast as the CPU flash kernel, most of all backward and for single tokens; queries that
-share a key head go through one product. Softmaxes and what lies between the other
-products go through `fused` there. Everything else goes to transformers' own `sdpa`. Knows
+share a key head go through one product. Where nothing is drawn, softmaxes and what lies
+between the other products go through `fused` too. Everything else goes to transformers' own `sdpa`. Knows
 nothing of caches, sampling or training.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from undertow.models.fused import LONGEST, can_fuse, fused_operations, fused_softmax
 from undertow.models.loading import Model
 
-_NAME, _CAUSAL = "undertow_products", "undertow_causal"
+_NAME, _FUSED, _CAUSAL = "undertow_products", "undertow_fused", "undertow_causal"
 # The products keep every score; beyond this many tokens that is too much memory.
 _LONGEST = 512
 
@@ -33,6 +34,8 @@ def _attend(
     value: Float[Tensor, "row group token width"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    *,
+    fused: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Two batched products, with the softmax in float32 inside its kernel."""
@@ -50,7 +53,7 @@ def _attend(
         )
         return attended
     scale = width**-0.5 if scaling is None else scaling
-    fused = can_fuse(query, key) and tokens <= LONGEST
+    fused = fused and can_fuse(query, key) and tokens <= LONGEST
     grouped = query.reshape(rows, groups, -1, width)
     scores = torch.matmul(grouped if fused else grouped * scale, key.transpose(2, 3))
     scores = scores.view(rows, heads, count, tokens)
@@ -81,18 +84,35 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(_FUSED, partial(_attend, fused=True))
+AttentionMaskInterface.register(_FUSED, sdpa_mask)
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 AttentionMaskInterface.register(_CAUSAL, _no_mask)
 
 
 @contextmanager
 def fast_attention(model: Model) -> Iterator[None]:
-    """Uses the products above while open, where they are faster and mean the same."""
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+    """Uses the products above while open, where they are faster and mean the same.
+
+    Without kernels of our own: rows are the same whether there is a compiler or not.
+    """
+    with products_attention(model) if _is_slow(model) else nullcontext():
+        yield
+
+
+@contextmanager
+def fast_operations(model: Model) -> Iterator[None]:
+    """The same, with kernels of our own between the products; not for drawing rows."""
+    if not _is_slow(model):
         yield
         return
-    with products_attention(model), fused_operations(model):
+    with _instead(model, _FUSED), fused_operations(model):
         yield
+
+
+def _is_slow(model: Model) -> bool:
+    """Whether PyTorch's own kernels are: in bfloat16 on a processor."""
+    return model.device.type == "cpu" and model.dtype == torch.bfloat16
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from undertow.models.attention import fast_attention
+from undertow.models.attention import fast_operations
 from undertow.models.cache import bytes_a_token
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
@@ -60,7 +60,7 @@ def read_head(model: Model, rows: Sequence[Rendered]) -> Head | None:
     ids = torch.tensor([rows[0].ids[:shared]], device=model.device)
     cache = _started(model, [])
     nothing = torch.zeros_like(ids, dtype=torch.bool)
-    with completion_positions(model, nothing), fast_attention(model):
+    with completion_positions(model, nothing), fast_operations(model):
         model.module.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return Head(tuple(rows[0].ids[:shared]), _contents(cache))
 
@@ -304,7 +304,7 @@ def _forward(
     completion: Bool[Tensor, "row token"],
 ) -> tuple[Float[Tensor, "row token hidden"], Cache]:
     cache = _started(model, before)
-    with completion_positions(model, completion), fast_attention(model):
+    with completion_positions(model, completion), fast_operations(model):
         hidden: Tensor = model.module.base_model(
             input_ids=ids, position_ids=positions, attention_mask=mask.long(),
             past_key_values=cache, use_cache=True,

@@ -3,9 +3,9 @@
 Norms, gated activations and rotations of a model are found by what they do, not by
 their names: a module that does not answer a probe as the kernel does keeps its own way.
 On a processor in bfloat16 only; elsewhere, and in forward mode, nothing changes. Forward
-results are those of PyTorch's operations but for the order of a norm's sum and the tail
-of GELU; gradients are rounded once instead of after each operation. Knows nothing of rows
-or losses.
+results are those of PyTorch's operations but for the order of a norm's sum, the tails of
+activations, and scales of attention that are no power of two; gradients are rounded once
+instead of after each operation. Knows nothing of rows or losses.
 """
 
 import copy
@@ -28,6 +28,11 @@ Forward = Callable[..., Any]
 
 LONGEST = 8192  # tokens that a softmax looks at: it keeps a row of them on its stack
 _CLOSE = 2e-2  # of bfloat16 results that were rounded in another order
+# What was found out by probes: of a model, and of functions that rotate.
+_known: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Module, Forward]]] = (
+    weakref.WeakKeyDictionary()
+)
+_rotates: dict[Any, bool] = {}
 
 
 def can_fuse(*tensors: Tensor) -> bool:
@@ -199,11 +204,6 @@ def fused_operations(model: Model) -> Iterator[None]:
             home.apply_rotary_pos_emb = plain
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Module, Forward]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 def _replacements(model: Model) -> list[tuple[nn.Module, Forward]]:
     """Modules that the kernels can stand in for, and what stands in for them."""
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
@@ -316,9 +316,6 @@ def _rotations(model: Model) -> tuple[Any, Any]:
     if plain not in _rotates:
         _rotates[plain] = _does_rotate(plain)
     return (home, plain) if _rotates[plain] else (None, None)
-
-
-_rotates: dict[Any, bool] = {}
 
 
 @torch.no_grad()

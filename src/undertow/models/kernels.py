@@ -2,9 +2,8 @@
 
 The library lies in the cache folder under a name that says source, compiler, processor
 and user, so another machine that shares the folder builds its own, and nobody runs what
-somebody else has put there. Where there is no
-compiler nothing is lost but time: whoever asks gets None and the reason. Knows nothing
-of models.
+somebody else has put there. Where there is no compiler nothing is lost but time: whoever
+asks gets None, the reason and what to do. Knows nothing of models.
 """
 
 import ctypes
@@ -39,11 +38,15 @@ _ARGUMENTS: dict[str, list[type]] = {
 }
 
 
+_INSTALL = "install a compiler: apt install gcc libc6-dev"
+
+
 class Built(NamedTuple):
-    """The library, or why there is none."""
+    """The library, or why there is none and what to do; "" where nothing can be done."""
 
     library: ctypes.CDLL | None
     reason: str
+    remedy: str = ""
 
 
 @cache
@@ -60,16 +63,23 @@ def kernels() -> Built:
         return Built(None, "made for Linux on x86-64 only")
     compiler, threads = shutil.which("gcc"), _threads()
     if compiler is None:
-        return Built(None, "no gcc is found")
+        return Built(None, "no gcc is found", _INSTALL)
     if threads is None:
         return Built(None, "torch does not bring libgomp, whose threads they would use")
     try:
         return Built(_loaded(_built(compiler, threads)), f"compiled by {compiler}")
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
-        return Built(None, f"{compiler} failed: {said[-1]}")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Built(None, str(error))
+        return Built(None, f"{compiler} failed: {_fault(error)}", _INSTALL)
+    except subprocess.TimeoutExpired as error:
+        return Built(None, str(error), "try again when the machine is less busy")
+    except OSError as error:  # of the folder, or of what lies in it
+        return Built(None, str(error), "let UNDERTOW_CACHE name a folder of yours")
+
+
+def _fault(error: subprocess.CalledProcessError) -> str:
+    """The line that says what is wrong; the last one often says only that it ended."""
+    said = str(error.stderr).strip().splitlines() or [f"status {error.returncode}"]
+    return next((line for line in said if "error" in line), said[-1])
 
 
 def _threads() -> Path | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from undertow.errors import ModelError
-from undertow.models.attention import fast_attention
+from undertow.models.attention import fast_operations
 from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
@@ -109,7 +109,7 @@ def read_prefix(model: Model, rows: Sequence[Rendered]) -> Prefix | None:
     cache = new_cache(model, shared)
     ids = torch.tensor([rows[0].ids[:shared]], device=model.device)
     nothing = torch.zeros_like(ids, dtype=torch.bool)
-    with completion_positions(model, nothing), fast_attention(model):
+    with completion_positions(model, nothing), fast_operations(model):
         model.module.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return Prefix(shared, cache)
 
@@ -140,7 +140,7 @@ def predicting_states(
         options = {
             "use_cache": True, "past_key_values": cache, "position_ids": positions[None]
         }  # fmt: skip
-    with completion_positions(model, mask), fast_attention(model):
+    with completion_positions(model, mask), fast_operations(model):
         hidden = model.module.base_model(input_ids=ids, **options)[0]
     return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
 
