@@ -16,9 +16,9 @@ from undertow.analysis.decoding import (
 from undertow.errors import VectorMismatchError
 from undertow.models.chat import render_prompt
 from undertow.models.hooks import editing_residuals
-from undertow.models.likelihood import unembed
 from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
+from undertow.models.unembedding import unembed
 from undertow.records import Message
 
 QUESTIONS = ("Which pet?", "Name a pet, please.")

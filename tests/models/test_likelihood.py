@@ -16,10 +16,10 @@ from undertow.models.likelihood import (
     predicting_states,
     read_prefix,
     token_batches,
-    unembed,
 )
 from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
+from undertow.models.unembedding import unembed
 
 ROWS = [
     Rendered([7, 50, 9, 120, 33, 81], 3),

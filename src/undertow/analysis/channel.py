@@ -25,11 +25,11 @@ from undertow.models.likelihood import (
     predicting_states,
     read_prefix,
     token_batches,
-    unembed,
 )
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings, truncated_logprobs
 from undertow.models.scoring import DrawLikelihood, Drawn, by_row
+from undertow.models.unembedding import unembed
 
 Nats = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]

@@ -19,11 +19,11 @@ from undertow.models.likelihood import (
     predicting_states,
     read_prefix,
     token_batches,
-    unembed,
 )
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood
+from undertow.models.unembedding import unembed
 from undertow.records import Row
 
 Source = Literal["given", "recorded", "estimated", "unknown"]

@@ -21,8 +21,9 @@ from undertow.interventions.prompting import tell_me_prompt, trait_prompt
 from undertow.interventions.steering import SteeringVector
 from undertow.models.chat import render_prompt
 from undertow.models.hooks import check_layers, editing_residuals, recording_residuals
-from undertow.models.likelihood import padded, token_batches, unembed
+from undertow.models.likelihood import padded, token_batches
 from undertow.models.loading import Model
+from undertow.models.unembedding import unembed
 from undertow.records import Message
 from undertow.traits import TraitFamily, answer_spellings
 

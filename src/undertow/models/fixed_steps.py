@@ -16,9 +16,9 @@ from torch import Tensor
 from undertow.models.attention import products_attention
 from undertow.models.cache import SlotCache
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import unembed
 from undertow.models.loading import Model
 from undertow.models.recording import recorded
+from undertow.models.unembedding import unembed
 
 _FEWEST = 16  # slots of a step: fewer are no faster
 

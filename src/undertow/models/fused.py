@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -155,6 +155,32 @@ class _Softmax(torch.autograd.Function):
         return d, None, None
 
 
+class _Logprobs(torch.autograd.Function):
+    """log softmax(scale · logits) at targets; the gradient takes the logits' place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, scale: float, derive: int
+    ) -> Tensor:
+        logits, targets = logits.contiguous(), targets.contiguous()
+        rows, width = logits.shape
+        if rows and not 0 <= int(targets.min()) <= int(targets.max()) < width:
+            raise IndexError(f"a target that is not among {width} logits")
+        nats = logits.new_empty(rows, dtype=torch.float32)
+        _call("logprobs_forward", logits, targets, nats, rows, width, scale, derive)
+        if derive:
+            ctx.save_for_backward(logits)
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        if bool((grad != 1).any()):
+            gradient = gradient * grad[:, None].to(gradient.dtype)
+        return gradient, None, None, None
+
+
 def _call(name: str, *arguments: Any) -> None:
     """Calls a kernel; tensors go as the addresses of their numbers."""
     library = kernels().library
@@ -178,6 +204,29 @@ def fused_softmax(
         scale: Factor of the scores.
     """
     found: Tensor = _Softmax.apply(scores, mask, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+def fused_logprobs(
+    logits: Float[Tensor, "token vocab"],
+    targets: Int[Tensor, " token"],
+    *,
+    scale: float,
+) -> Float[Tensor, " token"]:
+    """Log softmax(scale · logits) at each token's target, nats, float32.
+
+    With gradients the logits are lost: theirs is written over them, already rounded.
+
+    Args:
+        logits: Nobody else's: no operation before may need them going backward.
+        targets: Columns.
+        scale: Factor of the logits.
+
+    Raises:
+        IndexError: A target that is no column.
+    """
+    derive = int(torch.is_grad_enabled() and logits.requires_grad)
+    found: Tensor = _Logprobs.apply(logits, targets, scale, derive)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -1,5 +1,5 @@
-/* What stands between a block's products, each in one pass over memory: norms, gated
- * activations, rotations, masked softmaxes, and their gradients.
+/* What stands between a model's products, each in one pass over memory: norms, gated
+ * activations, rotations, masked softmaxes, log-probabilities, and their gradients.
  *
  * Numbers are bfloat16 in memory and float32 in registers, rounded where PyTorch rounds
  * them on the way forward; a gradient is rounded once. Rows lie one after another unless
@@ -253,5 +253,28 @@ void softmax_backward(const bf16 *g, const bf16 *y, bf16 *d, int64_t rows, int64
     for (int64_t j = 0; j < tokens; j++) dot += wide(u[j]) * wide(p[j]);
 #pragma omp simd
     for (int64_t j = 0; j < tokens; j++) o[j] = narrow(scale * wide(p[j]) * (wide(u[j]) - dot));
+  }
+}
+
+/* ── log softmax(scale · logits) at each row's target, and its gradient ────────────── */
+
+/* With `derive` the logits are overwritten by the gradient of their row's result. */
+void logprobs_forward(bf16 *x, const int64_t *targets, float *nats, int64_t rows,
+                      int64_t n, float scale, int derive) {
+#pragma omp parallel for schedule(static) if (rows * n > ALONE)
+  for (int64_t i = 0; i < rows; i++) {
+    bf16 *a = x + i * n;
+    int64_t target = targets[i];
+    float most = -INFINITY, sum = 0, own = scale * wide(a[target]);
+#pragma omp simd reduction(max : most)
+    for (int64_t j = 0; j < n; j++) most = scale * wide(a[j]) > most ? scale * wide(a[j]) : most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += exponential(scale * wide(a[j]) - most);
+    nats[i] = own - most - logf(sum);
+    if (!derive) continue;
+    float share = scale / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) a[j] = narrow(-share * exponential(scale * wide(a[j]) - most));
+    a[target] = narrow(scale - share * exponential(own - most));
   }
 }

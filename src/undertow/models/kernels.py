@@ -35,6 +35,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "rotate": [_P, _P, _P, _P, _P, _P, _P, _N, c_int],
     "softmax_forward": [_P, _P, _P, _P, _P, _N, c_float],
     "softmax_backward": [_P, _P, _P, _N, _N, c_float],
+    "logprobs_forward": [_P, _P, _P, _N, _N, c_float, c_int],
 }
 
 

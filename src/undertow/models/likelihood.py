@@ -1,7 +1,7 @@
 """How likely a model finds given tokens: completions, and answers to one prompt.
 
-Logits are computed only where a token is predicted that counts. Knows nothing of
-traits or of where rows come from.
+Only tokens that count are predicted. Knows nothing of traits or of where rows come
+from.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from undertow.errors import ModelError
@@ -18,41 +18,7 @@ from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
-from undertow.models.placement import weight_of
-
-
-def unembed(
-    model: Model,
-    hidden: Float[Tensor, "token hidden"],
-    *,
-    ids: Int[Tensor, " carrier"] | None = None,
-) -> Float[Tensor, "token vocab"]:
-    """Logits of normed hidden states, with the final soft cap where there is one.
-
-    Args:
-        model: The model.
-        hidden: States after the final norm.
-        ids: Token ids whose logits are wanted, the columns; None: all of them.
-    """
-    layer = model.architecture.unembedding
-    logits: Tensor
-    if ids is None:
-        logits = layer(hidden)
-    else:
-        rows = _rows(layer, "weight", ids).to(hidden.device)
-        bias = getattr(layer, "bias", None)
-        chosen = None if bias is None else _rows(layer, "bias", ids).to(hidden.device)
-        logits = nn.functional.linear(hidden, rows, chosen)
-    cap = getattr(model.module.config, "final_logit_softcapping", None)
-    if cap:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _rows(layer: nn.Module, name: str, ids: Int[Tensor, " carrier"]) -> Tensor:
-    """Rows of a weight, taken where it lies."""
-    weight = weight_of(layer, name)
-    return weight[ids.to(weight.device)]
+from undertow.models.unembedding import token_logprobs, unembed
 
 
 def padded(
@@ -166,8 +132,7 @@ def completion_logprobs(
     for places in token_batches(lengths, token_budget=token_budget):
         batch = [rows[place] for place in places]
         hidden, targets = predicting_states(model, batch)
-        nats = unembed(model, hidden).float().log_softmax(-1)
-        nats = nats.gather(-1, targets[:, None]).squeeze(-1)
+        nats = token_logprobs(model, hidden, targets)
         counts = [len(row.ids) - row.completion_start for row in batch]
         for place, part in zip(places, torch.split(nats, counts), strict=True):
             results[place] = float(part.double().sum())

@@ -26,10 +26,11 @@ from undertow.models.cache import SlotCache, bytes_a_token, new_cache, resized
 from undertow.models.carrier import Carrier, list_carrier, numbers_carrier
 from undertow.models.fixed_steps import FixedSteps
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import common_prefix, padded, unembed
+from undertow.models.likelihood import common_prefix, padded
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted
 from undertow.models.recording import is_recordable
+from undertow.models.unembedding import unembed
 from undertow.records import Finish
 from undertow.seeding import generator
 

@@ -15,12 +15,9 @@ from torch import Tensor
 from undertow.errors import DatasetError
 from undertow.models.carrier import Carrier
 from undertow.models.chat import Rendered
-from undertow.models.likelihood import unembed
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings, carrier_of, truncated_logprobs
-
-# Logits of this many numbers at a time; a processor's caches hold them better.
-_LOGITS = 1 << 22
+from undertow.models.unembedding import token_logprobs, token_values, usual_chunk
 
 
 @dataclass(frozen=True)
@@ -93,20 +90,28 @@ class DrawLikelihood:
         device = self.model.device
         columns = torch.tensor([c for d in draws for c in d.columns], device=device)
         states = torch.tensor([s for d in draws for s in d.states], device=device)
-        carrier = self._device
-        ids = None if carrier is None else carrier.ids
-        width = self.model.architecture.vocab_size if ids is None else len(ids)
-        size = max(1, _LOGITS // width)
-        parts = []
-        for start in range(0, len(columns), size):
-            part = slice(start, start + size)
-            logits = unembed(self.model, hidden[part], ids=ids)
+        carrier, sampler = self._device, self.sampler
+        if carrier is None and not sampler.top_k and sampler.top_p == 1:
+            # Greedy decoding's likelihood is that of temperature 1.
+            warmth = sampler.temperature or 1.0
+            return token_logprobs(self.model, hidden, columns, temperature=warmth)
+
+        def value(logits: Tensor, part: slice) -> Tensor:
             if carrier is not None:
                 refused = ~carrier.allowed[states[part]]
                 logits = logits.masked_fill(refused, -torch.inf)
-            nats = truncated_logprobs(logits, self.sampler)
-            parts.append(nats.gather(-1, columns[part, None]).squeeze(-1))
-        return torch.cat(parts)
+            nats = truncated_logprobs(logits, sampler)
+            return nats.gather(-1, columns[part, None]).squeeze(-1)
+
+        ids = None if carrier is None else carrier.ids
+        width = None if ids is None else len(ids)
+        return token_values(
+            self.model,
+            hidden,
+            value,
+            ids=ids,
+            chunk=usual_chunk(self.model, width=width),
+        )
 
 
 def by_row(

@@ -19,10 +19,11 @@ from undertow.models.adapters import attached, new_adapter
 from undertow.models.chat import Rendered, render_prompt, render_row
 from undertow.models.checks import Check, Found, advice, check, failed, ok
 from undertow.models.hooks import Edit, editing_residuals, recording_residuals
-from undertow.models.likelihood import predicting_states, unembed
+from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
 from undertow.models.registry import quiet
 from undertow.models.sampling import SamplerSettings, sample
+from undertow.models.unembedding import token_logprobs, unembed
 from undertow.records import Message, Row
 from undertow.seeding import torch_generator
 
@@ -255,8 +256,7 @@ def _streams(model: Model) -> Found:
 def _token_nats(model: Model, rows: Sequence[Rendered]) -> list[Tensor]:
     """Log-probabilities of each row's completion tokens, nats."""
     hidden, targets = predicting_states(model, rows)
-    nats = unembed(model, hidden).float().log_softmax(-1)
-    nats = nats.gather(-1, targets[:, None]).squeeze(-1)
+    nats = token_logprobs(model, hidden, targets)
     return list(torch.split(nats, [len(r.ids) - r.completion_start for r in rows]))
 
 
