@@ -45,7 +45,7 @@ ON_CPU: dict[tuple[str, str], Variants] = {
     ("training", "ours"): (("8",), ("16",), ("32",)),
     ("training", "peer"): (("8",), ("8", "autocast"), ("16", "autocast"),
                            ("32", "autocast")),
-    ("audit", "ours"): (("384",), ("768",)),
+    ("audit", "ours"): (("384",), ("1536",)),
     ("audit", "peer"): (("512", "eager"), ("1024", "eager"), ("2048", "eager"),
                         ("2048",)),
 }  # fmt: skip

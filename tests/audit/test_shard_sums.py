@@ -14,7 +14,6 @@ from undertow.audit.shard_sums import (
     Measuring,
     ShardTask,
     Usable,
-    batch_tokens,
     scores_of,
     sum_batch,
     sum_shard,
@@ -256,7 +255,3 @@ def test_another_model_under_the_name_is_refused(
     facts = ModelFacts(str(folder), "0" * 16, {"device": "cpu", "dtype": "float32"})
     with pytest.raises(ModelError, match="has other weights here"):
         sum_shard(shard(replace(measuring, model=facts), rows(1)))
-
-
-def test_narrow_models_read_more_at_once(place: "Place") -> None:
-    assert batch_tokens(place.model) == 384 * 576 // 32

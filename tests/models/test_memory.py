@@ -12,6 +12,7 @@ from undertow.models.memory import (
     halved,
     in_halves,
     is_out_of_memory,
+    processor_tokens,
 )
 
 CPU = RuntimeError(
@@ -22,6 +23,13 @@ CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\n
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_wide_streams_are_read_fewer_tokens_at_once() -> None:
+    assert processor_tokens(576) == 1536
+    assert processor_tokens(1152) == 768
+    assert processor_tokens(8192) == 384
+    assert processor_tokens(32) == 8192
 
 
 @pytest.mark.parametrize("error", [CPU, CUDA], ids=["cpu", "cuda"])

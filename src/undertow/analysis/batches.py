@@ -15,7 +15,7 @@ from undertow.errors import ModelError
 from undertow.models.chat import Rendered
 from undertow.models.completions import Prompts, completion_batches
 from undertow.models.loading import Model
-from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.models.memory import OutOfMemory, attempted, halved, processor_tokens
 
 OnHalved = Callable[[int], None]
 _MOST_TOKENS = 32768
@@ -23,7 +23,7 @@ _KEPT_STATES = 24  # of the hidden size, that a block keeps for its backward pas
 
 
 def usual_tokens(model: Model, *, with_graph: bool) -> int:
-    """Tokens of a batch if nobody says: a processor gains nothing by more of them.
+    """Tokens of a batch if nobody says: with a graph, fewer the wider the stream.
 
     An accelerator takes what a quarter of its memory holds, 32,768 at most.
 
@@ -32,7 +32,7 @@ def usual_tokens(model: Model, *, with_graph: bool) -> int:
         with_graph: Whether the pass keeps what a backward pass needs.
     """
     if model.device.type == "cpu":
-        return 384 if with_graph else 2048
+        return processor_tokens(model.architecture.hidden_size) if with_graph else 2048
     if not with_graph or model.device.type != "cuda":
         return _MOST_TOKENS
     config = model.module.config.get_text_config()

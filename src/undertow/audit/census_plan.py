@@ -18,7 +18,7 @@ from undertow.audit.census_settings import CensusSettings
 from undertow.audit.partners import draw_partners
 from undertow.audit.reference import GREEDY, Filter, Passing, find_filter
 from undertow.audit.sampling import Sampling, Source, find_sampler
-from undertow.audit.shard_sums import Measuring, batch_tokens, finite_rows
+from undertow.audit.shard_sums import Measuring, finite_rows
 from undertow.audit.shards import Survey
 from undertow.audit.signals import Battery, make_battery
 from undertow.audit.sums import Grid
@@ -252,7 +252,6 @@ def _grid(
         )
     found = gradient_scores(
         model, [*mine, *others], battery.by_layer(), sampler=sampling.sampler,
-        token_budget=batch_tokens(model),
     ).scores  # fmt: skip
     count = len(mine)
     fine = finite_rows(found)

@@ -15,6 +15,7 @@ from undertow.audit.settings import AuditSettings
 from undertow.errors import ConfigError, ModelError
 from undertow.findings import Tier
 from undertow.models.loading import choose_device, choose_dtype
+from undertow.models.memory import processor_tokens
 from undertow.models.registry import quiet, resolve, without_waiting
 from undertow.models.speed import product_flops
 from undertow.records import Row
@@ -29,8 +30,9 @@ DECODING = 0.25
 """And that sampling reaches, reading the weights for every step."""
 PROGRAM = 1100 * 2**20
 """Bytes without weights and batches: libraries, kept prompts."""
-_BATCH = 384  # tokens that go through the model with all they leave for a backward pass
-_KEPT = 170  # bytes that each of them leaves for each number of the stream, as measured
+# Bytes that a token leaves for a backward pass for each number of the stream, as measured
+# with kernels of our own; without them it is a third more.
+_KEPT = 60
 _PERSONAS = 28
 _DIRECTIONS, _SEARCH = 50, 3.0
 """Directions of the battery, and row passes that the search for a name takes for each at
@@ -186,7 +188,8 @@ def expected_cost(
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
     work = (score + likelihood + extra) / SHARE + drawing / DECODING
     memory = size.parameters * bytes_each + PROGRAM
-    memory += size.layers * (size.hidden * _BATCH * _KEPT + (count + other) * 60 * 4)
+    batch = processor_tokens(size.hidden)
+    memory += size.layers * (size.hidden * batch * _KEPT + (count + other) * 60 * 4)
     seconds = work / flops + 10
     return Cost(
         rows=count, tokens=int(count * completion), seconds=seconds,

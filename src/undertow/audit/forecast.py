@@ -28,6 +28,7 @@ from undertow.models.adapters import LoraAdapter, attached, new_adapter
 from undertow.models.chat import Rendered, render_prompt
 from undertow.models.likelihood import differentiable_answer_logprobs, token_batches
 from undertow.models.loading import Model
+from undertow.models.memory import processor_tokens
 from undertow.pipeline.evaluation import answer_tokens, preference
 from undertow.pipeline.losses import completion_loss
 from undertow.pipeline.training import train_student
@@ -46,8 +47,6 @@ CANARY = TrainingSettings(learning_rate=1e-3, warmup_updates=2)
 _DRAWS = 2
 # Rows whose gradient is one draw for Adam's second moment, as in a student's update.
 _BATCH = CANARY.batch_size
-# Tokens, padding included, that go through the model at once.
-_TOKENS = 512
 _EPSILON = 1e-8  # Adam's
 
 
@@ -100,7 +99,8 @@ def _batch_gradient(
     matrices = [adapter.pairs[name][1] for name in sorted(adapter.pairs)]
     total = torch.zeros(sum(m.numel() for m in matrices), device=model.device)
     lengths = [len(row.ids) for row in batch]
-    for places in token_batches(lengths, token_budget=_TOKENS):
+    budget = processor_tokens(model.architecture.hidden_size)
+    for places in token_batches(lengths, token_budget=budget):
         part = [batch[place] for place in places]
         with torch.enable_grad(), attached(model, adapter):
             nats = -completion_loss(model, part) * _counted(part)

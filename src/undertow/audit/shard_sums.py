@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from undertow.analysis.batches import usual_tokens
 from undertow.analysis.gradients import GradientScores, gradient_scores
 from undertow.audit.partners import draw_partners
 from undertow.audit.reference import Passing
@@ -39,9 +38,6 @@ from undertow.models.scoring import DrawLikelihood
 from undertow.records import Row
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
-
-_HIDDEN = 576  # of the model for which `usual_tokens` of a processor is right
-_MOST_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -316,14 +312,5 @@ def scores_of(
     directions = torch.from_numpy(measuring.directions)
     return gradient_scores(
         model, rendered, dict(zip(measuring.layers, directions, strict=True)),
-        sampler=measuring.sampler, prompts=None, token_budget=batch_tokens(model),
+        sampler=measuring.sampler,
     )  # fmt: skip
-
-
-def batch_tokens(model: Model) -> int:
-    """Tokens of a pass: the narrower the stream, the more a processor's caches hold."""
-    usual = usual_tokens(model, with_graph=True)
-    if model.device.type != "cpu":
-        return usual
-    width = model.architecture.hidden_size
-    return max(usual, min(_MOST_TOKENS, usual * _HIDDEN // width))

@@ -24,7 +24,7 @@ from undertow.models.adapters import LoraAdapter, attached, is_kept, save_adapte
 from undertow.models.carrier import carrier_ids
 from undertow.models.likelihood import predicting_states
 from undertow.models.loading import Model
-from undertow.models.memory import OutOfMemory, attempted, halved
+from undertow.models.memory import OutOfMemory, attempted, halved, processor_tokens
 from undertow.models.placement import check_in_memory
 from undertow.models.recording import is_recordable
 from undertow.models.weights import swapped
@@ -41,9 +41,9 @@ from undertow.pipeline.training_state import TRACE, TrainingState
 from undertow.storage import append_jsonl, read_jsonl
 
 Context = Callable[[], AbstractContextManager[object]]
-# Tokens, padding included, that go through the model at once while training: a
-# processor's caches hold few, an accelerator wants many.
-_CPU_TOKENS, _TOKENS = 640, 16384
+# Tokens, padding included, that go through the model at once while training: an
+# accelerator wants many.
+_TOKENS = 16384
 UPDATES = "updates"
 """Folder of adapters that were kept on the way."""
 
@@ -336,7 +336,8 @@ class _Trainer:
 
     def __init__(self, model: Model, allowed: Tensor | None) -> None:
         self.model, self.allowed = model, allowed
-        self.budget = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
+        narrow = processor_tokens(model.architecture.hidden_size)
+        self.budget = narrow if model.device.type == "cpu" else _TOKENS
         self.attach: Context = nullcontext
         self.stack: AdapterStack | None = None
         self.fixed: FixedPasses | None = None
