@@ -100,6 +100,11 @@ def model_size(name: str) -> Size:
     )
 
 
+def batch_bytes(size: Size) -> int:
+    """What a processor's batch leaves in memory for its backward pass, about."""
+    return size.layers * size.hidden * processor_tokens(size.hidden) * _KEPT
+
+
 def missing_blocks(
     asked: Mapping[str, int | None], *, size: Size, model: str
 ) -> list[str]:
@@ -188,8 +193,7 @@ def expected_cost(
     extra = weights * 4 * settings.forecast * 2 * (prompt + completion)
     work = (score + likelihood + extra) / SHARE + drawing / DECODING
     memory = size.parameters * bytes_each + PROGRAM
-    batch = processor_tokens(size.hidden)
-    memory += size.layers * (size.hidden * batch * _KEPT + (count + other) * 60 * 4)
+    memory += batch_bytes(size) + size.layers * (count + other) * 60 * 4
     seconds = work / flops + 10
     return Cost(
         rows=count, tokens=int(count * completion), seconds=seconds,

@@ -51,7 +51,7 @@ class Where:
         typer.Option(
             min=0.1,
             help="GiB of a process, or of a worker on Ray; not given: the weights in "
-            "float32, and 1.1.",
+            "float32, a batch, and 1.1.",
         ),
     ] = None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from undertow.audit.cost import PROGRAM, Size, model_size
+from undertow.audit.cost import PROGRAM, Size, batch_bytes, model_size
 from undertow.errors import ModelError
 from undertow.models.known_models import REGISTRY
 
@@ -70,12 +70,14 @@ def known_size(name: str) -> Size | None:
 def worker_bytes(names: Iterable[str]) -> int | None:
     """Main memory of a worker that has one of these models at a time, about.
 
-    Weights in float32 and the program. None if the size of one is not known here.
+    Weights in float32, the program, and a batch with what it leaves for a backward pass.
+    None if the size of one is not known here.
     """
     sizes = [known_size(name) for name in names]
     if not sizes or None in sizes:
         return None
-    return 4 * max(size.parameters for size in sizes if size) + PROGRAM
+    each = (4 * size.parameters + batch_bytes(size) for size in sizes if size)
+    return max(each) + PROGRAM
 
 
 def _here(name: str) -> str:
