@@ -98,9 +98,9 @@ def distillation_losses(
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         with torch.no_grad():
-            teacher = unembed(model, teacher_states[part])
-        if allowed is not None:
-            logits, teacher = logits[:, allowed], teacher[:, allowed]
+            teacher = unembed(model, teacher_states[part], ids=allowed)
         return _soft_loss(logits, teacher)
 
-    return token_values(model, hidden, loss, chunk=chunk or usual_chunk(model))
+    width = None if allowed is None else len(allowed)
+    chunk = chunk or usual_chunk(model, width=width)
+    return token_values(model, hidden, loss, ids=allowed, chunk=chunk)
