@@ -19,7 +19,6 @@ from undertow.models.likelihood import (
 )
 from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
-from undertow.models.unembedding import unembed
 
 ROWS = [
     Rendered([7, 50, 9, 120, 33, 81], 3),
@@ -131,19 +130,6 @@ def test_the_states_are_those_before_the_completion_s_tokens() -> None:
     with torch.no_grad():
         hidden = model.module.base_model(torch.tensor([ROWS[0].ids]))[0][0]
     torch.testing.assert_close(states[:3], hidden[2:5], rtol=0, atol=1e-5)
-
-
-def test_the_soft_cap_is_applied_where_there_is_one() -> None:
-    model = tiny_model("gemma2")
-    cap = model.module.config.final_logit_softcapping
-    assert cap == 30.0
-    hidden = torch.full((1, 32), 40.0)
-    logits = unembed(model, hidden)
-    raw = hidden @ model.architecture.unembedding.get_parameter("weight").t()
-    assert float(raw.abs().max()) > 60
-    torch.testing.assert_close(logits, torch.tanh(raw / 30) * 30)
-    ids = torch.tensor([200, 3, 17])
-    torch.testing.assert_close(unembed(model, hidden, ids=ids), logits[:, ids])
 
 
 def test_batches_keep_within_their_budget_and_lose_nobody() -> None:
