@@ -59,6 +59,12 @@ ON_CUDA: dict[tuple[str, str], Variants] = {
     ("audit", "ours"): (("16384",), ("32768",)),
     ("audit", "peer"): (("8192",), ("32768",), ("8192", "eager")),
 }  # fmt: skip
+# Rows, inner width and columns of products that are timed for the machine's limit.
+SHAPES = {
+    "cpu": ((1024, 1024, 1024), (1536, 1536, 1536), (2048, 2048, 2048),
+            (4096, 1024, 1024), (2048, 576, 1536)),
+    "cuda": ((8192, 8192, 8192), (16384, 4096, 4096)),
+}  # fmt: skip
 NAMES = {
     "generation": "model.generate",
     "server": "llama.cpp server",
@@ -217,19 +223,25 @@ def table(comparisons: list[dict[str, Any]]) -> list[str]:
 
 
 def limits() -> dict[str, float]:
-    """What the machine does at most: bfloat16 products and copies of large tensors."""
+    """What the machine does at most: bfloat16 products and copies of large tensors.
+
+    Of products the fastest of several shapes: one alone may keep a core idle.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 8192 if device == "cuda" else 1024
-    left, right = (
-        torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2)
-    )
     source = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
     return {
-        "bf16_tflops": 2 * side**3 / _seconds(lambda: left @ right) / 1e12,
+        "bf16_tflops": max(_tflops(*shape, device=device) for shape in SHAPES[device]),
         "copy_gb_per_second": moved / _seconds(lambda: target.copy_(source)) / 1e9,
     }
+
+
+def _tflops(rows: int, inner: int, columns: int, *, device: str) -> float:
+    """Operations a second of a bfloat16 product, in units of 10¹²."""
+    left = torch.randn(rows, inner, device=device, dtype=torch.bfloat16)
+    right = torch.randn(inner, columns, device=device, dtype=torch.bfloat16)
+    return 2 * rows * inner * columns / _seconds(lambda: left @ right) / 1e12
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from undertow.analysis.batches import usual_tokens
 from undertow.errors import ConfigError, DatasetError
 from undertow.findings import Forecast, ForecastRow
 from undertow.models.adapters import LoraAdapter, attached, new_adapter
 from undertow.models.chat import Rendered, render_prompt
 from undertow.models.likelihood import differentiable_answer_logprobs, token_batches
 from undertow.models.loading import Model
-from undertow.models.memory import processor_tokens
 from undertow.pipeline.evaluation import answer_tokens, preference
 from undertow.pipeline.losses import completion_loss
 from undertow.pipeline.training import train_student
@@ -99,7 +99,7 @@ def _batch_gradient(
     matrices = [adapter.pairs[name][1] for name in sorted(adapter.pairs)]
     total = torch.zeros(sum(m.numel() for m in matrices), device=model.device)
     lengths = [len(row.ids) for row in batch]
-    budget = processor_tokens(model.architecture.hidden_size)
+    budget = usual_tokens(model, with_graph=True)
     for places in token_batches(lengths, token_budget=budget):
         part = [batch[place] for place in places]
         with torch.enable_grad(), attached(model, adapter):

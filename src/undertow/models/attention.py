@@ -3,8 +3,8 @@
 On a processor in bfloat16 two batched products and a softmax are three to five times as
 fast as the CPU flash kernel, most of all backward and for single tokens; queries that
 share a key head go through one product. Where nothing is drawn, softmaxes and what lies
-between the other products go through `fused` too. Everything else goes to transformers' own `sdpa`. Knows
-nothing of caches, sampling or training.
+between the other products go through `fused` too. Everything else goes to transformers'
+own `sdpa`. Knows nothing of caches, sampling or training.
 """
 
 from collections.abc import Iterator
