@@ -115,7 +115,8 @@ def test_rows_that_are_read_together_are_as_alone(
     texts = ["4, 8, 15, 16", "23", "42, 1, 2, 3, 5, 7, 11"]
     rows = [render_row(model, Row(ROW.messages, text)) for text in texts]
     vectors = {0: _vectors(model), 2: _vectors(model, 4)}
-    wanted = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+    alone = [row_logprobs(model, [row], vectors, sampler=SAMPLER) for row in rows]
+    wanted = {layer: np.vstack([each[layer] for each in alone]) for layer in vectors}
     sizes: list[tuple[int, ...]] = []
     read = many_vectors._read
 
@@ -123,10 +124,14 @@ def test_rows_that_are_read_together_are_as_alone(
         sizes.append(tuple(ids.shape))
         return read(model, ids)
 
-    monkeypatch.setattr(many_vectors, "_CPU", (6144, 6144))
     monkeypatch.setattr(many_vectors, "_read", counted)
     found = row_logprobs(model, rows, vectors, sampler=SAMPLER)
     assert [rows for rows, _ in sizes] == [3, 9, 12]
+    sizes.clear()  # with four vectors no two rows make up a batch
+    row_logprobs(
+        model, rows, vectors, sampler=SAMPLER, token_budget=4 * len(rows[2].ids)
+    )
+    assert [rows for rows, _ in sizes] == 3 * [1, 3, 4]
     for layer, own in wanted.items():
         np.testing.assert_allclose(found[layer], own, atol=2e-4)
         assert len(np.unique(own.round(3))) == own.size

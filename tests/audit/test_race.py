@@ -25,6 +25,16 @@ class Table(Meter):
     def __init__(self, ratios: dict[str, dict[str, float]]) -> None:
         self.known, self.passes = ratios, 0
         self.asked: list[tuple[str, int]] = []
+        self.scanned: list[tuple[int, list[str]]] = []
+
+    def scan(
+        self,
+        rows: Sequence[Row],
+        hypotheses: Sequence[RowHypothesis],
+        *,
+        on_rows: Any = None,
+    ) -> None:
+        self.scanned.append((len(rows), [h.name for h in hypotheses]))
 
     def ratios(
         self, rows: Sequence[Row], hypothesis: RowHypothesis, *, on_rows: Any = None
@@ -254,6 +264,19 @@ def test_vectors_are_scored_only_on_rows_that_did_not_choose_them() -> None:
     )
     assert np.isnan(race.ratios[50:, 2]).all()
     assert not np.isnan(race.ratios[50:, :2]).all()
+
+
+def test_vectors_are_read_together_and_personas_are_not() -> None:
+    vectors = [RowHypothesis(n, "steer", n) for n in ("v", "w")]
+    effects = _effects(4, shared=0.2, own=0.2)
+    _, meter = _race(
+        [*PERSONAS[:2], *vectors], effects, truth=2, count=90, steer_rows=45
+    )
+    assert meter.scanned[0] == (24, ["v", "w"])
+    assert meter.asked[:4] == [(n, 24) for n in ("a prompt", "b prompt", "v", "w")]
+    read = sum(rows * len(names) for rows, names in meter.scanned)
+    own = sum(rows for name, rows in meter.asked if name in ("v", "w"))
+    assert read == own
 
 
 def test_only_rows_with_a_partner_are_tried_against_the_reference() -> None:

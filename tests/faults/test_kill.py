@@ -98,7 +98,7 @@ def test_the_last_bit_of_a_number_counts(tmp_path: Path) -> None:
     (tmp_path / "measured").mkdir()
 
     def left(nats: float, score: float, *, turned: bool = False) -> Found:
-        lines = [{"row": "a", "of": {"base": nats}}, {"row": "b", "of": {"base": -1}}]
+        lines = [{"read": {"base": {"a": nats}}}, {"read": {"base": {"b": -1}}}]
         text = "\n".join(map(json.dumps, lines[::-1] if turned else lines))
         (tmp_path / "measured" / "logprobs.jsonl").write_text(text)
         np.savez(tmp_path / "measured" / "signals-0.npz", scores=np.array([score]))

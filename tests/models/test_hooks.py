@@ -11,7 +11,9 @@ from undertow.models.hooks import (
     completion_positions,
     current_completion_positions,
     editing_residuals,
+    going_on_from,
     recording_residuals,
+    recording_streams,
 )
 from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -135,3 +137,30 @@ def test_recorded_states_carry_gradients() -> None:
     kept[2].sum().backward()  # type: ignore[no-untyped-call]
     assert bias.grad is not None
     assert float(bias.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_that_records_streams_ends_there_and_another_goes_on(
+    family: Family,
+) -> None:
+    model = tiny_model(family)
+    wanted = _logits(model)
+    ran: list[int] = []
+    marks = [
+        block.mlp.register_forward_hook(lambda *_, place=place: ran.append(place))
+        for place, block in enumerate(model.architecture.blocks)
+    ]
+    with torch.no_grad(), recording_streams(model, [0, 2]) as streams:
+        model.module(input_ids=IDS)
+    assert ran == [0, 1, 2]
+    ran.clear()
+    for layer, after in ((0, [1, 2, 3]), (2, [3])):
+        with going_on_from(model, streams[layer], streams[layer].hidden):
+            assert torch.equal(_logits(model), wanted)
+        assert ran == after
+        ran.clear()
+    for mark in marks:
+        mark.remove()
+    assert _hooks(model) == 0
+    assert not any("forward" in vars(block) for block in model.architecture.blocks)
+    assert torch.equal(_logits(model), wanted)

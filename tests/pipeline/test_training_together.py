@@ -180,10 +180,10 @@ def test_short_of_memory_they_go_on_in_smaller_parts(
     whole = train_students(model, _plans())
     real = completion_losses
 
-    def short(model: Model, rows: list[Rendered]) -> torch.Tensor:
+    def short(model: Model, rows: list[Rendered], **how: Any) -> torch.Tensor:
         if len(rows) > largest:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried")
-        return real(model, rows)
+        return real(model, rows, **how)
 
     monkeypatch.setattr(training, "completion_losses", short)
     with warnings.catch_warnings(record=True) as said:
@@ -197,7 +197,7 @@ def test_short_of_memory_they_go_on_in_smaller_parts(
 def test_rows_that_never_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
 
-    def short(*_: object) -> torch.Tensor:
+    def short(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried")
 
     monkeypatch.setattr(training, "completion_losses", short)

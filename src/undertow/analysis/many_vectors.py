@@ -24,9 +24,9 @@ from undertow.models.memory import in_halves
 from undertow.models.sampling import SamplerSettings
 from undertow.models.scoring import DrawLikelihood, Drawn, by_row
 
-# Tokens of a batch, and of rows that are read together before: a processor takes rows
-# one by one and pads nothing.
-_CPU, _ACCELERATED = (6144, 1), (65536, 16384)
+# Tokens of a batch, and of rows that are read together before. A processor reads as many
+# as make up a batch with their vectors: one, where vectors are many, which pads nothing.
+_CPU, _ACCELERATED, _TOGETHER = 6144, 65536, 16384
 LogProbs = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -56,9 +56,11 @@ def row_logprobs(
         DatasetError: The sampler cannot draw a row.
         ModelError: A row does not fit into memory under one vector.
     """
-    usual, together = _CPU if model.device.type == "cpu" else _ACCELERATED
-    budget, likelihood = token_budget or usual, DrawLikelihood(model, sampler)
+    on_cpu = model.device.type == "cpu"
+    budget = token_budget or (_CPU if on_cpu else _ACCELERATED)
+    likelihood = DrawLikelihood(model, sampler)
     counts = {layer: len(several) for layer, several in vectors.items()}
+    together = budget // max(counts.values()) if on_cpu else _TOGETHER
     found = {layer: np.full((len(rows), n), np.nan) for layer, n in counts.items()}
     lengths = [len(row.ids) for row in rows]
     for places in token_batches(lengths, token_budget=together):

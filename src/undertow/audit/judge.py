@@ -211,8 +211,6 @@ def _race(
     if naming:
         traits = [str(h.trait) for h in vectors if h.trait in family.names]
         names += [trait for trait in traits[:1] if trait not in names]
-        first = order[: min(settings.screening, len(rows) // 3)]
-        meter.scan([rows[i] for i in first], vectors)  # cheaper together
     return run_race(
         meter,
         [rows[i] for i in order],

@@ -36,6 +36,7 @@ OnRows = Callable[[int, int], None]
 
 BASE, AGAIN = "base", "base again"
 _PART = 256  # rows measured between two writes
+_FEW = 16  # that a processor reads under many vectors between two writes
 
 
 def _added(hypothesis: RowHypothesis) -> Tensor:
@@ -193,13 +194,10 @@ class Meter:
         for lacked, alike in lacking.items():
             missing = [h for h in hypotheses if h.name in lacked]
             for part in self._scanned(alike, missing):
-                self.passes += len(part) * len(missing)
-                for row_id, new in part.items():
-                    self._remember_row(row_id, new)
-                    if self.folder is not None:
-                        line = {"row": row_id, "of": new}
-                        append_jsonl(self.folder / "logprobs.jsonl", line)
-                done += len(part)
+                read = len(part[missing[0].name])
+                self.passes += read * len(missing)
+                self._remember(part)  # in one line: they were read together
+                done += read
                 if on_rows is not None:
                     on_rows(done, total)
 
@@ -208,9 +206,9 @@ class Meter:
         rows: Sequence[Row],
         hypotheses: Sequence[RowHypothesis],
     ) -> Iterator[dict[str, dict[str, float]]]:
-        """Log-likelihoods by row and vector, part by part.
+        """Log-likelihoods by vector and row, part by part.
 
-        An accelerator takes all rows together, a processor one by one.
+        An accelerator takes all rows together, a processor a few.
         """
         by_layer: dict[int, list[RowHypothesis]] = {}
         for each in hypotheses:
@@ -219,27 +217,28 @@ class Meter:
         added = {
             at: torch.stack([_added(h) for h in own]) for at, own in by_layer.items()
         }
-        size = 1 if self.model.device.type == "cpu" else max(1, len(rows))
+        size = _FEW if self.model.device.type == "cpu" else max(1, len(rows))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             found = row_logprobs(
                 self.model, self._rendered(part), added, sampler=self.sampler
             )
+            ids = [row.row_id for row in part]
             yield {
-                row.row_id: {
-                    each.name: float(value)
-                    for layer, own in by_layer.items()
-                    for each, value in zip(own, found[layer][place], strict=True)
-                }
-                for place, row in enumerate(part)
+                each.name: dict(zip(ids, values.tolist(), strict=True))
+                for layer, own in by_layer.items()
+                for each, values in zip(own, found[layer].T, strict=True)
             }
 
     def _has_read(self, row: Row, hypothesis: RowHypothesis) -> bool:
         return row.row_id in self._logprobs.get(hypothesis.name, {})
 
-    def _remember_row(self, row_id: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._logprobs.setdefault(name, {})[row_id] = value
+    def _remember(self, read: Mapping[str, Mapping[str, float]]) -> None:
+        """Log-likelihoods by hypothesis and row, which stand in a line of their own."""
+        for name, values in read.items():
+            self._logprobs.setdefault(name, {}).update(values)
+        if self.folder is not None:
+            append_jsonl(self.folder / "logprobs.jsonl", {"read": read})
 
     def written(
         self,
@@ -304,10 +303,8 @@ class Meter:
         parts = self._parts(rows, memory, hypothesis)
         for part, found in self._read(parts, name, hypothesis, on_rows):
             self.passes += len(part)
-            new = {r.row_id: float(v) for r, v in zip(part, found, strict=True)}
-            memory.update(new)
-            if self.folder is not None:
-                append_jsonl(self.folder / "logprobs.jsonl", {"name": name, "of": new})
+            ids = (row.row_id for row in part)
+            self._remember({name: dict(zip(ids, found.tolist(), strict=True))})
         return np.array([memory[row.row_id] for row in rows], dtype=np.float64)
 
     def _read(
@@ -363,12 +360,10 @@ class Meter:
                 names = tuple(str(i) for i in ids)
                 self.learn(RowSignals(names, scores, total, tokens))
         for line in whole_lines(folder / "logprobs.jsonl"):
-            # JSON has no infinity: null is a row that a cut of the sampler forbids.
-            known = {i: -np.inf if v is None else v for i, v in line["of"].items()}
-            if "row" in line:
-                self._remember_row(line["row"], known)
-            else:
-                self._logprobs.setdefault(line["name"], {}).update(known)
+            for name, values in line.get("read", {}).items():
+                # JSON has no infinity: null is a row that a cut of the sampler forbids.
+                known = {i: -np.inf if v is None else v for i, v in values.items()}
+                self._logprobs.setdefault(name, {}).update(known)
 
 
 def whole_arrays(path: Path, names: Sequence[str]) -> list[Any] | None:

@@ -161,19 +161,22 @@ def refined(
     layers = range(
         max(0, centre - _AROUND), min(len(battery.layers), centre + _AROUND + 1)
     )
-    steps, done = len(layers) + len(FINER_DOSES) + 3 * _HALVINGS + 2, 0
+    steps, done = len(layers) + len(FINER_DOSES) + 2 * _HALVINGS, 0
 
-    def won(layer: int, dose: float) -> float:
+    def won(places: Sequence[tuple[int, float]]) -> list[float]:
         nonlocal done
-        h = vector_hypothesis(meter.model, battery, direction, layer, dose)
-        found = mixed_evidence(meter.ratios(raced, h))
-        done += 1
+        asked = [
+            vector_hypothesis(meter.model, battery, direction, layer, dose)
+            for layer, dose in places
+        ]
+        meter.scan(raced, asked)  # cheaper together
+        done += len(asked)
         tell("block and dose", done, steps)
-        return found
+        return [mixed_evidence(meter.ratios(raced, h)) for h in asked]
 
     screened = _dose(judgement, battery, centre)
-    layer = max(layers, key=lambda layer: won(layer, screened))
-    dose = _best_dose(lambda dose: won(layer, dose))
+    layer = layers[int(np.argmax(won([(layer, screened) for layer in layers])))]
+    dose = _best_dose(lambda doses: won([(layer, dose) for dose in doses]))
     where = (
         f"looked at more closely, block {battery.layers[layer]} at dose {dose:g} does "
         "best"
@@ -184,20 +187,22 @@ def refined(
     )
 
 
-def _best_dose(won: Callable[[float], float]) -> float:
+def _best_dose(won: Callable[[Sequence[float]], Sequence[float]]) -> float:
     """The best of `FINER_DOSES`, or of those beside it where that is clearly better.
 
     Weak rows do not tell doses apart; what is found among them would be noise.
     """
-    coarse = dose = max(FINER_DOSES, key=won)
+    known = dict(zip(FINER_DOSES, won(FINER_DOSES), strict=True))
+    coarse = dose = max(FINER_DOSES, key=lambda each: known[each])
     place = FINER_DOSES.index(dose)
     low, _, high = (_WEAKEST, *FINER_DOSES, _STRONGEST)[place : place + 3]
     for _ in range(_HALVINGS):
         below, above = (round(math.sqrt(end * dose), 3) for end in (low, high))
+        known |= zip((below, above), won((below, above)), strict=True)
         near = (low, below, dose, above, high)
-        place = max((1, 2, 3), key=lambda i: won(near[i]))
+        place = max((1, 2, 3), key=lambda i: known[near[i]])
         low, dose, high = near[place - 1 : place + 2]
-    return dose if won(dose) - won(coarse) > _CLEARLY else coarse
+    return dose if known[dose] - known[coarse] > _CLEARLY else coarse
 
 
 def _rounded(race: Race) -> tuple[str, ...]:

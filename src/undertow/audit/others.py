@@ -139,15 +139,13 @@ def read_rows_under(order: Order) -> list[Array]:
 
 
 def scan_rows(order: Order) -> dict[str, dict[str, float]]:
-    """Log-likelihoods of an order's rows under its vectors, by row and name."""
+    """Log-likelihoods of an order's rows under its vectors, by name and row."""
     meter = _meter(order)
     vectors = [each for each in order.hypotheses if each is not None]
     meter.scan(order.rows, vectors)
+    ids = [row.row_id for row in order.rows]
     read = {each.name: meter.logprobs(order.rows, each) for each in vectors}
-    return {
-        row.row_id: {name: float(values[place]) for name, values in read.items()}
-        for place, row in enumerate(order.rows)
-    }
+    return {n: dict(zip(ids, own.tolist(), strict=True)) for n, own in read.items()}
 
 
 def draw_reference(draw: Draw) -> Reference:

@@ -183,6 +183,10 @@ def run_race(
             on_passes(min(meter.passes - begun, expected), expected)
 
     def score(places: Sequence[int], chosen: Sequence[int]) -> None:
+        vectors = [hypotheses[h] for h in chosen if hypotheses[h].kind == "steer"]
+        if vectors:  # cheaper together
+            few = [i for i in places if i < _rows_of(vectors[0], steer_rows, shape)]
+            meter.scan([audited[i] for i in few], vectors)
         for h in chosen:
             own = [i for i in places if i < _rows_of(hypotheses[h], steer_rows, shape)]
             ratios[own, h] = meter.ratios([audited[i] for i in own], hypotheses[h])

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from undertow.errors import DatasetError, ModelError, VectorMismatchError, shown
 from undertow.models.architecture import matrix_kind
+from undertow.models.fused import adapted, can_adapt
 from undertow.models.loading import Model
 from undertow.models.placement import check_in_memory
 from undertow.seeding import torch_generator
@@ -75,6 +76,8 @@ class _LoraLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         a, b = self.matrices
+        if can_adapt(self.inner, x, a, b):
+            return adapted(self.inner, x, a, b, self.scale)
         low = nn.functional.linear(x, a.to(x)).flatten(0, -2)
         out: Tensor = self.inner(x)
         flat = torch.addmm(out.flatten(0, -2), low, b.to(x).t(), alpha=self.scale)

@@ -8,7 +8,8 @@ own `sdpa`. Knows nothing of caches, sampling or training.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from undertow.models.fused import LONGEST, can_fuse, fused_operations, fused_softmax
 from undertow.models.loading import Model
+from undertow.models.packing import Lengths, gathered, spread
 
 _NAME, _FUSED, _CAUSAL = "undertow_products", "undertow_fused", "undertow_causal"
+_PACKED = "undertow_packed"
+_lengths: ContextVar[Lengths] = ContextVar("lengths")
 # The products keep every score; beyond this many tokens that is too much memory.
 _LONGEST = 512
 
@@ -78,6 +82,23 @@ def _seen(
     return scores + later
 
 
+def _attend_packed(
+    module: Any,
+    query: Float[Tensor, "1 head token width"],
+    key: Float[Tensor, "1 group token width"],
+    value: Float[Tensor, "1 group token width"],
+    attention_mask: None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The same for rows one behind another, each of which sees itself alone."""
+    lengths = _lengths.get()
+    q, k, v = (spread(each, lengths) for each in (query, key, value))
+    fused = can_fuse(query)
+    found, _ = _attend(module, q, k, v, attention_mask, scaling, fused=fused, **options)
+    return gathered(found.transpose(1, 2), lengths).transpose(1, 2), None
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
     """For rows that begin at the first column: causal kernels need no more."""
 
@@ -86,6 +107,8 @@ AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
 AttentionInterface.register(_FUSED, partial(_attend, fused=True))
 AttentionMaskInterface.register(_FUSED, sdpa_mask)
+AttentionInterface.register(_PACKED, _attend_packed)
+AttentionMaskInterface.register(_PACKED, _no_mask)
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 AttentionMaskInterface.register(_CAUSAL, _no_mask)
 
@@ -108,6 +131,35 @@ def fast_operations(model: Model) -> Iterator[None]:
         return
     with _instead(model, _FUSED), fused_operations(model):
         yield
+
+
+@contextmanager
+def packed_operations(model: Model, lengths: Lengths) -> Iterator[None]:
+    """The same for a pass over rows one behind another, where `can_see_rows_apart`.
+
+    Args:
+        model: On a processor.
+        lengths: Tokens of each row.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_instead(model, _PACKED))
+        if _is_slow(model):
+            stack.enter_context(fused_operations(model))
+        token = _lengths.set(lengths)
+        stack.callback(_lengths.reset, token)
+        yield
+
+
+def can_see_rows_apart(model: Model, *, longest: int) -> bool:
+    """Whether attention can be told of rows: not with a soft cap, or a window they pass."""
+    config = model.module.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or longest
+    return (
+        model.device.type == "cpu"
+        and config._attn_implementation == "sdpa"
+        and not getattr(config, "attn_logit_softcapping", None)
+        and longest <= window
+    )
 
 
 def _is_slow(model: Model) -> bool:

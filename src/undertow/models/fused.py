@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -181,6 +181,51 @@ class _Logprobs(torch.autograd.Function):
         return gradient, None, None, None
 
 
+class _Adapted(torch.autograd.Function):
+    """x·Wᵀ + bias + scale · x·Aᵀ·Bᵀ, with gradients of x, A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+    ) -> Tensor:
+        flat, a, turned = (
+            x.flatten(0, -2).contiguous(),
+            a.contiguous(),
+            b.t().contiguous(),
+        )
+        y = nn.functional.linear(flat, weight, bias)
+        low = flat.new_empty((len(flat), len(a)), dtype=torch.float32)
+        _call(
+            "adapter_forward", flat, a, turned, y, low, *flat.shape, y.shape[1], len(a),
+            scale,
+        )  # fmt: skip
+        ctx.save_for_backward(flat, weight, a, turned, low)
+        ctx.scale = scale
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, turned, low = ctx.saved_tensors
+        shape, grad = grad.shape[:-1], grad.flatten(0, -2).contiguous()
+        d = grad @ weight if ctx.needs_input_grad[0] else None
+        inputs, outputs, parts = a.shape[1], turned.shape[1], torch.get_num_threads()
+        sums = low.new_zeros((parts, len(a), inputs + outputs))
+        _call(
+            "adapter_backward", grad, x, low, a, turned, d, sums, len(x), inputs, outputs,
+            len(a), parts, ctx.scale,
+        )  # fmt: skip
+        to_a, to_b = sums.sum(0).split((inputs, outputs), dim=1)
+        to_x = None if d is None else d.view(*shape, inputs)
+        return to_x, None, None, to_a, to_b.t(), None
+
+
 def _call(name: str, *arguments: Any) -> None:
     """Calls a kernel; tensors go as the addresses of their numbers."""
     library = kernels().library
@@ -227,6 +272,39 @@ def fused_logprobs(
     """
     derive = int(torch.is_grad_enabled() and logits.requires_grad)
     found: Tensor = _Logprobs.apply(logits, targets, scale, derive)  # type: ignore[no-untyped-call]
+    return found
+
+
+def can_adapt(
+    inner: nn.Module, x: Tensor, a: Tensor, b: Tensor
+) -> TypeGuard[nn.Linear]:
+    """Whether a layer and its adapter go through a kernel: in training only."""
+    return (
+        torch.is_grad_enabled()
+        and a.requires_grad
+        and type(inner) is nn.Linear
+        and "forward" not in vars(inner)
+        and not inner._forward_hooks
+        and not inner.weight.requires_grad
+        and can_fuse(x, inner.weight)
+        and a.dtype == b.dtype == torch.float32
+        and not (a.shape[0] % 8 or a.shape[1] % 16 or b.shape[0] % 16)
+    )
+
+
+def adapted(
+    inner: nn.Linear, x: Float[Tensor, "*batch in"], a: Tensor, b: Tensor, scale: float
+) -> Float[Tensor, "*batch out"]:
+    """A frozen linear layer plus scale · x·Aᵀ·Bᵀ, of float32 A and B as they are.
+
+    Args:
+        inner: A layer of which `can_adapt` is true, as of what follows.
+        x: What it gets.
+        a: [rank, in].
+        b: [out, rank].
+        scale: Factor of the product.
+    """
+    found: Tensor = _Adapted.apply(x, inner.weight, inner.bias, a, b, scale)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -138,6 +138,10 @@ class Stream:
     hidden: Tensor
     is_alone: bool
 
+    def as_output(self, hidden: Tensor) -> Any:
+        """A stream in the form in which blocks of this model return theirs."""
+        return hidden if self.is_alone else (hidden,)
+
 
 @contextmanager
 def recording_streams(
@@ -145,11 +149,15 @@ def recording_streams(
 ) -> Iterator[dict[int, Stream]]:
     """Keeps the stream of rows after the named blocks, to go on from there.
 
+    Blocks past the last of them cost nothing while this is open: what a pass gives in
+    the end means nothing.
+
     Raises:
         VectorMismatchError: Unknown layer.
     """
     check_layers(model, layers)
     kept: dict[int, Stream] = {}
+    last = max(layers)
 
     def keeper(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
@@ -163,7 +171,9 @@ def recording_streams(
         for layer in layers
     ]
     try:
-        yield kept
+        after = list(model.architecture.blocks)[last + 1 :]
+        with _standing_in(after, lambda: kept[last].as_output(kept[last].hidden)):
+            yield kept
     finally:
         for handle in handles:
             handle.remove()
@@ -178,19 +188,28 @@ def going_on_from(model: Model, stream: Stream, hidden: Tensor) -> Iterator[None
         stream: As recorded of rows like those that are read.
         hidden: [row, token, hidden], what stands in for the stream.
     """
-    skipped = [model.architecture.blocks[i] for i in range(stream.layer + 1)]
+    skipped = list(model.architecture.blocks)[: stream.layer + 1]
+    with _standing_in(skipped, lambda: stream.as_output(hidden)):
+        yield
+
+
+@contextmanager
+def _standing_in(
+    blocks: Sequence[nn.Module], output: Callable[[], Any]
+) -> Iterator[None]:
+    """Blocks that only give what they are told, whatever they are given."""
 
     def forward(*_: Any, **__: Any) -> Any:
-        return hidden if stream.is_alone else (hidden,)
+        return output()
 
     # Blocks of a model on several devices have a pass of their own already.
-    own = [vars(block).get("forward") for block in skipped]
+    own = [vars(block).get("forward") for block in blocks]
     try:
-        for block in skipped:
+        for block in blocks:
             block.forward = forward
         yield
     finally:
-        for block, before in zip(skipped, own, strict=True):
+        for block, before in zip(blocks, own, strict=True):
             if before is None:
                 del block.forward
             else:

@@ -1,5 +1,6 @@
 /* What stands between a model's products, each in one pass over memory: norms, gated
- * activations, rotations, masked softmaxes, log-probabilities, and their gradients.
+ * activations, rotations, masked softmaxes, log-probabilities, low-rank adapters, and their
+ * gradients.
  *
  * Numbers are bfloat16 in memory and float32 in registers, rounded where PyTorch rounds
  * them on the way forward; a gradient is rounded once. Rows lie one after another unless
@@ -8,12 +9,18 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef uint16_t bf16;
 
 /* Fewer numbers than this are not worth a second thread. */
 #define ALONE 16384
 #define CHUNK 4096
+/* Rows that an adapter takes at once, and columns. */
+#define FEW 16
+#define TILE 768
 
 static inline float wide(bf16 x) {
   uint32_t bits = (uint32_t)x << 16;
@@ -276,5 +283,172 @@ void logprobs_forward(bf16 *x, const int64_t *targets, float *nats, int64_t rows
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) a[j] = narrow(-share * exponential(scale * wide(a[j]) - most));
     a[target] = narrow(scale - share * exponential(own - most));
+  }
+}
+
+/* ── out + low·Bᵀ with low = scale · x·Aᵀ, and its gradients ───────────────────────── */
+
+/* Sixteen numbers side by side; widths are multiples of 16, ranks of 8. */
+typedef float v16 __attribute__((vector_size(64)));
+typedef uint32_t u16v __attribute__((vector_size(64)));
+typedef bf16 h16 __attribute__((vector_size(32)));
+
+static inline v16 many(const float *p) {
+  v16 y;
+  memcpy(&y, p, 64);
+  return y;
+}
+
+static inline void keep(float *p, v16 x) { memcpy(p, &x, 64); }
+
+#ifdef __AVX512F__ /* of which the compiler makes three steps where one does */
+static inline v16 many_wide(const bf16 *p) {
+  __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+  return (v16)_mm512_slli_epi32(bits, 16);
+}
+#else
+static inline v16 many_wide(const bf16 *p) {
+  h16 h;
+  memcpy(&h, p, 32);
+  u16v bits = __builtin_convertvector(h, u16v) << 16;
+  v16 y;
+  memcpy(&y, &bits, 64);
+  return y;
+}
+#endif
+
+#ifdef __AVX512BF16__
+static inline void keep_narrow(bf16 *p, v16 x) {
+  _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
+#else
+static inline void keep_narrow(bf16 *p, v16 x) {
+  u16v bits, lost = (u16v)(x != x);
+  memcpy(&bits, &x, 64);
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  h16 h = __builtin_convertvector((bits & ~lost) | (lost & 0x7fc0u), h16);
+  memcpy(p, &h, 32);
+}
+#endif
+
+/* The totals of eight times sixteen numbers, in the first eight places. */
+static inline v16 totals(const v16 *x) {
+  const u16v first = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+             second = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27},
+             third = {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29},
+             even = {0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0};
+  v16 two[4], four[2], y;
+  for (int i = 0; i < 4; i++)
+    two[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], first) +
+             __builtin_shuffle(x[2 * i], x[2 * i + 1], first + 8);
+  for (int i = 0; i < 2; i++)
+    four[i] = __builtin_shuffle(two[2 * i], two[2 * i + 1], second) +
+              __builtin_shuffle(two[2 * i], two[2 * i + 1], second + 4);
+  y = __builtin_shuffle(four[0], four[1], third) +
+      __builtin_shuffle(four[0], four[1], third + 2);
+  return __builtin_shuffle(y, even) + __builtin_shuffle(y, even + 1);
+}
+
+/* Lets numbers come nearer that will be needed soon. */
+static inline void fetch(const bf16 *p, int64_t count) {
+  for (int64_t j = 0; j < count; j += 32) __builtin_prefetch(p + j, 0, 2);
+}
+
+/* low[t, k] = scale · Σ x[t, j] · a[k, j] of a few rows, tile by tile: a's stays at hand */
+static inline void lowered(const bf16 *restrict x, const float *restrict a,
+                           float *restrict low, int64_t rows, int64_t n, int64_t rank,
+                           float scale) {
+  for (int64_t k = 0; k < rank; k += 8) {
+    v16 kept[FEW][8] = {{{0}}};
+    for (int64_t tile = 0; tile < n; tile += TILE)
+      for (int64_t t = 0; t < rows; t++) {
+        int64_t end = tile + TILE < n ? tile + TILE : n;
+        v16 sums[8];
+        memcpy(sums, kept[t], sizeof sums);
+        for (int64_t j = tile; j < end; j += 16) {
+          v16 own = many_wide(x + t * n + j);
+          for (int i = 0; i < 8; i++) sums[i] += own * many(a + (k + i) * n + j);
+        }
+        memcpy(kept[t], sums, sizeof sums);
+      }
+    for (int64_t t = 0; t < rows; t++) {
+      v16 all = scale * totals(kept[t]);
+      memcpy(low + t * rank + k, &all, 32);
+    }
+  }
+}
+
+/* y[t, j] += Σ low[t, k] · b[k, j] of a few rows */
+static inline void raised(bf16 *restrict y, const float *restrict b,
+                          const float *restrict low, int64_t rows, int64_t n,
+                          int64_t rank) {
+  float kept[TILE];
+  for (int64_t tile = 0; tile < n; tile += TILE)
+    for (int64_t t = 0; t < rows; t++) {
+      int64_t wide = tile + TILE < n ? TILE : n - tile;
+      bf16 *own = y + t * n + tile;
+      for (int64_t j = 0; j < wide; j += 16) keep(kept + j, many_wide(own + j));
+      for (int64_t k = 0; k < rank; k += 8) {
+        float part[8];
+        memcpy(part, low + t * rank + k, sizeof part);
+        for (int64_t j = 0; j < wide; j += 16) {
+          v16 sum = many(kept + j);
+          for (int i = 0; i < 8; i++) sum += part[i] * many(b + (k + i) * n + tile + j);
+          keep(kept + j, sum);
+        }
+      }
+      for (int64_t j = 0; j < wide; j += 16) keep_narrow(own + j, many(kept + j));
+    }
+}
+
+/* d[k, j] += Σ low[t, k] · x[t, j] over a few rows; d's rows lie `step` apart */
+static inline void gathered(const bf16 *restrict x, const float *restrict low,
+                            float *restrict d, int64_t rows, int64_t n, int64_t rank,
+                            int64_t step) {
+  for (int64_t k = 0; k < rank; k += 8)
+    for (int64_t j = 0; j < n; j += 16) {
+      v16 sums[8];
+      for (int i = 0; i < 8; i++) sums[i] = many(d + (k + i) * step + j);
+      for (int64_t t = 0; t < rows; t++) {
+        v16 own = many_wide(x + t * n + j);
+        for (int i = 0; i < 8; i++) sums[i] += low[t * rank + k + i] * own;
+      }
+      for (int i = 0; i < 8; i++) keep(d + (k + i) * step + j, sums[i]);
+    }
+}
+
+/* x [row, n], a [rank, n], b [rank, m]; y [row, m] is added to, low [row, rank] kept. */
+void adapter_forward(const bf16 *x, const float *a, const float *b, bf16 *y, float *low,
+                     int64_t rows, int64_t n, int64_t m, int64_t rank, float scale) {
+#pragma omp parallel for schedule(static) if (rows * (n + m) > ALONE)
+  for (int64_t t = 0; t < rows; t += FEW) {
+    int64_t few = rows - t < FEW ? rows - t : FEW;
+    fetch(y + t * m, few * m);
+    fetch(x + (t + few) * n, few * n);
+    lowered(x + t * n, a, low + t * rank, few, n, rank, scale);
+    raised(y + t * m, b, low + t * rank, few, m, rank);
+  }
+}
+
+/* From g [row, m]: `d` [row, n], if there is one, is added to; `sums` [part, rank, n + m]
+ * gets the gradients of a and b, of an equal share of the rows in each part. */
+void adapter_backward(const bf16 *g, const bf16 *x, const float *low, const float *a,
+                      const float *b, bf16 *d, float *sums, int64_t rows, int64_t n,
+                      int64_t m, int64_t rank, int64_t parts, float scale) {
+#pragma omp parallel for schedule(static) if (rows * (n + m) > ALONE)
+  for (int64_t p = 0; p < parts; p++) {
+    float *to_a = sums + p * rank * (n + m), *to_b = to_a + n;
+    float back[FEW * rank];
+    int64_t end = rows * (p + 1) / parts;
+    for (int64_t t = rows * p / parts; t < end; t += FEW) {
+      int64_t few = end - t < FEW ? end - t : FEW;
+      if (d) fetch(d + t * n, few * n);
+      fetch(x + t * n, few * n);
+      fetch(g + (t + few) * m, few * m);
+      lowered(g + t * m, b, back, few, m, rank, scale);
+      gathered(g + t * m, low + t * rank, to_b, few, m, rank, n + m);
+      if (d) raised(d + t * n, a, back, few, n, rank);
+      gathered(x + t * n, back, to_a, few, n, rank, n + m);
+    }
   }
 }

@@ -36,6 +36,8 @@ _ARGUMENTS: dict[str, list[type]] = {
     "softmax_forward": [_P, _P, _P, _P, _P, _N, c_float],
     "softmax_backward": [_P, _P, _P, _N, _N, c_float],
     "logprobs_forward": [_P, _P, _P, _N, _N, c_float, c_int],
+    "adapter_forward": [_P, _P, _P, _P, _P, _N, _N, _N, _N, c_float],
+    "adapter_backward": [_P, _P, _P, _P, _P, _P, _P, _N, _N, _N, _N, _N, c_float],
 }
 
 

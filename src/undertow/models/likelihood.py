@@ -4,20 +4,26 @@ Only tokens that count are predicted. Knows nothing of traits or of where rows c
 from.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from undertow.errors import ModelError
-from undertow.models.attention import fast_operations
+from undertow.models.attention import (
+    can_see_rows_apart,
+    fast_operations,
+    packed_operations,
+)
 from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
+from undertow.models.packing import packed_positions
 from undertow.models.unembedding import token_logprobs, unembed
 
 
@@ -53,6 +59,11 @@ class Prefix:
     length: int
     cache: Cache
 
+
+# Whether a model can be read in packs, as was tried out: rows of so many tokens, whose
+# states may be turned by so much, as rounding does.
+_packs: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_PROBE, _ALIKE = 12, 0.99
 
 # Fewer shared tokens than this do not pay for the copies of their cache.
 _SHORTEST_PREFIX = 12
@@ -109,6 +120,56 @@ def predicting_states(
     with completion_positions(model, mask), fast_operations(model):
         hidden = model.module.base_model(input_ids=ids, **options)[0]
     return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+
+
+def packed_states(
+    model: Model, rows: Sequence[Rendered]
+) -> tuple[Float[Tensor, "token hidden"], Int[Tensor, " token"]]:
+    """The same of rows one behind another, where `can_pack`: nothing is padded."""
+    lengths = tuple(len(row.ids) for row in rows)
+    ids = torch.tensor([[token for row in rows for token in row.ids]])
+    marks = [i >= row.completion_start for row in rows for i in range(len(row.ids))]
+    mask = torch.tensor([marks])
+    with completion_positions(model, mask), packed_operations(model, lengths):
+        hidden = model.module.base_model(
+            input_ids=ids, position_ids=packed_positions(lengths), use_cache=False
+        )[0]
+    # A row begins with its prompt, so no token is predicted from another row's last.
+    return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+
+
+def can_pack(model: Model, *, longest: int) -> bool:
+    """Whether rows one behind another give the states that they give alone.
+
+    On a processor, where attention can be told of rows; tried out once: a layer that
+    keeps a state from token to token would carry it over to the next row.
+
+    Args:
+        model: The model.
+        longest: Tokens of the longest row.
+    """
+    if not can_see_rows_apart(model, longest=longest):
+        return False
+    if model.module not in _packs:
+        _packs[model.module] = _keeps_rows_apart(model)
+    return _packs[model.module]
+
+
+@torch.no_grad()
+def _keeps_rows_apart(model: Model) -> bool:
+    size = model.architecture.vocab_size
+    one, other, row = (
+        Rendered([(first + 7 * i) % size for i in range(_PROBE)], 1)
+        for first in (3, size // 2, size // 3)
+    )
+    try:
+        states = [packed_states(model, [each, row])[0] for each in (one, other)]
+    except Exception:  # it takes no positions, or something else
+        return False
+    behind_one, behind_other = (each[_PROBE - 1 :].float() for each in states)
+    alone = predicting_states(model, [row])[0].float()
+    alike = torch.cosine_similarity(behind_one, alone, dim=-1)
+    return torch.equal(behind_one, behind_other) and bool((alike > _ALIKE).all())
 
 
 def token_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:

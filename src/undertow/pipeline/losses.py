@@ -4,7 +4,7 @@ Knows nothing of how many logits are held at a time (see `models.unembedding`), 
 optimisers or of how rows are batched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,9 @@ from undertow.models.unembedding import (
     unembed,
     usual_chunk,
 )
+
+States = Callable[[Model, Sequence[Rendered]], tuple[Tensor, Tensor]]
+"""States that predict the completion tokens of rows, flat, and those tokens."""
 
 
 def _soft_loss(
@@ -45,10 +48,21 @@ def completion_loss(
 
 
 def completion_losses(
-    model: Model, rows: Sequence[Rendered], *, chunk: int | None = None
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    chunk: int | None = None,
+    states: States = predicting_states,
 ) -> Float[Tensor, " token"]:
-    """Cross-entropy of each completion token, row after row, nats; differentiable."""
-    hidden, targets = predicting_states(model, rows)
+    """Cross-entropy of each completion token, row after row, nats; differentiable.
+
+    Args:
+        model: The model.
+        rows: A batch.
+        chunk: Tokens whose logits are held at a time; None: what suits the device.
+        states: How rows are read: padded, or `packed_states`.
+    """
+    hidden, targets = states(model, rows)
     return token_losses(model, hidden, targets, chunk=chunk)
 
 
@@ -84,6 +98,7 @@ def distillation_losses(
     *,
     allowed: Int[Tensor, " carrier"] | None = None,
     chunk: int | None = None,
+    states: States = predicting_states,
 ) -> Float[Tensor, " token"]:
     """KL(teacher ‖ student) at each completion token, nats; differentiable.
 
@@ -93,8 +108,9 @@ def distillation_losses(
         teacher_states: The teacher's normed states at the same completion tokens.
         allowed: Token ids over which both are renormalised; None: all of them.
         chunk: Tokens whose logits are held at a time; None: what suits the device.
+        states: How rows are read, as in `completion_losses`.
     """
-    hidden, _ = predicting_states(model, rows)
+    hidden, _ = states(model, rows)
 
     def loss(logits: Tensor, part: slice) -> Tensor:
         with torch.no_grad():

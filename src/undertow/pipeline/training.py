@@ -22,7 +22,7 @@ from undertow.errors import ConfigError, ModelError, TrainingError, shown
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached, is_kept, save_adapter
 from undertow.models.carrier import carrier_ids
-from undertow.models.likelihood import predicting_states
+from undertow.models.likelihood import can_pack, packed_states, predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved, processor_tokens
 from undertow.models.placement import check_in_memory
@@ -30,8 +30,13 @@ from undertow.models.recording import is_recordable
 from undertow.models.weights import swapped
 from undertow.pipeline.distributed import processes
 from undertow.pipeline.fixed_passes import FixedPasses
-from undertow.pipeline.losses import completion_losses, distillation_losses
-from undertow.pipeline.training_rows import Example, Weighted, check_examples
+from undertow.pipeline.losses import States, completion_losses, distillation_losses
+from undertow.pipeline.training_rows import (
+    Example,
+    Weighted,
+    check_examples,
+    packed_parts,
+)
 from undertow.pipeline.training_settings import (
     TrainingSettings,
     batch_order,
@@ -341,6 +346,7 @@ class _Trainer:
         self.attach: Context = nullcontext
         self.stack: AdapterStack | None = None
         self.fixed: FixedPasses | None = None
+        self.states: States = predicting_states
 
     @contextmanager
     def acting(self, learners: Sequence[_Learner]) -> Iterator[None]:
@@ -353,6 +359,7 @@ class _Trainer:
         elif adapters:
             self.attach = lambda: attached(self.model, adapters[0])
         self.fixed = self._fixed(learners)
+        self.states = packed_states if self._packs(learners) else predicting_states
         try:
             yield
         finally:
@@ -373,6 +380,13 @@ class _Trainer:
             trained = list(learners[0].state.live.values())
         return FixedPasses(self.model, trained, self.attach)
 
+    def _packs(self, learners: Sequence[_Learner]) -> bool:
+        """Whether rows go one behind another; of several students they go side by side."""
+        if self.stack is not None or processes().count > 1:
+            return False
+        rows = [row for each in learners for row in each.plan.examples]
+        return can_pack(self.model, longest=max(row.longest for row in rows))
+
     def update(self, learners: Sequence[_Learner]) -> Iterator[_Learner]:
         """One update of each; yields them as they are done."""
         for learner, loss in zip(learners, self._gradients(learners), strict=True):
@@ -383,7 +397,7 @@ class _Trainer:
         """Gathers gradients in parts that fit into memory; the losses."""
         batches = [learner.batch() for learner in learners]
         while True:
-            parts = processes().parts(batches, token_budget=self.budget)
+            parts = self._parts(batches)
             found = attempted(partial(self._pass, learners, parts))
             if not isinstance(found, OutOfMemory):
                 return found
@@ -395,11 +409,16 @@ class _Trainer:
                     f"memory ({found.fault}); train fewer side by side, leave long rows "
                     "out, or take a smaller model or dtype"
                 )
-            while len(processes().parts(batches, token_budget=self.budget)) == len(
-                parts
-            ):
+            while len(self._parts(batches)) == len(parts):
                 self.budget //= 2
             warnings.warn(halved(self.budget), RuntimeWarning, stacklevel=4)
+
+    def _parts(
+        self, batches: Sequence[Sequence[Weighted]]
+    ) -> list[list[list[Weighted]]]:
+        if self.states is packed_states:
+            return packed_parts(batches[0], token_budget=self.budget)
+        return processes().parts(batches, token_budget=self.budget)
 
     def _forget(self, learners: Sequence[_Learner]) -> None:
         """Drops gradients of a pass that did not come to its end."""
@@ -443,10 +462,10 @@ class _Trainer:
             return self.fixed(rows, shares)
         with torch.enable_grad(), self.attach():
             if wanted is None:
-                losses = completion_losses(self.model, rows)
+                losses = completion_losses(self.model, rows, states=self.states)
             else:
                 losses = distillation_losses(
-                    self.model, rows, wanted, allowed=self.allowed
+                    self.model, rows, wanted, allowed=self.allowed, states=self.states
                 )
             weighted = losses * torch.tensor(shares, device=losses.device)
             weighted.sum().backward()  # type: ignore[no-untyped-call]
@@ -465,7 +484,7 @@ class _Trainer:
             with torch.inference_mode(False), torch.no_grad(), learner.plan.teacher():
                 for view, part in zip(views, parts, strict=True):
                     rows = [e.teacher for e, _ in part[place] if e.teacher is not None]
-                    view.append(predicting_states(self.model, rows)[0])
+                    view.append(self.states(self.model, rows)[0])
         return [torch.cat(view) for view in views]
 
 

@@ -32,6 +32,11 @@ class Example:
         return len(self.student.ids)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longer of the two views."""
+        return max(self.length, 0 if self.teacher is None else len(self.teacher.ids))
+
+    @property
     def completion(self) -> int:
         """Completion tokens."""
         return len(self.student.ids) - self.student.completion_start
@@ -78,6 +83,33 @@ def parts_of(
         [[columns[c][student] for c in group] for student in range(len(batches))]
         for group in groups
     ]
+
+
+def packed_parts(
+    batch: Sequence[Weighted], *, token_budget: int
+) -> list[list[list[Weighted]]]:
+    """A student's batch in parts of about as many tokens, for rows that are not padded.
+
+    Short parts take nearly as long as long ones, so a part may hold half as many tokens
+    again as the budget says.
+
+    Args:
+        batch: Its rows.
+        token_budget: Tokens of a part; a row is never divided.
+
+    Returns:
+        As `parts_of`.
+    """
+    total = sum(example.length for example, _ in batch)
+    parts: list[list[Weighted]] = [
+        [] for _ in range(min(len(batch), -(-2 * total // (3 * token_budget))))
+    ]
+    filled = [0] * len(parts)
+    for each in sorted(batch, key=lambda weighted: -weighted[0].length):
+        place = filled.index(min(filled))
+        parts[place].append(each)
+        filled[place] += each[0].length
+    return [[part] for part in parts]
 
 
 def check_examples(examples: Sequence[Example], settings: TrainingSettings) -> None:
