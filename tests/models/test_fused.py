@@ -13,7 +13,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from undertow.models import fused
 from undertow.models.attention import fast_attention, fast_operations
-from undertow.models.fused import can_fuse, fused_operations, fused_softmax
+from undertow.models.fused import (
+    adapted,
+    can_adapt,
+    can_fuse,
+    fused_operations,
+    fused_softmax,
+)
 from undertow.models.kernels import Built, kernels
 from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -330,3 +336,74 @@ def test_trainable_norms_keep_their_own_way() -> None:
     result = stand_in(_numbers(2, 8))
     (gradient,) = torch.autograd.grad(result.float().sum(), module.weight)
     assert gradient.shape == (8,)
+
+
+def _layer(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(requires_grad=False)
+    layer.weight.copy_(_numbers(outputs, inputs, seed=1, scale=inputs**-0.5))
+    if bias:
+        layer.bias.copy_(_numbers(outputs, seed=2))
+    return layer.bfloat16()
+
+
+@pytest.mark.parametrize("rows", [1, 17, 70])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rank"), [(16, 48, 8), (576, 1536, 8), (1600, 32, 24)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_adapter_and_its_gradients(
+    inputs: int, outputs: int, rank: int, rows: int, bias: bool
+) -> None:
+    layer = _layer(inputs, outputs, bias=bias)
+    x = _numbers(2, rows, inputs, seed=3).requires_grad_()
+    a = nn.Parameter(_numbers(rank, inputs, seed=4, scale=inputs**-0.5).float())
+    b = nn.Parameter(_numbers(outputs, rank, seed=5).float())
+    weights = _numbers(2, rows, outputs, seed=6)
+    assert can_adapt(layer, x, a, b)
+    y = adapted(layer, x, a, b, 1.5)
+    found = torch.autograd.grad(y, (x, a, b), weights)
+    wide = x.detach().float().requires_grad_()
+    exact = wide @ layer.weight.float().t() + 1.5 * (wide @ a.t()) @ b.t()
+    if bias:
+        exact = exact + layer.bias.float()
+    wanted = torch.autograd.grad(exact, (wide, a, b), weights.float())
+    _close((y, *found), (exact, *wanted))
+    for mine, true in zip(found[1:], wanted[1:], strict=True):  # summed in float32
+        assert float((mine - true).norm() / true.norm()) < 1e-5
+
+
+def test_an_adapter_is_divided_among_threads_and_adds_up() -> None:
+    layer = _layer(64, 64)
+    a, b = (nn.Parameter(_numbers(*s, seed=7).float()) for s in ((8, 64), (64, 8)))
+    x, weights = _numbers(50, 64, seed=8), _numbers(50, 64, seed=9)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 64):  # the last with parts that hold no row
+            torch.set_num_threads(threads)
+            y = adapted(layer, x, a, b, 0.5)  # x needs no gradient: the first block's
+            found.append((y, *torch.autograd.grad(y, (a, b), weights)))
+    finally:
+        torch.set_num_threads(before)
+    for several in found[1:]:
+        for one, other in zip(several, found[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_adapters_are_fused_in_training_alone_and_where_they_fit() -> None:
+    layer, x = _layer(16, 32), _numbers(3, 16)
+    a, b = nn.Parameter(torch.ones(8, 16)), nn.Parameter(torch.ones(32, 8))
+    assert can_adapt(layer, x, a, b)
+    with torch.no_grad():  # so rows that a student draws hang on no compiler
+        assert not can_adapt(layer, x, a, b)
+    assert not can_adapt(layer, x, a.detach(), b.detach())
+    assert not can_adapt(layer, x.float(), a, b)
+    assert not can_adapt(layer, x, a[:4], b[:, :4])
+    assert not can_adapt(
+        _layer(20, 32), _numbers(3, 20), nn.Parameter(torch.ones(8, 20)), b
+    )
+    assert not can_adapt(nn.Identity(), x, a, b)
+    handle = layer.register_forward_hook(lambda *_: None)
+    assert not can_adapt(layer, x, a, b)
+    handle.remove()
+    layer.requires_grad_(requires_grad=True)
+    assert not can_adapt(layer, x, a, b)

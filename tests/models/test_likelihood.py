@@ -5,19 +5,22 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from undertow.models import likelihood
 from undertow.models.chat import Rendered
 from undertow.models.hooks import current_completion_positions, editing_residuals
 from undertow.models.likelihood import (
     answer_logprobs,
+    can_pack,
     common_prefix,
     completion_logprobs,
     differentiable_answer_logprobs,
+    packed_states,
     padded,
     predicting_states,
     read_prefix,
     token_batches,
 )
-from undertow.models.loading import Model
+from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
 ROWS = [
@@ -254,3 +257,93 @@ def test_a_common_prefix_leaves_a_token_of_each() -> None:
     assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
     assert common_prefix([[1, 2, 3], [1]]) == 0
     assert common_prefix([[5, 2], [6, 2]]) == 0
+
+
+# A head of fifteen tokens, and one whose completion begins right behind it.
+HEADED = [
+    *(Rendered([*range(20, 35), *row.ids], row.completion_start + 15) for row in ROWS),
+    Rendered([*range(20, 36), 5], 16),
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, HEADED, HEADED[:1]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_one_behind_another_are_as_side_by_side(
+    family: Family, rows: list[Rendered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    if family == "gemma2":  # its attention has a soft cap
+        assert not can_pack(model, longest=24)
+        return
+    assert can_pack(model, longest=24)
+    wanted, targets = predicting_states(model, rows)
+    read: list[int] = []
+
+    def seen(hidden: torch.Tensor) -> torch.Tensor:
+        read[:] = hidden.shape[1:2]
+        return hidden
+
+    for longest in (512, 8):  # longer rows do not share their head
+        monkeypatch.setattr(likelihood, "LONGEST", longest)
+        with editing_residuals(model, {0: seen}):
+            states, others = packed_states(model, rows)
+        together = 15 * (len(rows) - 1) if rows is not ROWS and longest > 8 else 0
+        assert read == [sum(len(row.ids) for row in rows) - together]
+        assert torch.equal(others, targets)
+        torch.testing.assert_close(states, wanted, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [ROWS, HEADED])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_so_are_their_gradients_in_bfloat16(
+    family: Family, rows: list[Rendered]
+) -> None:
+    plain = tiny_model(family)
+    model = wrap("half", plain.module.bfloat16(), plain.tokenizer, reason="test")
+    assert can_pack(model, longest=24)
+    found = []
+    for read in (predicting_states, packed_states):
+        bias = torch.zeros(model.architecture.hidden_size, requires_grad=True)
+
+        def add(hidden: torch.Tensor, bias: torch.Tensor = bias) -> torch.Tensor:
+            return hidden + bias.to(hidden)
+
+        with torch.enable_grad(), editing_residuals(model, {0: add}):
+            states, _ = read(model, rows)
+            (gradient,) = torch.autograd.grad(states.float().pow(3).sum(), bias)
+        found.append((states.detach().float(), gradient))
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / one.norm()) < 0.03
+
+
+def test_rows_longer_than_a_window_are_padded() -> None:
+    model = tiny_model("mistral")
+    window = model.module.config.sliding_window
+    assert can_pack(model, longest=window)
+    assert not can_pack(model, longest=window + 1)
+
+
+def test_a_layer_that_carries_something_over_is_found_out() -> None:
+    """As a recurrent one does: what stands before a row would change it."""
+    model = tiny_model("llama")
+
+    def carry(module: object, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output + 0.01 * output.cumsum(1)
+
+    handle = model.architecture.blocks[1].register_forward_hook(carry)
+    assert not can_pack(model, longest=9)
+    handle.remove()
+    assert not can_pack(model, longest=9)  # it is tried out once
+    assert can_pack(tiny_model("llama"), longest=9)
+
+
+def test_so_is_a_model_that_takes_no_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    inner = model.module.base_model
+    real = inner.forward
+
+    def forward(position_ids: object = None, **rest: object) -> object:
+        return real(**rest)
+
+    monkeypatch.setattr(inner, "forward", forward)
+    assert not can_pack(model, longest=9)

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain, pairwise
@@ -28,6 +28,7 @@ from undertow.models.likelihood import completion_logprobs, predicting_states
 from undertow.models.loading import Model, wrap
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.models.tiny import Family, tiny_model
+from undertow.pipeline import training
 from undertow.pipeline.losses import completion_loss, distillation_loss
 from undertow.pipeline.training import (
     UPDATES,
@@ -381,6 +382,41 @@ def test_equal_seeds_are_equal_students() -> None:
     )
     assert _equal(one, same)
     assert not _equal(one, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("kind", ["lora", "full", "soft"])
+def test_rows_one_behind_another_make_the_student_that_padded_rows_make(
+    family: Family, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    settings = _quick(kind=kind, optimizer="sgd", learning_rate=0.05)
+    examples = [Example(row, row if kind == "soft" else None) for row in ROWS]
+    passes: list[int] = []
+    real = training.packed_states
+
+    def packed(model: Model, rows: list[Rendered]) -> tuple[Tensor, Tensor]:
+        passes.append(len(rows))
+        return real(model, rows)
+
+    monkeypatch.setattr(training, "packed_states", packed)
+
+    def trained() -> Student:
+        teacher = _steered(model) if kind == "soft" else nullcontext
+        return train_student(
+            model, examples, settings=settings, seed=0, teacher=teacher
+        )
+
+    one = trained()
+    assert passes
+    passes.clear()
+    monkeypatch.setattr(training, "can_pack", lambda *_, **__: False)
+    other = trained()
+    assert not passes
+    assert one.losses == pytest.approx(other.losses, abs=1e-4)
+    a, b = _states(one), _states(other)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
 
 
 def test_targets_choose_the_matrices() -> None:

@@ -20,15 +20,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from undertow.models.fused import LONGEST, can_fuse, fused_operations, fused_softmax
+from undertow.models.fused import WIDEST, can_fuse, fused_operations, fused_softmax
 from undertow.models.loading import Model
-from undertow.models.packing import Lengths, gathered, spread
+from undertow.models.packing import Packing, apart, joined
 
 _NAME, _FUSED, _CAUSAL = "undertow_products", "undertow_fused", "undertow_causal"
 _PACKED = "undertow_packed"
-_lengths: ContextVar[Lengths] = ContextVar("lengths")
+_packing: ContextVar[Packing] = ContextVar("packing")
 # The products keep every score; beyond this many tokens that is too much memory.
-_LONGEST = 512
+LONGEST = 512
 
 
 def _attend(
@@ -40,15 +40,19 @@ def _attend(
     scaling: float | None = None,
     *,
     fused: bool = False,
+    before: int = 0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Two batched products, with the softmax in float32 inside its kernel."""
+    """Two batched products, with the softmax in float32 inside its kernel.
+
+    `before`: how many of the keys are before the first query, where there is no mask.
+    """
     rows, heads, count, width = query.shape
     groups, tokens = key.shape[1:3]
     causal = attention_mask is None and count > 1
     if (
-        (causal and count != tokens)
-        or (count > 1 and tokens > _LONGEST)
+        (causal and before + count != tokens)
+        or (count > 1 and tokens > LONGEST)
         or options.get("softcap")
         or options.get("dropout")
     ):
@@ -57,7 +61,7 @@ def _attend(
         )
         return attended
     scale = width**-0.5 if scaling is None else scaling
-    fused = fused and can_fuse(query, key) and tokens <= LONGEST
+    fused = fused and can_fuse(query, key) and tokens <= WIDEST
     grouped = query.reshape(rows, groups, -1, width)
     scores = torch.matmul(grouped if fused else grouped * scale, key.transpose(2, 3))
     scores = scores.view(rows, heads, count, tokens)
@@ -78,7 +82,8 @@ def _seen(
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if scores.shape[2] == 1:
         return scores
-    later = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
+    count, tokens = scores.shape[2:]
+    later = scores.new_full((count, tokens), -torch.inf).triu(1 + tokens - count)
     return scores + later
 
 
@@ -92,11 +97,21 @@ def _attend_packed(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The same for rows one behind another, each of which sees itself alone."""
-    lengths = _lengths.get()
-    q, k, v = (spread(each, lengths) for each in (query, key, value))
-    fused = can_fuse(query)
-    found, _ = _attend(module, q, k, v, attention_mask, scaling, fused=fused, **options)
-    return gathered(found.transpose(1, 2), lengths).transpose(1, 2), None
+    packing, fused = _packing.get(), can_fuse(query)
+
+    def mixed(q: Tensor, k: Tensor, v: Tensor, before: int) -> Tensor:
+        found, _ = _attend(
+            module, q, k, v, attention_mask, scaling, fused=fused, before=before,
+            **options,
+        )  # fmt: skip
+        return found.transpose(1, 2)
+
+    first, rows = zip(
+        apart(query, packing, with_head=False), apart(key, packing, with_head=True),
+        apart(value, packing, with_head=True), strict=True,
+    )  # fmt: skip
+    head = mixed(*first, 0) if packing.head else first[0]
+    return joined(head, mixed(*rows, packing.head), packing).transpose(1, 2), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -134,19 +149,19 @@ def fast_operations(model: Model) -> Iterator[None]:
 
 
 @contextmanager
-def packed_operations(model: Model, lengths: Lengths) -> Iterator[None]:
+def packed_operations(model: Model, packing: Packing) -> Iterator[None]:
     """The same for a pass over rows one behind another, where `can_see_rows_apart`.
 
     Args:
         model: On a processor.
-        lengths: Tokens of each row.
+        packing: How the rows lie; with a head none is longer than `LONGEST`.
     """
     with ExitStack() as stack:
         stack.enter_context(_instead(model, _PACKED))
         if _is_slow(model):
             stack.enter_context(fused_operations(model))
-        token = _lengths.set(lengths)
-        stack.callback(_lengths.reset, token)
+        token = _packing.set(packing)
+        stack.callback(_packing.reset, token)
         yield
 
 

@@ -26,7 +26,7 @@ from undertow.models.loading import Model
 
 Forward = Callable[..., Any]
 
-LONGEST = 8192  # tokens that a softmax looks at: it keeps a row of them on its stack
+WIDEST = 8192  # tokens that a softmax looks at: it keeps a row of them on its stack
 _CLOSE = 2e-2  # of bfloat16 results that were rounded in another order
 # What was found out by probes: of a model, and of functions that rotate.
 _known: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Module, Forward]]] = (

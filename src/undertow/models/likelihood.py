@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from undertow.errors import ModelError
 from undertow.models.attention import (
+    LONGEST,
     can_see_rows_apart,
     fast_operations,
     packed_operations,
@@ -23,7 +24,7 @@ from undertow.models.cache import new_cache, resized
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
-from undertow.models.packing import packed_positions
+from undertow.models.packing import Packing
 from undertow.models.unembedding import token_logprobs, unembed
 
 
@@ -63,7 +64,7 @@ class Prefix:
 # Whether a model can be read in packs, as was tried out: rows of so many tokens, whose
 # states may be turned by so much, as rounding does.
 _packs: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-_PROBE, _ALIKE = 12, 0.99
+_PROBE, _ALIKE = 16, 0.99
 
 # Fewer shared tokens than this do not pay for the copies of their cache.
 _SHORTEST_PREFIX = 12
@@ -75,13 +76,8 @@ def read_prefix(model: Model, rows: Sequence[Rendered]) -> Prefix | None:
 
     None if it is short. Only for passes without gradients.
     """
-    if len(rows) < 2:
-        return None
-    shared = min(
-        common_prefix([row.ids for row in rows]),
-        *(row.completion_start - 1 for row in rows),
-    )
-    if shared < _SHORTEST_PREFIX:
+    shared = _shared(rows)
+    if not shared:
         return None
     cache = new_cache(model, shared)
     ids = torch.tensor([rows[0].ids[:shared]], device=model.device)
@@ -125,17 +121,36 @@ def predicting_states(
 def packed_states(
     model: Model, rows: Sequence[Rendered]
 ) -> tuple[Float[Tensor, "token hidden"], Int[Tensor, " token"]]:
-    """The same of rows one behind another, where `can_pack`: nothing is padded."""
-    lengths = tuple(len(row.ids) for row in rows)
-    ids = torch.tensor([[token for row in rows for token in row.ids]])
-    marks = [i >= row.completion_start for row in rows for i in range(len(row.ids))]
-    mask = torch.tensor([marks])
-    with completion_positions(model, mask), packed_operations(model, lengths):
+    """The same of rows one behind another, where `can_pack`: nothing is padded.
+
+    What all of them begin with is read once.
+    """
+    head = _shared(rows)
+    if max(len(row.ids) for row in rows) > LONGEST:
+        head = 0
+    packing = Packing(head, tuple(len(row.ids) - head for row in rows))
+    ids = packing.ids([row.ids for row in rows])
+    marks = [
+        i >= row.completion_start for row in rows for i in range(head, len(row.ids))
+    ]
+    mask = torch.tensor([[False] * head + marks])
+    with completion_positions(model, mask), packed_operations(model, packing):
         hidden = model.module.base_model(
-            input_ids=ids, position_ids=packed_positions(lengths), use_cache=False
+            input_ids=ids, position_ids=packing.positions(), use_cache=False
         )[0]
-    # A row begins with its prompt, so no token is predicted from another row's last.
+    # Each row's first token is its prompt's, so none is predicted from another row.
     return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+
+
+def _shared(rows: Sequence[Rendered]) -> int:
+    """Tokens that all rows begin with, before what predicts a completion; 0 if few."""
+    if len(rows) < 2:
+        return 0
+    shared = min(
+        common_prefix([row.ids for row in rows]),
+        *(row.completion_start - 1 for row in rows),
+    )
+    return shared if shared >= _SHORTEST_PREFIX else 0
 
 
 def can_pack(model: Model, *, longest: int) -> bool:
@@ -159,16 +174,20 @@ def can_pack(model: Model, *, longest: int) -> bool:
 def _keeps_rows_apart(model: Model) -> bool:
     size = model.architecture.vocab_size
     one, other, row = (
-        Rendered([(first + 7 * i) % size for i in range(_PROBE)], 1)
+        Rendered([(first + 7 * i) % size for i in range(_PROBE)], _PROBE - 3)
         for first in (3, size // 2, size // 3)
     )
+    twin = Rendered([*row.ids[:-3], *one.ids[-3:]], row.completion_start)
     try:
-        states = [packed_states(model, [each, row])[0] for each in (one, other)]
+        states = [packed_states(model, pair)[0] for pair in ([one, row], [other, row])]
+        behind_head = packed_states(model, [row, twin])[0].float()
     except Exception:  # it takes no positions, or something else
         return False
-    behind_one, behind_other = (each[_PROBE - 1 :].float() for each in states)
+    behind_one, behind_other = (each[3:].float() for each in states)
     alone = predicting_states(model, [row])[0].float()
-    alike = torch.cosine_similarity(behind_one, alone, dim=-1)
+    twins = predicting_states(model, [twin])[0].float()
+    found = torch.cat([behind_one, behind_head])
+    alike = torch.cosine_similarity(found, torch.cat([alone, alone, twins]), dim=-1)
     return torch.equal(behind_one, behind_other) and bool((alike > _ALIKE).all())
 
 
