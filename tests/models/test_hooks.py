@@ -147,7 +147,9 @@ def test_a_pass_that_records_streams_ends_there_and_another_goes_on(
     wanted = _logits(model)
     ran: list[int] = []
     marks = [
-        block.mlp.register_forward_hook(lambda *_, place=place: ran.append(place))
+        block.get_submodule("mlp").register_forward_hook(
+            lambda *_, place=place: ran.append(place)
+        )
         for place, block in enumerate(model.architecture.blocks)
     ]
     with torch.no_grad(), recording_streams(model, [0, 2]) as streams:

@@ -24,7 +24,11 @@ from undertow.models.adapters import (
 )
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered, render_row
-from undertow.models.likelihood import completion_logprobs, predicting_states
+from undertow.models.likelihood import (
+    completion_logprobs,
+    packed_states,
+    predicting_states,
+)
 from undertow.models.loading import Model, wrap
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.models.tiny import Family, tiny_model
@@ -393,7 +397,7 @@ def test_rows_one_behind_another_make_the_student_that_padded_rows_make(
     settings = _quick(kind=kind, optimizer="sgd", learning_rate=0.05)
     examples = [Example(row, row if kind == "soft" else None) for row in ROWS]
     passes: list[int] = []
-    real = training.packed_states
+    real = packed_states
 
     def packed(model: Model, rows: list[Rendered]) -> tuple[Tensor, Tensor]:
         passes.append(len(rows))
