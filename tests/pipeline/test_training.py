@@ -404,6 +404,7 @@ def test_rows_one_behind_another_make_the_student_that_padded_rows_make(
         return real(model, rows)
 
     monkeypatch.setattr(training, "packed_states", packed)
+    monkeypatch.setattr(training, "_PACKED", (torch.float32,))
 
     def trained() -> Student:
         teacher = _steered(model) if kind == "soft" else nullcontext

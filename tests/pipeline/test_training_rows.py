@@ -36,15 +36,20 @@ def test_the_longer_view_is_what_has_to_fit() -> None:
 
 def test_parts_that_are_not_padded_hold_about_as_many_tokens() -> None:
     rows = _rows(9, 3, 8, 4, 7, 5, share=0.5)
-    assert packed_parts(rows, token_budget=24) == [[sorted_by_length(rows)]]
+    ordered = sorted(rows, key=lambda each: each[0].length)
+    assert packed_parts(rows, token_budget=27) == [[ordered]]
     two = packed_parts(rows, token_budget=23)  # 36 tokens, and half as many again fit
-    assert [sum(row.length for row, _ in own) for (own,) in two] == [18, 18]
-    assert sorted_by_length([each for (own,) in two for each in own]) == (
-        sorted_by_length(rows)
-    )
+    assert [[row.length for row, _ in own] for (own,) in two] == [[3, 4, 5, 7], [8, 9]]
     alone = packed_parts(rows, token_budget=1)
     assert [len(own) for (own,) in alone] == [1] * 6
 
 
-def sorted_by_length(rows: list[Weighted]) -> list[Weighted]:
-    return sorted(rows, key=lambda each: -each[0].length)
+def test_a_long_row_is_not_packed_with_short_ones() -> None:
+    """Attention would pad each of them to its length."""
+    rows = _rows(500, *(50,) * 31, share=1.0)
+    parts = packed_parts(rows, token_budget=1536)
+    assert sum(len(own) for (own,) in parts) == 32
+    for (own,) in parts:
+        lengths = [row.length for row, _ in own]
+        assert len(own) * max(lengths) <= 2 * 1536
+        assert sum(lengths) <= 1.5 * 1536

@@ -76,7 +76,7 @@ def test_secrets_are_not_shown() -> None:
     ("name", "data"),
     [
         ("a.jsonl", LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.json", json.dumps(ROWS).encode()),
         ("a.parquet", in_parquet(ROWS)),
         ("a.arrow", in_arrow(ROWS)),
@@ -154,7 +154,7 @@ def site(tmp_path: Path) -> Iterator[str]:
     ("name", "data"),
     [
         ("a.jsonl", LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.parquet", in_parquet(ROWS)),
         ("a.arrow", in_arrow(ROWS)),
     ],

@@ -36,7 +36,7 @@ OnRows = Callable[[int, int], None]
 
 BASE, AGAIN = "base", "base again"
 _PART = 256  # rows measured between two writes
-_FEW = 16  # that a processor reads under many vectors between two writes
+TOGETHER = 16  # that a processor reads under many vectors between two writes
 
 
 def _added(hypothesis: RowHypothesis) -> Tensor:
@@ -217,7 +217,7 @@ class Meter:
         added = {
             at: torch.stack([_added(h) for h in own]) for at, own in by_layer.items()
         }
-        size = _FEW if self.model.device.type == "cpu" else max(1, len(rows))
+        size = TOGETHER if self.model.device.type == "cpu" else max(1, len(rows))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             found = row_logprobs(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from undertow.analysis.hypotheses import RowHypothesis
-from undertow.audit.meter import AGAIN, Array, Meter, OnRows
+from undertow.audit.meter import AGAIN, TOGETHER, Array, Meter, OnRows
 from undertow.audit.reference import (
     ATTEMPTS,
     Filter,
@@ -277,6 +277,10 @@ class _SharedMeter(Meter):
         hypotheses: Sequence[RowHypothesis],
     ) -> Iterator[dict[str, dict[str, float]]]:
         parts = self._others.parts(rows)
+        if self.model.device.type == "cpu":  # boundaries stay after an interruption
+            parts = [
+                tuple(rows[i : i + TOGETHER]) for i in range(0, len(rows), TOGETHER)
+            ]
         for _, found in self._asked(scan_rows, parts, hypotheses, None):
             yield found
 

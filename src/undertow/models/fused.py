@@ -207,7 +207,7 @@ class _Adapted(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(flat, weight, a, turned, low)
         ctx.scale = scale
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
     @once_differentiable
@@ -284,10 +284,11 @@ def can_adapt(
         and a.requires_grad
         and type(inner) is nn.Linear
         and "forward" not in vars(inner)
-        and not inner._forward_hooks
+        and not (inner._forward_hooks or inner._forward_pre_hooks)
         and not inner.weight.requires_grad
         and can_fuse(x, inner.weight)
         and a.dtype == b.dtype == torch.float32
+        and a.device == b.device == x.device
         and not (a.shape[0] % 8 or a.shape[1] % 16 or b.shape[0] % 16)
     )
 

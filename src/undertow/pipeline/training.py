@@ -49,6 +49,7 @@ Context = Callable[[], AbstractContextManager[object]]
 # Tokens, padding included, that go through the model at once while training: an
 # accelerator wants many.
 _TOKENS = 16384
+_PACKED = (torch.bfloat16,)  # elsewhere attention keeps no scores, unless it is packed
 UPDATES = "updates"
 """Folder of adapters that were kept on the way."""
 
@@ -381,8 +382,9 @@ class _Trainer:
         return FixedPasses(self.model, trained, self.attach)
 
     def _packs(self, learners: Sequence[_Learner]) -> bool:
-        """Whether rows go one behind another; of several students they go side by side."""
-        if self.stack is not None or processes().count > 1:
+        """Whether rows go one behind another; of several students side by side."""
+        is_packed = self.model.dtype in _PACKED and processes().count == 1
+        if self.stack is not None or not is_packed:
             return False
         rows = [row for each in learners for row in each.plan.examples]
         return can_pack(self.model, longest=max(row.longest for row in rows))

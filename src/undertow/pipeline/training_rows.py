@@ -91,7 +91,8 @@ def packed_parts(
     """A student's batch in parts of about as many tokens, for rows that are not padded.
 
     Short parts take nearly as long as long ones, so a part may hold half as many tokens
-    again as the budget says.
+    again as the budget says. Attention pads its rows, to twice the budget at most: so
+    rows of like length go together.
 
     Args:
         batch: Its rows.
@@ -100,16 +101,31 @@ def packed_parts(
     Returns:
         As `parts_of`.
     """
-    total = sum(example.length for example, _ in batch)
-    parts: list[list[Weighted]] = [
-        [] for _ in range(min(len(batch), -(-2 * total // (3 * token_budget))))
-    ]
-    filled = [0] * len(parts)
-    for each in sorted(batch, key=lambda weighted: -weighted[0].length):
-        place = filled.index(min(filled))
-        parts[place].append(each)
-        filled[place] += each[0].length
-    return [[part] for part in parts]
+    rows = sorted(batch, key=lambda weighted: weighted[0].length)
+    for count in range(1, len(rows)):
+        parts = _slices(rows, count)
+        if all(_fits(part, token_budget) for part in parts):
+            return [[part] for part in parts]
+    return [[[row]] for row in rows]
+
+
+def _slices(rows: Sequence[Weighted], count: int) -> list[list[Weighted]]:
+    """Rows as they come in so many parts, or fewer, of about as many tokens."""
+    total, before = sum(example.length for example, _ in rows), 0
+    parts: list[list[Weighted]] = [[] for _ in range(count)]
+    for each in rows:
+        middle = before + each[0].length / 2
+        parts[int(count * middle / total)].append(each)
+        before += each[0].length
+    return [part for part in parts if part]
+
+
+def _fits(part: Sequence[Weighted], token_budget: int) -> bool:
+    lengths = [example.length for example, _ in part]
+    padded = len(part) * max(lengths)
+    return len(part) == 1 or (
+        2 * sum(lengths) <= 3 * token_budget and padded <= 2 * token_budget
+    )
 
 
 def check_examples(examples: Sequence[Example], settings: TrainingSettings) -> None:
