@@ -204,18 +204,13 @@ def run_race(
     for h in asked:  # both sets in one go: rows of one prompt share its reading
         both = [*(audited[i] for i in fresh), *(reference[j] for j in partners)]
         found = meter.ratios(both, hypotheses[h])
-        ratios[fresh, h], against[partners, h] = (
-            found[: len(fresh)],
-            found[len(fresh) :],
-        )
+        ratios[fresh, h], against[partners, h] = np.split(found, [len(fresh)])
         tell()
     score(fresh, [h for h in leaders if h not in asked])
-    trial = None
-    if fresh and asked:
-        trial = _trial(
-            ratios[np.ix_(fresh, asked)], against[np.ix_(partners, asked)],
-            is_paired=bool(pairs), permutations=permutations, seed=seed,
-        )  # fmt: skip
+    trial = _trial(
+        ratios[np.ix_(fresh, asked)], against[np.ix_(partners, asked)],
+        is_paired=bool(pairs), permutations=permutations, seed=seed,
+    )  # fmt: skip
     return Race(
         hypotheses=tuple(hypotheses), ratios=ratios, reference=against,
         leaders=tuple(leaders), screened=first, tried=tuple(fresh),
@@ -228,7 +223,7 @@ def _trial(
     mine: Table, theirs: Table, *, is_paired: bool, permutations: int, seed: int
 ) -> MaxT | None:
     """Log ratios of the leading personas on fresh rows, audited against reference."""
-    if not mine.shape[1]:
+    if not mine.size:
         return None
     mine, theirs = _finite(mine, theirs)
     if is_paired:
