@@ -321,6 +321,8 @@ def test_rows_longer_than_a_window_are_padded() -> None:
     window = model.module.config.sliding_window
     assert can_pack(model, longest=window)
     assert not can_pack(model, longest=window + 1)
+    model.module.config.attention_chunk_size = 8  # as Llama 4 has it
+    assert not can_pack(model, longest=9)
 
 
 def test_a_layer_that_carries_something_over_is_found_out() -> None:

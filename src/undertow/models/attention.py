@@ -168,7 +168,8 @@ def packed_operations(model: Model, packing: Packing) -> Iterator[None]:
 def can_see_rows_apart(model: Model, *, longest: int) -> bool:
     """Whether attention can be told of rows: not with a soft cap, or a window they pass."""
     config = model.module.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or longest
+    limits = ("sliding_window", "attention_chunk_size")
+    window = min(getattr(config, name, None) or longest for name in limits)
     return (
         model.device.type == "cpu"
         and config._attn_implementation == "sdpa"
