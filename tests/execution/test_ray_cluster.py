@@ -2,7 +2,9 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -131,6 +133,10 @@ def test_a_version_that_ray_found_first_is_named_too() -> None:
             "Token authentication is enabled but no authentication token was found.",
             None, "`ray get-auth-token` prints",
         ),
+        (
+            "Initialization failure from server:\nStarting Ray client server failed. See",
+            None, "could not start the process that serves this one from outside",
+        ),
         ("Could not find any running Ray instance.", None, "`ray start --head`, mend"),
     ],
 )  # fmt: skip
@@ -140,8 +146,33 @@ def test_what_ray_says_is_told_with_what_to_do(
     error = ConnectionError(f"{said}\n more of it")
     error.__cause__ = None if cause is None else RuntimeError(cause)
     told = module._refused("auto", error)
-    assert told.startswith(f"Ray: no cluster at 'auto': {said.rstrip('.')}; ")
+    first = said.splitlines()[0].rstrip(".:")
+    assert told.startswith(f"Ray: no cluster at 'auto': {first}; ")
     assert advice in told
+
+
+STILLBORN = "from server:\nStarting Ray client server failed. See the log"
+
+
+@pytest.mark.parametrize(
+    ("said", "tries", "connects"),
+    [([STILLBORN], 2, True), ([STILLBORN] * 2, 2, False), (["no", "no"], 1, False)],
+)
+def test_a_head_whose_process_for_this_one_ended_at_once_is_asked_again(
+    said: list[str], tries: int, connects: bool
+) -> None:
+    given: list[Any] = []
+
+    def init(**options: Any) -> None:
+        given.append(options)
+        if len(given) <= len(said):
+            raise ConnectionAbortedError(said[len(given) - 1])
+
+    ray = ModuleType("ray")
+    vars(ray).update(init=init, shutdown=lambda: None)
+    with nullcontext() if connects else pytest.raises(RunError, match="no cluster at"):
+        module._connect(ray, "local", None)
+    assert len(given) == tries
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,17 +84,18 @@ def _write_wheel(
     module = package.replace("-", "_")
     info = f"{module}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(member, content, packed)
+        # With no time of day, whose bytes a test that alters others could meet.
+        archive.writestr(zipfile.ZipInfo(member), content, packed)
         archive.writestr(
-            f"{info}/METADATA",
+            zipfile.ZipInfo(f"{info}/METADATA"),
             f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n",
         )
         archive.writestr(
-            f"{info}/WHEEL",
+            zipfile.ZipInfo(f"{info}/WHEEL"),
             "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
             "Tag: py3-none-any\n",
         )
-        archive.writestr(f"{info}/RECORD", "")
+        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "")
 
 
 @pytest.fixture(scope="module")

@@ -36,10 +36,14 @@ _TOKEN = (
 _REMEDIES = {
     "ray[client]": "ray:// takes `pip install 'ray[client]'`, here and on its head",
     "uthentication token": _TOKEN,
+    "client server failed": "its head could not start the process that serves this one "
+    "from outside, twice; the ray_client_server files in its logs say why",
     "client connection timeout": "the port is that of `ray start --head "
     f"--ray-client-server-port`, 10001 if not given; {_TOKEN}",
 }
 """What to do about what Ray says."""
+_STILLBORN = "Starting Ray client server failed"
+"""What a busy head answers whose process for this one ended as it began."""
 _REACH_SECONDS = 5.0
 _PROBE_SECONDS = 120.0
 _TRIES = 5
@@ -197,11 +201,14 @@ def _connect(ray: ModuleType, address: str | None, cpus: int | None) -> None:
     }  # fmt: skip
     if options["address"] == "local":
         options |= {"num_cpus": cpus, "include_dashboard": False}
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray has no class of its own for these
-        ray.shutdown()  # of what is half done
-        raise RunError(_refused(options["address"], error)) from error
+    for is_last in (False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray has no class of its own for these
+            ray.shutdown()  # of what is half done
+            if is_last or _STILLBORN not in str(error):
+                raise RunError(_refused(options["address"], error)) from error
 
 
 def _refused(address: str, error: BaseException) -> str:
