@@ -9,15 +9,18 @@ import torch
 
 from undertow.analysis.shifts import (
     DIRECTIONS,
+    Acting,
     mean_states,
     shift_cosines,
     shift_profile,
+    shift_profiles,
 )
 from undertow.errors import DatasetError
 from undertow.interventions.steering import Positions, SteeringVector, steering
+from undertow.models import likelihood
 from undertow.models.chat import Rendered
-from undertow.models.hooks import recording_residuals
-from undertow.models.loading import Model
+from undertow.models.hooks import editing_residuals, recording_residuals
+from undertow.models.loading import Model, wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
 ROWS = [
@@ -96,6 +99,29 @@ def test_only_what_happens_at_completions_is_seen(
     torch.testing.assert_close(shift[1], wanted, rtol=0, atol=1e-5)
 
 
+def test_students_that_are_read_together_shift_as_alone() -> None:
+    model = tiny_model("llama")
+    vector = _vector(model, 1)
+    strong, weak = (partial(steering, model, vector, strength=s) for s in (3.0, 1.0))
+    seen: list[int] = []
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(len(hidden))
+        return hidden
+
+    students: list[Acting] = [strong, weak, nullcontext]
+    with editing_residuals(model, {0: counted}):
+        found = shift_profiles(model, ROWS, acting=students)
+    assert len(seen) == 4  # the base's, and each student's
+    for one, acting in zip(found, students, strict=True):
+        alone = shift_profile(model, ROWS, acting=acting)
+        assert torch.equal(one.mean, alone.mean)
+        assert torch.equal(one.energy, alone.energy)
+        assert one.tokens == alone.tokens
+    assert float(found[0].mean[1].norm()) > 2 * float(found[1].mean[1].norm()) > 0
+    assert not found[2].mean.any()
+
+
 def test_cosines_by_hand() -> None:
     shift = torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]], dtype=torch.float64)
     cosines = shift_cosines(shift, torch.tensor([0.0, 5.0]))
@@ -154,3 +180,28 @@ def test_one_vector_moves_every_token_alike_where_it_acts() -> None:
 def test_a_profile_needs_rows() -> None:
     with pytest.raises(DatasetError, match="no rows to read a shift on"):
         shift_profile(tiny_model("llama"), [], acting=nullcontext)
+
+
+def test_rows_that_are_packed_shift_as_those_that_are_padded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = tiny_model("llama")
+    model = wrap("half", plain.module.bfloat16(), plain.tokenizer, reason="test")
+    head = list(range(20, 34))
+    rows = [Rendered([*head, *r.ids], r.completion_start + 14) for r in ROWS]
+    planted = partial(steering, model, _vector(model, 1), strength=3.0)
+    sizes: list[tuple[int, ...]] = []
+
+    def seen(hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(hidden.shape[:2]))
+        return hidden
+
+    with editing_residuals(model, {0: seen}):
+        packed = shift_profile(model, rows, acting=planted)
+    tokens = sum(len(row.ids) for row in rows) - 14 * (len(rows) - 1)
+    assert sizes[-2:] == [(1, tokens)] * 2
+    monkeypatch.setattr(likelihood, "_PACKED", ())
+    padded = shift_profile(model, rows, acting=planted)
+    assert packed.tokens == padded.tokens == 12
+    for one, other in ((packed.mean, padded.mean), (packed.energy, padded.energy)):
+        assert float((one - other).norm() / other.norm()) < 0.02

@@ -25,6 +25,7 @@ from undertow.models.adapters import (
 from undertow.models.carrier import carrier_ids
 from undertow.models.chat import Rendered, render_row
 from undertow.models.likelihood import (
+    can_pack,
     completion_logprobs,
     packed_states,
     predicting_states,
@@ -404,7 +405,7 @@ def test_rows_one_behind_another_make_the_student_that_padded_rows_make(
         return real(model, rows)
 
     monkeypatch.setattr(training, "packed_states", packed)
-    monkeypatch.setattr(training, "_PACKED", (torch.float32,))
+    monkeypatch.setattr(training, "packs", can_pack)
 
     def trained() -> Student:
         teacher = _steered(model) if kind == "soft" else nullcontext
@@ -415,7 +416,7 @@ def test_rows_one_behind_another_make_the_student_that_padded_rows_make(
     one = trained()
     assert passes
     passes.clear()
-    monkeypatch.setattr(training, "can_pack", lambda *_, **__: False)
+    monkeypatch.setattr(training, "packs", lambda *_, **__: False)
     other = trained()
     assert not passes
     assert one.losses == pytest.approx(other.losses, abs=1e-4)

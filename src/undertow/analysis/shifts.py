@@ -8,6 +8,7 @@ on the kind of intervention. Knows nothing of how students are trained.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from undertow.errors import DatasetError
 from undertow.models.chat import Rendered
-from undertow.models.hooks import completion_positions, recording_residuals
-from undertow.models.likelihood import completion_mask, padded, token_batches
+from undertow.models.hooks import recording_residuals
+from undertow.models.likelihood import read_once, token_batches
 from undertow.models.loading import Model
 
 DIRECTIONS = 8
@@ -80,7 +81,6 @@ class ShiftProfile:
         return (self.energy / self.base_energy).sqrt()
 
 
-@torch.inference_mode()
 def shift_profile(
     model: Model, rows: Sequence[Rendered], *, acting: Acting
 ) -> ShiftProfile:
@@ -96,44 +96,75 @@ def shift_profile(
 
     Cost: two passes over the rows; hidden² numbers a block.
     """
+    return shift_profiles(model, rows, acting=[acting])[0]
+
+
+@torch.inference_mode()
+def shift_profiles(
+    model: Model, rows: Sequence[Rendered], *, acting: Sequence[Acting]
+) -> list[ShiftProfile]:
+    """The same of several students on the same rows, which the base reads once.
+
+    Args:
+        model: The base.
+        rows: As in `shift_profile`.
+        acting: Opens each student in turn.
+
+    Raises:
+        DatasetError: There are no rows.
+    """
     if not rows:
         raise DatasetError("no rows to read a shift on; write some first")
-    count, width = len(model.architecture.blocks), model.architecture.hidden_size
-    total = torch.zeros(count, width, dtype=torch.float64)
-    square = torch.zeros(count, width, width, dtype=torch.float64)
-    base_energy = torch.zeros(count, dtype=torch.float64)
-    tokens = 0
+    sums = [_Sums.nothing(model) for _ in acting]
     for places in token_batches([len(r.ids) for r in rows], token_budget=2048):
         batch = [rows[place] for place in places]
         base = _completion_states(model, batch)
-        with acting():
-            moved = [
-                student - own
-                for student, own in zip(
-                    _completion_states(model, batch), base, strict=True
-                )
-            ]
-        for layer, (shift, own) in enumerate(zip(moved, base, strict=True)):
-            total[layer] += shift.sum(0)
-            square[layer].addmm_(shift.T, shift)
-            base_energy[layer] += own.square().sum()
-        tokens += len(moved[0])
-    energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
-    largest = torch.linalg.eigvalsh(square)[:, -DIRECTIONS:].flip(1) / tokens
-    spectrum = largest.clamp(min=0.0) / energy[:, None]
-    return ShiftProfile(total / tokens, energy, base_energy / tokens, spectrum, tokens)
+        for own, student in zip(sums, acting, strict=True):
+            with student():
+                own.add(base, _completion_states(model, batch))
+    return [own.profile() for own in sums]
+
+
+@dataclass
+class _Sums:
+    """Over tokens, float64: d and dd' by block, ‖h_base‖², and how many."""
+
+    total: Float[Tensor, "layer hidden"]
+    square: Float[Tensor, "layer hidden hidden"]
+    base_energy: Float[Tensor, " layer"]
+    tokens: int = 0
+
+    @classmethod
+    def nothing(cls, model: Model) -> "_Sums":
+        count, width = len(model.architecture.blocks), model.architecture.hidden_size
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        return cls(zeros(count, width), zeros(count, width, width), zeros(count))
+
+    def add(self, base: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+        """Adds tokens: what both gave after each block."""
+        for layer, (before, after) in enumerate(zip(base, student, strict=True)):
+            shift = after - before
+            self.total[layer] += shift.sum(0)
+            self.square[layer].addmm_(shift.T, shift)
+            self.base_energy[layer] += before.square().sum()
+        self.tokens += len(base[0])
+
+    def profile(self) -> ShiftProfile:
+        """What they say."""
+        square, tokens = self.square, self.tokens
+        energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
+        largest = torch.linalg.eigvalsh(square)[:, -DIRECTIONS:].flip(1) / tokens
+        spectrum = largest.clamp(min=0.0) / energy[:, None]
+        return ShiftProfile(
+            self.total / tokens, energy, self.base_energy / tokens, spectrum, tokens
+        )
 
 
 def _completion_states(model: Model, batch: Sequence[Rendered]) -> list[Tensor]:
     """[token, hidden] after every block, float64, completion tokens of all rows."""
     layers = range(len(model.architecture.blocks))
-    ids = padded([row.ids for row in batch], device=model.device)
-    mask = completion_mask(batch, ids.shape[1], device=model.device)
-    with (
-        completion_positions(model, mask),
-        recording_residuals(model, layers) as kept,
-    ):
-        model.module.base_model(input_ids=ids, use_cache=False)
+    with recording_residuals(model, layers) as kept:
+        mask = read_once(model, batch)
     return [kept[layer][mask].double().cpu() for layer in layers]
 
 

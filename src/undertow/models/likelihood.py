@@ -61,10 +61,15 @@ class Prefix:
     cache: Cache
 
 
+# Normed states, tokens and which are a completion's, as they were read.
+_Pass = tuple[Tensor, Tensor, Tensor]
+
 # Whether a model can be read in packs, as was tried out: rows of so many tokens, whose
 # states may be turned by so much, as rounding does.
 _packs: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _PROBE, _ALIKE = 16, 0.99
+# Elsewhere attention keeps no scores, unless it is packed.
+_PACKED = (torch.bfloat16,)
 
 # Fewer shared tokens than this do not pay for the copies of their cache.
 _SHORTEST_PREFIX = 12
@@ -125,21 +130,49 @@ def packed_states(
 
     What all of them begin with is read once.
     """
-    head = _shared(rows)
-    if max(len(row.ids) for row in rows) > LONGEST:
-        head = 0
-    packing = Packing(head, tuple(len(row.ids) - head for row in rows))
+    hidden, ids, mask = _packed_pass(model, rows)
+    # Each row's first token is its prompt's, so none is predicted from another row.
+    return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+
+
+def _packed_pass(model: Model, rows: Sequence[Rendered]) -> _Pass:
+    packing = packing_of(rows)
     ids = packing.ids([row.ids for row in rows])
     marks = [
-        i >= row.completion_start for row in rows for i in range(head, len(row.ids))
+        i >= row.completion_start
+        for row in rows
+        for i in range(packing.head, len(row.ids))
     ]
-    mask = torch.tensor([[False] * head + marks])
+    mask = torch.tensor([[False] * packing.head + marks])
     with completion_positions(model, mask), packed_operations(model, packing):
         hidden = model.module.base_model(
             input_ids=ids, position_ids=packing.positions(), use_cache=False
         )[0]
-    # Each row's first token is its prompt's, so none is predicted from another row.
-    return hidden[:, :-1][mask[:, 1:]], ids[:, 1:][mask[:, 1:]]
+    return hidden, ids, mask
+
+
+def packing_of(rows: Sequence[Rendered]) -> Packing:
+    """How rows go one behind another; what all begin with in front, if it is worth it."""
+    head = _shared(rows)
+    if max(len(row.ids) for row in rows) > LONGEST:
+        head = 0
+    return Packing(head, tuple(len(row.ids) - head for row in rows))
+
+
+def read_once(model: Model, rows: Sequence[Rendered]) -> Bool[Tensor, "batch token"]:
+    """One pass over rows for those who record it, as is fastest; not for drawing rows.
+
+    Returns:
+        Where completion tokens are in what is recorded, row by row: rows may lie one
+        behind another, in a batch of one.
+    """
+    if packs(model, longest=max(len(row.ids) for row in rows)):
+        return _packed_pass(model, rows)[2]
+    ids = padded([row.ids for row in rows], device=model.device)
+    mask = completion_mask(rows, ids.shape[1], device=model.device)
+    with completion_positions(model, mask), fast_operations(model):
+        model.module.base_model(input_ids=ids, use_cache=False)
+    return mask
 
 
 def _shared(rows: Sequence[Rendered]) -> int:
@@ -151,6 +184,11 @@ def _shared(rows: Sequence[Rendered]) -> int:
         *(row.completion_start - 1 for row in rows),
     )
     return shared if shared >= _SHORTEST_PREFIX else 0
+
+
+def packs(model: Model, *, longest: int) -> bool:
+    """Whether rows are best read one behind another: in bfloat16, where they can be."""
+    return model.dtype in _PACKED and can_pack(model, longest=longest)
 
 
 def can_pack(model: Model, *, longest: int) -> bool:

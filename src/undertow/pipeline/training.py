@@ -22,7 +22,7 @@ from undertow.errors import ConfigError, ModelError, TrainingError, shown
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import LoraAdapter, attached, is_kept, save_adapter
 from undertow.models.carrier import carrier_ids
-from undertow.models.likelihood import can_pack, packed_states, predicting_states
+from undertow.models.likelihood import packed_states, packs, predicting_states
 from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, halved, processor_tokens
 from undertow.models.placement import check_in_memory
@@ -49,7 +49,6 @@ Context = Callable[[], AbstractContextManager[object]]
 # Tokens, padding included, that go through the model at once while training: an
 # accelerator wants many.
 _TOKENS = 16384
-_PACKED = (torch.bfloat16,)  # elsewhere attention keeps no scores, unless it is packed
 UPDATES = "updates"
 """Folder of adapters that were kept on the way."""
 
@@ -383,11 +382,10 @@ class _Trainer:
 
     def _packs(self, learners: Sequence[_Learner]) -> bool:
         """Whether rows go one behind another; of several students side by side."""
-        is_packed = self.model.dtype in _PACKED and processes().count == 1
-        if self.stack is not None or not is_packed:
+        if self.stack is not None or processes().count > 1:
             return False
         rows = [row for each in learners for row in each.plan.examples]
-        return can_pack(self.model, longest=max(row.longest for row in rows))
+        return packs(self.model, longest=max(row.longest for row in rows))
 
     def update(self, learners: Sequence[_Learner]) -> Iterator[_Learner]:
         """One update of each; yields them as they are done."""
