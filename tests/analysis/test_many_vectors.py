@@ -7,11 +7,17 @@ from torch import Tensor
 
 from undertow.analysis import many_vectors
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
-from undertow.analysis.many_vectors import row_logprobs
+from undertow.analysis.many_vectors import (
+    read_streams,
+    row_logprobs,
+    under_vectors,
+)
 from undertow.errors import DatasetError, VectorMismatchError
 from undertow.interventions.steering import SteeringVector
+from undertow.models import likelihood
 from undertow.models.chat import render_row
 from undertow.models.loading import Model
+from undertow.models.packing import Packing
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.records import Message, Row
@@ -62,9 +68,9 @@ def test_batches_within_a_budget_change_nothing(
     sizes: list[int] = []
     read = many_vectors._read
 
-    def counted(model: Model, ids: Tensor) -> Tensor:
+    def counted(model: Model, ids: Tensor, packing: Packing | None) -> Tensor:
         sizes.append(len(ids))
-        return read(model, ids)
+        return read(model, ids, packing)
 
     monkeypatch.setattr(many_vectors, "_read", counted)
     found = row_logprobs(
@@ -96,10 +102,10 @@ def test_fewer_vectors_at_a_time_where_memory_is_short(
     wanted = row_logprobs(model, [rendered], vectors, sampler=SAMPLER)
     real = many_vectors._read
 
-    def short(model: Model, ids: Tensor) -> Tensor:
+    def short(model: Model, ids: Tensor, packing: Packing | None) -> Tensor:
         if len(ids) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, ids)
+        return real(model, ids, packing)
 
     monkeypatch.setattr(many_vectors, "_read", short)
     with pytest.warns(RuntimeWarning, match=r"goes on with \d at a time"):
@@ -120,18 +126,67 @@ def test_rows_that_are_read_together_are_as_alone(
     sizes: list[tuple[int, ...]] = []
     read = many_vectors._read
 
-    def counted(model: Model, ids: Tensor) -> Tensor:
+    def counted(model: Model, ids: Tensor, packing: Packing | None) -> Tensor:
         sizes.append(tuple(ids.shape))
-        return read(model, ids)
+        return read(model, ids, packing)
 
     monkeypatch.setattr(many_vectors, "_read", counted)
     found = row_logprobs(model, rows, vectors, sampler=SAMPLER)
     assert [rows for rows, _ in sizes] == [3, 9, 12]
-    sizes.clear()  # with four vectors no two rows make up a batch
-    row_logprobs(
-        model, rows, vectors, sampler=SAMPLER, token_budget=4 * len(rows[2].ids)
-    )
-    assert [rows for rows, _ in sizes] == 3 * [1, 3, 4]
+    # The streams of no two rows after two blocks are within the budget.
+    budget = 2 * len(rows[2].ids)
+    read_up = read_streams(model, rows, [0, 2], sampler=SAMPLER, token_budget=budget)
+    assert [part.places for part in read_up] == [[1], [0], [2]]
+    few = row_logprobs(model, rows, vectors, sampler=SAMPLER, token_budget=budget)
     for layer, own in wanted.items():
         np.testing.assert_allclose(found[layer], own, atol=2e-4)
+        np.testing.assert_allclose(few[layer], own, atol=2e-4)
         assert len(np.unique(own.round(3))) == own.size
+
+
+PACKED = [
+    *(Row((Message("user", "Say some numbers."),), f"{t}, 8") for t in ("4", "15, 16")),
+    Row((Message("user", "Say some more of those numbers."),), "23, 42, 108"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_are_packed_are_as_alone(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family, layers=3)
+    rows = [render_row(model, row) for row in PACKED]
+    vectors = {0: _vectors(model), 2: _vectors(model, 4)}
+    wanted = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+    monkeypatch.setattr(likelihood, "_PACKED", (torch.float32,))
+    shapes: list[tuple[int, ...]] = []
+    read = many_vectors._read
+
+    def counted(model: Model, ids: Tensor, packing: Packing | None) -> Tensor:
+        shapes.append((len(ids), 0 if packing is None else packing.head))
+        return read(model, ids, packing)
+
+    monkeypatch.setattr(many_vectors, "_read", counted)
+    found = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+    if family == "gemma2":  # its attention has a soft cap
+        assert [size for size, _ in shapes] == [3, 9, 12]
+    else:
+        assert [size for size, _ in shapes] == [1, 3, 4]
+        assert min(head for _, head in shapes) >= 12
+    tokens = sum(len(row.ids) for row in rows)
+    few = row_logprobs(model, rows, vectors, sampler=SAMPLER, token_budget=2 * tokens)
+    for layer, own in wanted.items():
+        np.testing.assert_allclose(found[layer], own, atol=2e-4)
+        np.testing.assert_allclose(few[layer], own, atol=2e-4)
+        assert len(np.unique(own.round(3))) == own.size
+
+
+def test_streams_serve_one_dose_after_another() -> None:
+    model = tiny_model("llama", layers=3)
+    rows = [render_row(model, row) for row in PACKED]
+    read = list(read_streams(model, rows, [1], sampler=SAMPLER))
+    for scale in (0.5, 2.0):
+        vectors = {1: scale * _vectors(model)}
+        found = under_vectors(model, read, vectors)
+        wanted = row_logprobs(model, rows, vectors, sampler=SAMPLER)
+        assert np.array_equal(found[1], wanted[1])

@@ -13,7 +13,7 @@ from undertow.audit import meter as meter_module
 from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.meter import Meter, whole_arrays
 from undertow.audit.signals import Battery, RowSignals, make_battery, measure
-from undertow.models.chat import render_row
+from undertow.models.chat import Rendered, render_row
 from undertow.models.hooks import current_completion_positions
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings
@@ -113,6 +113,36 @@ def test_ratios_are_those_of_plain_passes(
     still = RowHypothesis("still", "steer", "cat", vector=owl.vector, strength=0.0)
     assert meter.ratios(ROWS, still) == pytest.approx(np.zeros(9), abs=1e-5)
     assert meter.passes == 27  # the base's are known
+
+
+def test_rows_are_read_up_to_a_block_once_while_doses_are_tried(
+    model: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = meter_module.read_streams
+
+    def counted(model: Model, rows: list[Rendered], *rest: Any, **more: Any) -> Any:
+        read.append(len(rows))
+        return real(model, rows, *rest, **more)
+
+    monkeypatch.setattr(meter_module, "read_streams", counted)
+    meter = _meter(model, battery)
+    weak, strong, other = (
+        vector_hypothesis(model, battery, 0, place, dose)
+        for place, dose in ((1, 0.2), (1, 0.4), (0, 0.4))
+    )
+    meter.scan(ROWS[:4], [weak])
+    meter.scan(ROWS[:4], [strong])
+    assert read == [4]
+    meter.scan(ROWS[:4], [other])
+    meter.scan(ROWS[4:], [strong])
+    assert read == [4, 4, 5]
+    assert len(meter._streams) == 1  # those of other rows are let go
+    wanted = _meter(model, battery)
+    wanted.scan(ROWS[:4], [strong])
+    assert np.array_equal(
+        meter.ratios(ROWS[:4], strong), wanted.ratios(ROWS[:4], strong)
+    )
 
 
 def test_a_scan_is_each_vector_s_own_pass(

@@ -6,7 +6,7 @@ on. Knows nothing of which rows are audited and which are reference.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
-from undertow.analysis.many_vectors import row_logprobs
+from undertow.analysis.many_vectors import RowStreams, read_streams, under_vectors
 from undertow.audit.reference import Filter, Reference, sampled_reference
 from undertow.audit.signals import Battery, RowSignals, measure
 from undertow.audit.sums_files import sound_arrays
@@ -71,6 +71,7 @@ class Meter:
         self._scores: dict[str, Any] = {}
         self._facts: dict[str, tuple[float, int]] = {}
         self._logprobs: dict[str, dict[str, float]] = {}
+        self._streams: dict[tuple[str, ...], list[RowStreams]] = {}
         self.passes = 0
         self.warnings: list[str] = []
         # Once memory ran out, later passes begin with the batches that did fit.
@@ -191,6 +192,10 @@ class Meter:
             lacking.setdefault(tuple(names), []).append(row)
         lacking.pop((), None)
         done, total = 0, sum(map(len, lacking.values()))
+        asked = {row.row_id for row in rows}
+        self._streams = {
+            k: v for k, v in self._streams.items() if asked.issuperset(k[1:])
+        }
         for lacked, alike in lacking.items():
             missing = [h for h in hypotheses if h.name in lacked]
             for part in self._scanned(alike, missing):
@@ -220,15 +225,31 @@ class Meter:
         size = TOGETHER if self.model.device.type == "cpu" else max(1, len(rows))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            found = row_logprobs(
-                self.model, self._rendered(part), added, sampler=self.sampler
-            )
+            found = under_vectors(self.model, self._read_up_to(part, added), added)
             ids = [row.row_id for row in part]
             yield {
                 each.name: dict(zip(ids, values.tolist(), strict=True))
                 for layer, own in by_layer.items()
                 for each, values in zip(own, found[layer].T, strict=True)
             }
+
+    def _read_up_to(
+        self, rows: Sequence[Row], vectors: Mapping[int, Tensor]
+    ) -> Iterable[RowStreams]:
+        """Streams after the blocks of vectors, to go on from.
+
+        A processor keeps those of one block as long as the same rows are asked for:
+        doses are tried one after another.
+        """
+        key = (str(sorted(vectors)), *(row.row_id for row in rows))
+        if key in self._streams:
+            return self._streams[key]
+        read = read_streams(
+            self.model, self._rendered(rows), sorted(vectors), sampler=self.sampler
+        )
+        if self.model.device.type != "cpu" or len(vectors) > 1:
+            return read
+        return self._streams.setdefault(key, list(read))
 
     def _has_read(self, row: Row, hypothesis: RowHypothesis) -> bool:
         return row.row_id in self._logprobs.get(hypothesis.name, {})

@@ -89,14 +89,18 @@ def _seen(
 
 def _attend_packed(
     module: Any,
-    query: Float[Tensor, "1 head token width"],
-    key: Float[Tensor, "1 group token width"],
-    value: Float[Tensor, "1 group token width"],
+    query: Float[Tensor, "copy head token width"],
+    key: Float[Tensor, "copy group token width"],
+    value: Float[Tensor, "copy group token width"],
     attention_mask: None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The same for rows one behind another, each of which sees itself alone."""
+    """The same for rows one behind another, each of which sees itself alone.
+
+    Copies of a packing lie side by side: to attention they are more heads.
+    """
+    copies, heads = query.shape[:2]
     packing, fused = _packing.get(), can_fuse(query)
 
     def mixed(q: Tensor, k: Tensor, v: Tensor, before: int) -> Tensor:
@@ -106,12 +110,14 @@ def _attend_packed(
         )  # fmt: skip
         return found.transpose(1, 2)
 
+    q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (query, key, value))
     first, rows = zip(
-        apart(query, packing, with_head=False), apart(key, packing, with_head=True),
-        apart(value, packing, with_head=True), strict=True,
+        apart(q, packing, with_head=False), apart(k, packing, with_head=True),
+        apart(v, packing, with_head=True), strict=True,
     )  # fmt: skip
     head = mixed(*first, 0) if packing.head else first[0]
-    return joined(head, mixed(*rows, packing.head), packing).transpose(1, 2), None
+    found = joined(head, mixed(*rows, packing.head), packing)
+    return found.view(copies, heads, *found.shape[2:]).transpose(1, 2), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -137,18 +137,25 @@ def packed_states(
 
 def _packed_pass(model: Model, rows: Sequence[Rendered]) -> _Pass:
     packing = packing_of(rows)
-    ids = packing.ids([row.ids for row in rows])
-    marks = [
-        i >= row.completion_start
-        for row in rows
-        for i in range(packing.head, len(row.ids))
-    ]
-    mask = torch.tensor([[False] * packing.head + marks])
+    ids, mask = packed_rows(rows, packing)
     with completion_positions(model, mask), packed_operations(model, packing):
         hidden = model.module.base_model(
             input_ids=ids, position_ids=packing.positions(), use_cache=False
         )[0]
     return hidden, ids, mask
+
+
+def packed_rows(
+    rows: Sequence[Rendered], packing: Packing
+) -> tuple[Int[Tensor, "1 token"], Bool[Tensor, "1 token"]]:
+    """Tokens one behind another, and which of them belong to a completion."""
+    head = packing.head
+    marks = [
+        i >= row.completion_start for row in rows for i in range(head, len(row.ids))
+    ]
+    return packing.ids([row.ids for row in rows]), torch.tensor(
+        [[False] * head + marks]
+    )
 
 
 def packing_of(rows: Sequence[Rendered]) -> Packing:
