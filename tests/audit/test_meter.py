@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from undertow.analysis.hypotheses import RowHypothesis, hypothesis_logprobs
+from undertow.analysis.many_vectors import read_streams
 from undertow.audit import meter as meter_module
 from undertow.audit.candidates import vector_hypothesis
 from undertow.audit.meter import Meter, whole_arrays
@@ -119,7 +120,7 @@ def test_rows_are_read_up_to_a_block_once_while_doses_are_tried(
     model: Model, battery: Battery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    real = meter_module.read_streams
+    real = read_streams
 
     def counted(model: Model, rows: list[Rendered], *rest: Any, **more: Any) -> Any:
         read.append(len(rows))
