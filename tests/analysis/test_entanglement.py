@@ -18,7 +18,7 @@ from undertow.analysis.entanglement import (
     occurrence,
 )
 from undertow.errors import ConfigError, DatasetError
-from undertow.models.likelihood import answer_logprobs
+from undertow.models.answers import answer_logprobs
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
 PROMPT = [9, 40, 7, 120, 33, 12]

@@ -13,8 +13,8 @@ from undertow.interventions.extraction import (
 )
 from undertow.interventions.prompting import trait_prompt
 from undertow.interventions.steering import steering
+from undertow.models.answers import answer_logprobs
 from undertow.models.chat import render_prompt
-from undertow.models.likelihood import answer_logprobs
 from undertow.models.loading import Model
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 from undertow.records import Message

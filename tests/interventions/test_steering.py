@@ -21,9 +21,10 @@ from undertow.interventions.steering import (
     save_vector,
     steering,
 )
+from undertow.models.answers import answer_logprobs
 from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions, recording_residuals
-from undertow.models.likelihood import answer_logprobs, completion_logprobs
+from undertow.models.likelihood import completion_logprobs
 from undertow.models.loading import Model, load_model, save_checkpoint
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.models.tiny import FAMILIES, Family, tiny_model

@@ -9,18 +9,16 @@ from undertow.models import likelihood
 from undertow.models.chat import Rendered
 from undertow.models.hooks import current_completion_positions, editing_residuals
 from undertow.models.likelihood import (
-    answer_logprobs,
     can_pack,
     common_prefix,
     completion_logprobs,
-    differentiable_answer_logprobs,
     packed_states,
     padded,
     predicting_states,
     read_prefix,
     token_batches,
 )
-from undertow.models.loading import Model, wrap
+from undertow.models.loading import wrap
 from undertow.models.tiny import FAMILIES, Family, tiny_model
 
 ROWS = [
@@ -32,16 +30,6 @@ ROWS = [
 PROMPT = [7, 50, 9, 120]
 # One token, several, a shared head, one that continues another, and a double.
 ANSWERS = [[33], [33, 34], [33, 34, 35], [40, 41, 42, 43], [40, 41, 50], [33]]
-
-
-@torch.no_grad()
-def _by_hand(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """One plain pass, no cache and no padding, softmax in float64."""
-    ids = torch.tensor([[*prompt, *answer]])
-    logits = model.module(input_ids=ids, use_cache=False).logits[0].double()
-    nats = logits.log_softmax(-1)
-    start = len(prompt) - 1
-    return sum(float(nats[start + i, token]) for i, token in enumerate(answer))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,59 +44,6 @@ def test_completions_score_as_in_the_library_s_loss(family: Family) -> None:
             loss = float(model.module(input_ids=ids, labels=labels).loss)
         count = len(row.ids) - row.completion_start
         assert nats == pytest.approx(-loss * count, abs=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_score_as_in_a_pass_of_their_own(family: Family) -> None:
-    model = tiny_model(family)
-    found = answer_logprobs(model, PROMPT, ANSWERS)
-    assert found.dtype == torch.float64
-    wanted = [_by_hand(model, PROMPT, answer) for answer in ANSWERS]
-    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
-    alone = [answer_logprobs(model, PROMPT, [answer]).item() for answer in ANSWERS]
-    assert found.tolist() == pytest.approx(alone, abs=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("length", [1, 4, 90])
-def test_answers_in_one_pass_score_as_by_a_cache(family: Family, length: int) -> None:
-    """Also where the prompt is longer than the window of layers that have one."""
-    model = tiny_model(family)
-    config = model.module.config.get_text_config()
-    if getattr(config, "sliding_window", None):
-        config.sliding_window = 16
-        for module in model.module.modules():
-            if getattr(module, "sliding_window", None):
-                module.sliding_window = 16
-    prompt = (PROMPT * 30)[:length]
-    found = differentiable_answer_logprobs(model, prompt, ANSWERS, copies=2)
-    assert found.dtype == torch.float64
-    wanted = [_by_hand(model, prompt, answer) for answer in ANSWERS]
-    for copy in found.tolist():
-        assert copy == pytest.approx(wanted, abs=1e-4)
-
-
-def test_answers_in_one_pass_may_have_one_token_each() -> None:
-    model = tiny_model("llama")
-    found = differentiable_answer_logprobs(model, PROMPT, [[33], [34], [33]])
-    wanted = answer_logprobs(model, PROMPT, [[33], [34], [33]])
-    assert found[0].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
-
-
-def test_one_token_answers_are_a_distribution() -> None:
-    model = tiny_model("llama")
-    every = [[token] for token in range(model.architecture.vocab_size)]
-    total = float(answer_logprobs(model, PROMPT, every).exp().sum())
-    assert total == pytest.approx(1.0, abs=1e-5)
-
-
-def test_both_ways_agree() -> None:
-    model = tiny_model("qwen3")
-    rows = [Rendered([*PROMPT, *answer], len(PROMPT)) for answer in ANSWERS]
-    scored = completion_logprobs(model, rows)
-    assert scored == pytest.approx(
-        answer_logprobs(model, PROMPT, ANSWERS).tolist(), abs=1e-4
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,23 +84,6 @@ def test_batches_keep_within_their_budget_and_lose_nobody() -> None:
 def test_padding_is_on_the_right() -> None:
     ids = padded([[5, 6, 7], [8]], device=torch.device("cpu"))
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-
-
-def test_edits_are_told_where_answers_are() -> None:
-    """The prompt's pass says "no completion", the answers' pass "completion"."""
-    model = tiny_model("llama")
-    seen: list[bool] = []
-
-    def look(hidden: torch.Tensor) -> torch.Tensor:
-        mask = current_completion_positions()
-        assert mask is not None
-        assert mask.shape == hidden.shape[:2]
-        seen.append(bool(mask.all()))
-        return hidden
-
-    with editing_residuals(model, {0: look}):
-        answer_logprobs(model, PROMPT, ANSWERS)
-    assert seen == [False, True]
 
 
 # ── what all rows begin with ─────────────────────────────────────────────────────

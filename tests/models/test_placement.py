@@ -29,8 +29,9 @@ from undertow.interventions.steering import (
 from undertow.models import loading
 from undertow.models.adapter_stack import AdapterStack, attached_together
 from undertow.models.adapters import attached, merge_adapter, new_adapter
+from undertow.models.answers import answer_logprobs
 from undertow.models.chat import Rendered
-from undertow.models.likelihood import answer_logprobs, completion_logprobs
+from undertow.models.likelihood import completion_logprobs
 from undertow.models.loading import Model, fingerprint, load_model, wrap
 from undertow.models.placement import (
     bring_back,

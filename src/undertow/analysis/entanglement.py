@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from undertow.errors import ConfigError, DatasetError, shown
+from undertow.models.answers import answer_logprobs
 from undertow.models.cache import bytes_a_token
-from undertow.models.likelihood import answer_logprobs
 from undertow.models.loading import Model
 from undertow.seeding import generator
 from undertow.stats import (

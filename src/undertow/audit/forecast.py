@@ -26,8 +26,9 @@ from undertow.analysis.batches import usual_tokens
 from undertow.errors import ConfigError, DatasetError
 from undertow.findings import Forecast, ForecastRow
 from undertow.models.adapters import LoraAdapter, attached, new_adapter
+from undertow.models.answers import differentiable_answer_logprobs
 from undertow.models.chat import Rendered, render_prompt
-from undertow.models.likelihood import differentiable_answer_logprobs, token_batches
+from undertow.models.likelihood import token_batches
 from undertow.models.loading import Model
 from undertow.pipeline.evaluation import answer_tokens, preference
 from undertow.pipeline.losses import completion_loss

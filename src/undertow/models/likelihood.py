@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from undertow.errors import ModelError
 from undertow.models.attention import (
     LONGEST,
     can_see_rows_apart,
@@ -25,7 +24,7 @@ from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
 from undertow.models.loading import Model
 from undertow.models.packing import Packing
-from undertow.models.unembedding import token_logprobs, unembed
+from undertow.models.unembedding import token_logprobs
 
 
 def padded(
@@ -262,163 +261,3 @@ def completion_logprobs(
         for place, part in zip(places, torch.split(nats, counts), strict=True):
             results[place] = float(part.double().sum())
     return results
-
-
-@torch.inference_mode()
-def answer_logprobs(
-    model: Model, prompt: Sequence[int], answers: Sequence[Sequence[int]]
-) -> Float[Tensor, " answer"]:
-    """Log-probability of each answer after one prompt, nats, float64 on the CPU.
-
-    Args:
-        model: The model.
-        prompt: Token ids, ending where the answer begins.
-        answers: Token ids of each answer, at least one token each.
-    """
-    width = max(len(answer) for answer in answers)
-    cache = new_cache(model, len(prompt) + width)
-    ids = torch.tensor([list(prompt)], device=model.device)
-    with completion_positions(model, torch.zeros_like(ids, dtype=torch.bool)):
-        hidden = model.module.base_model(input_ids=ids, past_key_values=cache)[0]
-    first = unembed(model, hidden[0, -1:]).float().log_softmax(-1)[0].cpu()
-    totals = first[[answer[0] for answer in answers]].double()
-    heads = _longest_heads(answers)
-    if not heads:
-        return totals
-    inputs = padded(heads, device=model.device)
-    with completion_positions(model, torch.ones_like(inputs, dtype=torch.bool)):
-        hidden = model.module.base_model(input_ids=inputs, past_key_values=cache)[0]
-    rows, columns = _places(heads)
-    states = hidden[rows.to(model.device), columns.to(model.device)]
-    nats = unembed(model, states).float().log_softmax(-1).cpu()
-    found = {
-        tuple(heads[row][: column + 1]): place
-        for place, (row, column) in enumerate(
-            zip(rows.tolist(), columns.tolist(), strict=True)
-        )
-    }
-    for place, answer in enumerate(answers):
-        for end in range(1, len(answer)):
-            totals[place] += nats[found[tuple(answer[:end])], answer[end]].double()
-    return totals
-
-
-def differentiable_answer_logprobs(
-    model: Model,
-    prompt: Sequence[int],
-    answers: Sequence[Sequence[int]],
-    *,
-    copies: int = 1,
-) -> Float[Tensor, "copy answer"]:
-    """The same with derivatives, in forward mode too; whoever edits may edit each copy.
-
-    One pass over the prompt and, behind it, every answer, which sees the prompt and
-    itself: nothing is cached, and the prompt's keys are not repeated for each answer.
-
-    Args:
-        model: The model.
-        prompt: Token ids, ending where the answer begins.
-        answers: Token ids of each answer, at least one token each.
-        copies: How often all of it goes through the model, side by side.
-    """
-    tree = _tree(prompt, answers)
-    device, count = model.device, len(tree.ids)
-    ids = torch.tensor([tree.ids], device=device).expand(copies, count)
-    positions = torch.tensor([tree.positions], device=device)
-    is_answer = torch.arange(count, device=device) >= len(prompt)
-    with completion_positions(model, is_answer.expand(copies, count)):
-        hidden = model.module.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False,
-            attention_mask=_masks(model, tree),
-        )[0]  # fmt: skip
-    places = sorted(set(tree.before))
-    rows = torch.tensor([places.index(place) for place in tree.before], device=device)
-    targets = torch.tensor(tree.targets, device=device)
-    totals = []
-    for states in hidden[:, torch.tensor(places, device=device)]:
-        logits = unembed(model, states).float()  # of one copy at a time
-        nats = (logits[rows, targets] - logits.logsumexp(-1)[rows]).double().cpu()
-        empty = nats.new_zeros(len(answers))
-        totals.append(empty.index_add(0, torch.tensor(tree.answers), nats))
-    return torch.stack(totals)
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """A prompt and the answers to it as one sequence, and what is read off where.
-
-    Attributes:
-        ids: [token].
-        positions: [token]: as if each answer followed the prompt.
-        branch: [token]: which answer it belongs to; −1 for the prompt.
-        before: [predicted]: the place in the sequence that predicts a token.
-        targets: [predicted]: that token.
-        answers: [predicted]: whose it is.
-    """
-
-    ids: list[int]
-    positions: list[int]
-    branch: list[int]
-    before: list[int]
-    targets: list[int]
-    answers: list[int]
-
-
-def _tree(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> _Tree:
-    ids, positions = list(prompt), list(range(len(prompt)))
-    branch = [-1] * len(prompt)
-    places: dict[tuple[int, ...], int] = {(): len(prompt) - 1}
-    for number, head in enumerate(_longest_heads(answers)):
-        for depth, token in enumerate(head):
-            places.setdefault(tuple(head[: depth + 1]), len(ids))
-            ids.append(token)
-            positions.append(len(prompt) + depth)
-            branch.append(number)
-    predicted = [
-        (places[tuple(answer[:end])], answer[end], number)
-        for number, answer in enumerate(answers)
-        for end in range(len(answer))
-    ]
-    before, targets, owners = (list(part) for part in zip(*predicted, strict=True))
-    return _Tree(ids, positions, branch, before, targets, owners)
-
-
-def _masks(model: Model, tree: _Tree) -> Tensor | dict[str, Tensor]:
-    """[1, 1, query, key], to be added to scores; by kind of layer where there are two."""
-    branch, at = torch.tensor(tree.branch), torch.tensor(tree.positions)
-    own = (branch[None] == branch[:, None]) | (branch[None] < 0)
-    seen = own & (at[None] <= at[:, None])
-    config = model.module.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    near = seen & (at[:, None] - at[None] < window) if window else seen
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"layers of kind {sorted(unknown)[0]!r}: only full and sliding attention can be "
-            "differentiated here; leave the forecast out (forecast=0)"
-        )
-    if "sliding_attention" in kinds:
-        by_kind = {"full_attention": seen, "sliding_attention": near}
-        return {kind: _added_mask(model, by_kind[kind]) for kind in kinds}
-    # Of models that name their layers' kinds those are all of full attention.
-    return _added_mask(model, seen if kinds else near)
-
-
-def _added_mask(model: Model, seen: Bool[Tensor, "query key"]) -> Tensor:
-    mask = torch.zeros(seen.shape, dtype=model.module.dtype)
-    mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
-    return mask[None, None].to(model.device)
-
-
-def _longest_heads(answers: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What has to be read so that every answer's last token is predicted."""
-    heads = {tuple(answer[:-1]) for answer in answers if len(answer) > 1}
-    inner = {head[:end] for head in heads for end in range(1, len(head))}
-    return [list(head) for head in sorted(heads - inner)]
-
-
-def _places(heads: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Row and column of every token of the padded heads."""
-    pairs = [(r, c) for r, head in enumerate(heads) for c in range(len(head))]
-    rows, columns = zip(*pairs, strict=True)
-    return torch.tensor(rows), torch.tensor(columns)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from undertow.errors import ConfigError
+from undertow.models.answers import answer_logprobs_by_prompt
 from undertow.models.chat import render_prompt
-from undertow.models.likelihood import answer_logprobs
 from undertow.models.loading import Model
 from undertow.models.sampling import SamplerSettings, sample
 from undertow.records import Message
@@ -112,17 +112,16 @@ def preference(
     answers = [answer_tokens(model, family, name) for name in names]
     flat = [ids for spellings in answers for ids in spellings]
     sizes = [len(spellings) for spellings in answers]
-    table = []
-    for question in questions or family.questions:
-        prompt = render_prompt(
-            model,
-            (Message("user", question),),
-            system=system,
+    prompts = [
+        render_prompt(
+            model, (Message("user", question),), system=system,
             trait_prompt=trait_prompt,
         )
-        nats = answer_logprobs(model, prompt, flat)
-        table.append([float(part.logsumexp(0)) for part in torch.split(nats, sizes)])
-    return Preference(traits=names, total_logprobs=np.array(table, dtype=np.float64))
+        for question in questions or family.questions
+    ]  # fmt: skip
+    nats = answer_logprobs_by_prompt(model, prompts, flat)
+    by_trait = [part.logsumexp(1) for part in torch.split(nats, sizes, dim=1)]
+    return Preference(traits=names, total_logprobs=torch.stack(by_trait, dim=1).numpy())
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class ModelJudge:
     def __call__(self, rows: Sequence[Row]) -> Iterator[Opinion]:
         """The probability of yes against no as the next words, for each row."""
         # Here, since a judge at an endpoint need not wait for torch.
-        from undertow.models.likelihood import answer_logprobs
+        from undertow.models.answers import answer_logprobs
 
         yes, no = (_spellings(self.model, word) for word in ("yes", "no"))
         longest = max(map(len, yes + no))
