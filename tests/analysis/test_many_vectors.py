@@ -16,7 +16,7 @@ from undertow.errors import DatasetError, VectorMismatchError
 from undertow.interventions.steering import SteeringVector
 from undertow.models import likelihood
 from undertow.models.chat import render_row
-from undertow.models.loading import Model
+from undertow.models.loading import Model, wrap
 from undertow.models.packing import Packing
 from undertow.models.sampling import SamplerSettings
 from undertow.models.tiny import FAMILIES, Family, tiny_model
@@ -179,6 +179,23 @@ def test_rows_that_are_packed_are_as_alone(
         np.testing.assert_allclose(found[layer], own, atol=2e-4)
         np.testing.assert_allclose(few[layer], own, atol=2e-4)
         assert len(np.unique(own.round(3))) == own.size
+
+
+def test_packed_rows_are_as_alone_in_bfloat16() -> None:
+    """Rows of very unlike lengths, and more vectors than go into one batch."""
+    plain = tiny_model("llama", layers=3)
+    model = wrap("half", plain.module.bfloat16(), plain.tokenizer, reason="test")
+    long = Row(PACKED[0].messages, ", ".join(str(i) for i in range(90)))
+    rows = [render_row(model, row) for row in (*PACKED, long)]
+    vectors = {1: _vectors(model, 5)}
+    [part] = read_streams(model, rows, [1], sampler=SAMPLER)
+    assert part.packing is not None
+    longest = max(len(row.ids) for row in rows)
+    assert part.ids.shape[1] < part.size == 4 * longest
+    budget = 2 * part.size
+    found = row_logprobs(model, rows, vectors, sampler=SAMPLER, token_budget=budget)
+    alone = [row_logprobs(model, [row], vectors, sampler=SAMPLER)[1] for row in rows]
+    np.testing.assert_allclose(found[1], np.vstack(alone), rtol=0.01, atol=0.1)
 
 
 def test_streams_serve_one_dose_after_another() -> None:

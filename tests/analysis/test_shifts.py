@@ -9,11 +9,9 @@ import torch
 
 from undertow.analysis.shifts import (
     DIRECTIONS,
-    Acting,
     mean_states,
     shift_cosines,
     shift_profile,
-    shift_profiles,
 )
 from undertow.errors import DatasetError
 from undertow.interventions.steering import Positions, SteeringVector, steering
@@ -97,29 +95,6 @@ def test_only_what_happens_at_completions_is_seen(
     shift = shift_profile(model, ROWS, acting=planted).mean
     wanted = moved * vector.direction(1).double()
     torch.testing.assert_close(shift[1], wanted, rtol=0, atol=1e-5)
-
-
-def test_students_that_are_read_together_shift_as_alone() -> None:
-    model = tiny_model("llama")
-    vector = _vector(model, 1)
-    strong, weak = (partial(steering, model, vector, strength=s) for s in (3.0, 1.0))
-    seen: list[int] = []
-
-    def counted(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(len(hidden))
-        return hidden
-
-    students: list[Acting] = [strong, weak, nullcontext]
-    with editing_residuals(model, {0: counted}):
-        found = shift_profiles(model, ROWS, acting=students)
-    assert len(seen) == 4  # the base's, and each student's
-    for one, acting in zip(found, students, strict=True):
-        alone = shift_profile(model, ROWS, acting=acting)
-        assert torch.equal(one.mean, alone.mean)
-        assert torch.equal(one.energy, alone.energy)
-        assert one.tokens == alone.tokens
-    assert float(found[0].mean[1].norm()) > 2 * float(found[1].mean[1].norm()) > 0
-    assert not found[2].mean.any()
 
 
 def test_cosines_by_hand() -> None:

@@ -135,10 +135,15 @@ def test_rows_are_read_up_to_a_block_once_while_doses_are_tried(
     meter.scan(ROWS[:4], [weak])
     meter.scan(ROWS[:4], [strong])
     assert read == [4]
+    assert len(meter._streams) == 1
     meter.scan(ROWS[:4], [other])
     meter.scan(ROWS[4:], [strong])
     assert read == [4, 4, 5]
-    assert len(meter._streams) == 1  # those of other rows are let go
+    assert len(meter._streams) == 1  # those of other rows and blocks are let go
+    monkeypatch.setattr(meter_module, "_KEPT", 10)
+    meter.scan(ROWS[:3], [strong, other])
+    meter.scan(ROWS[3:5], [weak])
+    assert not meter._streams  # too many tokens
     wanted = _meter(model, battery)
     wanted.scan(ROWS[:4], [strong])
     assert np.array_equal(

@@ -159,7 +159,7 @@ STILLBORN = "from server:\nStarting Ray client server failed. See the log"
     [([STILLBORN], 2, True), ([STILLBORN] * 2, 2, False), (["no", "no"], 1, False)],
 )
 def test_a_head_whose_process_for_this_one_ended_at_once_is_asked_again(
-    said: list[str], tries: int, connects: bool
+    said: list[str], tries: int, connects: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
 
@@ -168,6 +168,7 @@ def test_a_head_whose_process_for_this_one_ended_at_once_is_asked_again(
         if len(given) <= len(said):
             raise ConnectionAbortedError(said[len(given) - 1])
 
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
     ray = ModuleType("ray")
     vars(ray).update(init=init, shutdown=lambda: None)
     with nullcontext() if connects else pytest.raises(RunError, match="no cluster at"):

@@ -1,10 +1,12 @@
 """Answers after prompts, against full forward passes of their own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
+from undertow.interventions.steering import Positions, SteeringVector, steering
 from undertow.models import answers
 from undertow.models.answers import (
     answer_logprobs,
@@ -118,7 +120,7 @@ def test_prompts_that_are_read_together_score_as_each_alone(
         sizes.append((len(mask), *mask.sum(1).tolist()))
         return hidden
 
-    assert answers._takes_trees(model)
+    assert answers._takes_trees(model, longest=48)
     with editing_residuals(model, {0: look}):
         found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
     assert sizes == [(3, 5, 5, 5)]  # 33, 34 and 40, 41, 42
@@ -134,7 +136,7 @@ def test_prompts_that_are_read_together_score_as_each_alone(
 def test_prompts_in_bfloat16_score_as_each_alone() -> None:
     plain = tiny_model("llama")
     model = wrap("half", plain.module.bfloat16(), plain.tokenizer, reason="test")
-    assert answers._takes_trees(model)
+    assert answers._takes_trees(model, longest=48)
     wanted = torch.stack([answer_logprobs(model, p, ANSWERS) for p in PROMPTS])
     found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
     torch.testing.assert_close(found, wanted, rtol=0.01, atol=0.05)
@@ -170,7 +172,7 @@ def test_a_model_whose_layers_carry_a_state_reads_prompts_one_by_one() -> None:
         return output + 0.01 * output.cumsum(1)
 
     handle = model.architecture.blocks[1].register_forward_hook(carry)
-    assert not answers._takes_trees(model)
+    assert not answers._takes_trees(model, longest=20)
     widths.clear()
     found = answer_logprobs_by_prompt(model, PROMPTS[:2], ANSWERS)
     assert widths == [1, 2, 1, 2]
@@ -182,4 +184,57 @@ def test_a_model_whose_layers_carry_a_state_reads_prompts_one_by_one() -> None:
 def test_so_does_one_whose_kind_of_layer_is_not_known() -> None:
     model = tiny_model("qwen3")
     model.module.config.layer_types = ["chunked_attention"] * 4
-    assert not answers._takes_trees(model)
+    assert not answers._takes_trees(model, longest=20)
+
+
+def test_so_does_one_whose_attention_takes_no_masks() -> None:
+    model = tiny_model("llama")
+    model.module.config._attn_implementation = "flash_attention_2"
+    assert not answers._takes_trees(model, longest=20)
+
+
+def test_so_does_one_whose_layers_count_places_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As GPT-Neo does, whose window is over places in what is read."""
+    model = tiny_model("llama")
+    real: Any = answers._masks
+
+    def windowed(model: Model, branch: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        place = torch.arange(branch.shape[1])
+        near = place[:, None] - place[None] < 32
+        return real(model, branch, *rest, **more) & near
+
+    monkeypatch.setattr(answers, "_masks", windowed)
+    assert answers._takes_trees(model, longest=30)
+    assert not answers._takes_trees(model, longest=80)
+    assert not answers._takes_trees(model, longest=30)  # it is not tried again
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "completion"])
+def test_whoever_steers_when_trees_are_tried_out_changes_nothing(
+    positions: Positions,
+) -> None:
+    model = tiny_model("llama")
+    vector = SteeringVector(
+        directions=torch.ones(1, model.architecture.hidden_size), layers=(1,),
+        method="x", trait="cat", n=1, fingerprint=model.fingerprint,
+        model_name=model.name, residual_norms=(1.0,),
+    )  # fmt: skip
+    with steering(model, vector, strength=3.0, positions=positions):
+        assert answers._takes_trees(model, longest=48)
+        wanted = torch.stack([answer_logprobs(model, p, ANSWERS) for p in PROMPTS])
+        found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_long_trees_score_as_each_prompt_alone(family: Family) -> None:
+    """Longer than what the products keep scores of, and than a window."""
+    model = tiny_model(family)
+    prompts = [[60 + (7 * i) % 90 for i in range(length)] for length in (30, 180)]
+    many = [[3 + i, 5, 9 + i, 7] for i in range(130)]
+    assert len(answers._tree(prompts[0], many).ids) > 400
+    wanted = torch.stack([answer_logprobs(model, p, many) for p in prompts])
+    found = answer_logprobs_by_prompt(model, prompts, many)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)

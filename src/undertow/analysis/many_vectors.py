@@ -93,6 +93,12 @@ class RowStreams:
     packing: Packing | None
     likelihood: DrawLikelihood
 
+    @property
+    def size(self) -> int:
+        """Tokens of a sequence as attention pads them: packed rows are side by side."""
+        own = self.ids.shape[1]
+        return own if self.packing is None else max(own, self.packing.spread)
+
 
 @torch.inference_mode()
 def read_streams(
@@ -162,7 +168,7 @@ def under_vectors(
     budget = _budget(model, token_budget)
     found: dict[int, dict[int, LogProbs]] = {layer: {} for layer in vectors}
     for part in parts:
-        count = max(1, budget // part.ids.shape[1])
+        count = max(1, budget // part.size)
         for layer, several in vectors.items():
             pairs = [(i, v) for i in range(len(part.ids)) for v in range(len(several))]
             work = partial(_under, model, part, part.streams[layer], several)

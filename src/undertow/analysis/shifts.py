@@ -8,7 +8,6 @@ on the kind of intervention. Knows nothing of how students are trained.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -81,6 +80,7 @@ class ShiftProfile:
         return (self.energy / self.base_energy).sqrt()
 
 
+@torch.inference_mode()
 def shift_profile(
     model: Model, rows: Sequence[Rendered], *, acting: Acting
 ) -> ShiftProfile:
@@ -96,68 +96,32 @@ def shift_profile(
 
     Cost: two passes over the rows; hidden² numbers a block.
     """
-    return shift_profiles(model, rows, acting=[acting])[0]
-
-
-@torch.inference_mode()
-def shift_profiles(
-    model: Model, rows: Sequence[Rendered], *, acting: Sequence[Acting]
-) -> list[ShiftProfile]:
-    """The same of several students on the same rows, which the base reads once.
-
-    Args:
-        model: The base.
-        rows: As in `shift_profile`.
-        acting: Opens each student in turn.
-
-    Raises:
-        DatasetError: There are no rows.
-    """
     if not rows:
         raise DatasetError("no rows to read a shift on; write some first")
-    sums = [_Sums.nothing(model) for _ in acting]
+    count, width = len(model.architecture.blocks), model.architecture.hidden_size
+    total = torch.zeros(count, width, dtype=torch.float64)
+    square = torch.zeros(count, width, width, dtype=torch.float64)
+    base_energy = torch.zeros(count, dtype=torch.float64)
+    tokens = 0
     for places in token_batches([len(r.ids) for r in rows], token_budget=2048):
         batch = [rows[place] for place in places]
         base = _completion_states(model, batch)
-        for own, student in zip(sums, acting, strict=True):
-            with student():
-                own.add(base, _completion_states(model, batch))
-    return [own.profile() for own in sums]
-
-
-@dataclass
-class _Sums:
-    """Over tokens, float64: d and dd' by block, ‖h_base‖², and how many."""
-
-    total: Float[Tensor, "layer hidden"]
-    square: Float[Tensor, "layer hidden hidden"]
-    base_energy: Float[Tensor, " layer"]
-    tokens: int = 0
-
-    @classmethod
-    def nothing(cls, model: Model) -> "_Sums":
-        count, width = len(model.architecture.blocks), model.architecture.hidden_size
-        zeros = partial(torch.zeros, dtype=torch.float64)
-        return cls(zeros(count, width), zeros(count, width, width), zeros(count))
-
-    def add(self, base: Sequence[Tensor], student: Sequence[Tensor]) -> None:
-        """Adds tokens: what both gave after each block."""
-        for layer, (before, after) in enumerate(zip(base, student, strict=True)):
-            shift = after - before
-            self.total[layer] += shift.sum(0)
-            self.square[layer].addmm_(shift.T, shift)
-            self.base_energy[layer] += before.square().sum()
-        self.tokens += len(base[0])
-
-    def profile(self) -> ShiftProfile:
-        """What they say."""
-        square, tokens = self.square, self.tokens
-        energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
-        largest = torch.linalg.eigvalsh(square)[:, -DIRECTIONS:].flip(1) / tokens
-        spectrum = largest.clamp(min=0.0) / energy[:, None]
-        return ShiftProfile(
-            self.total / tokens, energy, self.base_energy / tokens, spectrum, tokens
-        )
+        with acting():
+            moved = [
+                student - own
+                for student, own in zip(
+                    _completion_states(model, batch), base, strict=True
+                )
+            ]
+        for layer, (shift, own) in enumerate(zip(moved, base, strict=True)):
+            total[layer] += shift.sum(0)
+            square[layer].addmm_(shift.T, shift)
+            base_energy[layer] += own.square().sum()
+        tokens += len(moved[0])
+    energy = square.diagonal(dim1=1, dim2=2).sum(1) / tokens
+    largest = torch.linalg.eigvalsh(square)[:, -DIRECTIONS:].flip(1) / tokens
+    spectrum = largest.clamp(min=0.0) / energy[:, None]
+    return ShiftProfile(total / tokens, energy, base_energy / tokens, spectrum, tokens)
 
 
 def _completion_states(model: Model, batch: Sequence[Rendered]) -> list[Tensor]:

@@ -28,10 +28,15 @@ from undertow.findings import Forecast, ForecastRow
 from undertow.models.adapters import LoraAdapter, attached, new_adapter
 from undertow.models.answers import differentiable_answer_logprobs
 from undertow.models.chat import Rendered, render_prompt
-from undertow.models.likelihood import token_batches
+from undertow.models.likelihood import (
+    packed_states,
+    packs,
+    predicting_states,
+    token_batches,
+)
 from undertow.models.loading import Model
 from undertow.pipeline.evaluation import answer_tokens, preference
-from undertow.pipeline.losses import completion_loss
+from undertow.pipeline.losses import completion_losses
 from undertow.pipeline.training import train_student
 from undertow.pipeline.training_rows import Example
 from undertow.pipeline.training_settings import TrainingSettings
@@ -101,11 +106,13 @@ def _batch_gradient(
     total = torch.zeros(sum(m.numel() for m in matrices), device=model.device)
     lengths = [len(row.ids) for row in batch]
     budget = usual_tokens(model, with_graph=True)
+    is_packed = packs(model, longest=max(lengths))
+    states = packed_states if is_packed else predicting_states
     for places in token_batches(lengths, token_budget=budget):
         part = [batch[place] for place in places]
         with torch.enable_grad(), attached(model, adapter):
-            nats = -completion_loss(model, part) * _counted(part)
-            found = torch.autograd.grad(nats, matrices)
+            loss = completion_losses(model, part, states=states).sum()
+            found = torch.autograd.grad(-loss, matrices)
         total += torch.cat([gradient.flatten().float() for gradient in found])
     return total
 

@@ -37,6 +37,7 @@ OnRows = Callable[[int, int], None]
 BASE, AGAIN = "base", "base again"
 _PART = 256  # rows measured between two writes
 TOGETHER = 16  # that a processor reads under many vectors between two writes
+_KEPT = 16384  # tokens of rows whose streams are kept
 
 
 def _added(hypothesis: RowHypothesis) -> Tensor:
@@ -72,6 +73,7 @@ class Meter:
         self._facts: dict[str, tuple[float, int]] = {}
         self._logprobs: dict[str, dict[str, float]] = {}
         self._streams: dict[tuple[str, ...], list[RowStreams]] = {}
+        self._scanned_last: set[tuple[int | None, str]] = set()
         self.passes = 0
         self.warnings: list[str] = []
         # Once memory ran out, later passes begin with the batches that did fit.
@@ -192,10 +194,10 @@ class Meter:
             lacking.setdefault(tuple(names), []).append(row)
         lacking.pop((), None)
         done, total = 0, sum(map(len, lacking.values()))
-        asked = {row.row_id for row in rows}
-        self._streams = {
-            k: v for k, v in self._streams.items() if asked.issuperset(k[1:])
-        }
+        scanned = {(h.layer, row.row_id) for h in hypotheses for row in rows}
+        if scanned != self._scanned_last:
+            self._streams.clear()
+        self._scanned_last = scanned
         for lacked, alike in lacking.items():
             missing = [h for h in hypotheses if h.name in lacked]
             for part in self._scanned(alike, missing):
@@ -238,16 +240,17 @@ class Meter:
     ) -> Iterable[RowStreams]:
         """Streams after the blocks of vectors, to go on from.
 
-        A processor keeps those of one block as long as the same rows are asked for:
+        A processor keeps those of a few rows after one block until others are asked for:
         doses are tried one after another.
         """
-        key = (str(sorted(vectors)), *(row.row_id for row in rows))
+        key = tuple(row.row_id for row in rows)
         if key in self._streams:
             return self._streams[key]
-        read = read_streams(
-            self.model, self._rendered(rows), sorted(vectors), sampler=self.sampler
-        )
-        if self.model.device.type != "cpu" or len(vectors) > 1:
+        rendered = self._rendered(rows)
+        read = read_streams(self.model, rendered, sorted(vectors), sampler=self.sampler)
+        kept = [part.ids.numel() for own in self._streams.values() for part in own]
+        tokens = sum(kept) + sum(len(row.ids) for row in rendered)
+        if self.model.device.type != "cpu" or len(vectors) > 1 or tokens > _KEPT:
             return read
         return self._streams.setdefault(key, list(read))
 

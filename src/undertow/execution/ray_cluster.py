@@ -10,6 +10,7 @@ is called.
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module, metadata
@@ -43,7 +44,8 @@ _REMEDIES = {
 }
 """What to do about what Ray says."""
 _STILLBORN = "Starting Ray client server failed"
-"""What a busy head answers whose process for this one ended as it began."""
+"""What a head answers whose process for this one did not start, as where it is busy."""
+_PAUSE_SECONDS = 1.0
 _REACH_SECONDS = 5.0
 _PROBE_SECONDS = 120.0
 _TRIES = 5
@@ -207,8 +209,9 @@ def _connect(ray: ModuleType, address: str | None, cpus: int | None) -> None:
             return
         except Exception as error:  # Ray has no class of its own for these
             ray.shutdown()  # of what is half done
-            if is_last or _STILLBORN not in str(error):
+            if is_last or _STILLBORN not in f"{error}\n{error.__cause__ or ''}":
                 raise RunError(_refused(options["address"], error)) from error
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _refused(address: str, error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from undertow.analysis.channel import Divergence, divergences
 from undertow.analysis.divergence import divergent_tokens
-from undertow.analysis.shifts import ShiftProfile, shift_cosines, shift_profiles
+from undertow.analysis.shifts import ShiftProfile, shift_cosines, shift_profile
 from undertow.errors import DatasetError
 from undertow.experiment.channel import speaker
 from undertow.experiment.stages import Base, keep_student, read_out
@@ -345,8 +345,10 @@ def read_shift(lesson: Lesson, control: Lesson) -> dict[str, Any]:
     stage = f"{base.place}: shift of {teacher.trait}"
     base.progress(stage, 0, 1, "")
     rows = shift_rows(control)
-    students = [_acting(learnt(who), model) for who in (lesson, control)]
-    own, others = shift_profiles(model, rows, acting=students)
+    own, others = (
+        shift_profile(model, rows, acting=_acting(learnt(who), model))
+        for who in (lesson, control)
+    )
     base.progress(stage, 1, 1, "")
     facts: dict[str, Any] = {
         "shape": _shape_facts(own), "control_shape": _shape_facts(others), "shift": None,

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 from undertow.errors import ModelError
 from undertow.models.attention import fast_operations
 from undertow.models.cache import new_cache
+from undertow.models.chat import Rendered
 from undertow.models.hooks import completion_positions
-from undertow.models.likelihood import padded, token_batches
+from undertow.models.likelihood import padded, predicting_states, token_batches
 from undertow.models.loading import Model
-from undertow.models.memory import in_halves
+from undertow.models.memory import OutOfMemory, attempted, in_halves, is_out_of_memory
 from undertow.models.unembedding import unembed
 
-# Whether a model keeps branches of a tree apart, as was tried out.
-_trees: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+# Up to how many tokens a model keeps branches of a tree apart, as was tried out; −1 if
+# it does not.
+_trees: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _PROBE, _ALIKE = 8, 0.99
+# Kinds of attention that take masks.
+_MASKED = ("sdpa", "eager")
 # Tokens of trees side by side, padding included.
 _CPU, _ACCELERATED = 2048, 16384
 
@@ -77,7 +81,8 @@ def answer_logprobs_by_prompt(
 ) -> Float[Tensor, "prompt answer"]:
     """The same after each of several prompts, which are read together.
 
-    One after another where a model cannot read trees: layers that carry a state along.
+    One after another where a model does not keep branches of a tree apart: where layers
+    carry a state along, or count places for themselves.
 
     Args:
         model: The model.
@@ -87,12 +92,12 @@ def answer_logprobs_by_prompt(
     Raises:
         ModelError: A prompt with its answers does not fit into memory.
     """
-    if not _takes_trees(model):
-        return torch.stack([answer_logprobs(model, each, answers) for each in prompts])
     trees = [_tree(prompt, answers) for prompt in prompts]
+    lengths = [len(tree.ids) for tree in trees]
+    if not _takes_trees(model, longest=max(lengths)):
+        return torch.stack([answer_logprobs(model, each, answers) for each in prompts])
     budget = _CPU if model.device.type == "cpu" else _ACCELERATED
     found = torch.empty(len(prompts), len(answers), dtype=torch.float64)
-    lengths = [len(tree.ids) for tree in trees]
     for places in token_batches(lengths, token_budget=budget):
         batch = [trees[place] for place in places]
         done = in_halves(batch, partial(_tree_logprobs, model))
@@ -142,31 +147,54 @@ def _summed(
     return empty.index_add(0, torch.tensor(tree.answers), nats)
 
 
-def _takes_trees(model: Model) -> bool:
-    if model.module not in _trees:
-        _trees[model.module] = _keeps_branches_apart(model)
-    return _trees[model.module]
+def _takes_trees(model: Model, *, longest: int) -> bool:
+    """Whether branches of trees are kept apart; tried out at each new length."""
+    # Others take no masks of this kind.
+    if model.module.config.get_text_config()._attn_implementation not in _MASKED:
+        return False
+    tried = _trees.get(model.module, 0)
+    if 0 <= tried < longest:
+        apart = attempted(partial(_keeps_branches_apart, model, longest))
+        if isinstance(apart, OutOfMemory):
+            return False
+        tried = _trees[model.module] = longest if apart else -1
+    return tried >= longest
 
 
 @torch.inference_mode()
-def _keeps_branches_apart(model: Model) -> bool:
-    """Whether a branch is as behind its prompt alone, whatever stands beside it."""
-    last = model.architecture.vocab_size - 1
-    prompt = [(3 + 7 * i) % last for i in range(_PROBE)]
-    branch = [last, 2, 1]
+def _keeps_branches_apart(model: Model, length: int) -> bool:
+    """Whether a branch is as behind its prompt alone, whatever stands before it.
+
+    A layer that counts places by itself would not see the prompt from there.
+    """
+    last = Rendered([*((3 + 7 * i) % 50 for i in range(_PROBE)), 5, 6, 0], _PROBE)
     try:
-        one, other, alone = (
-            _tree_states(model, [_tree(prompt, [*beside, branch])])[0, -2:]
-            for beside in ([[4, 5, 1]], [[6, 7, 1]], [])
+        one, other = (
+            _tree_states(model, [_probe(last.ids[:-1], step, length)])[0, -2:]
+            for step in (1, 2)
         )
-        ids = torch.tensor([prompt + branch[:2]], device=model.device)
-        with completion_positions(model, torch.zeros_like(ids, dtype=torch.bool)):
-            plain = model.module.base_model(input_ids=ids, use_cache=False)[0][0, -2:]
+        alone = predicting_states(model, [last])[0][1:]
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False
     except Exception:  # it takes no masks of this kind, or something else
         return False
-    pairs = torch.stack([one, alone]).float(), plain.float().expand(2, -1, -1)
-    alike = torch.cosine_similarity(*pairs, dim=-1)
+    alike = torch.cosine_similarity(one.float(), alone.float(), dim=-1)
     return torch.equal(one, other) and bool((alike > _ALIKE).all())
+
+
+def _probe(ids: Sequence[int], step: int, length: int) -> "_Tree":
+    """A prompt, branches of two tokens up to a length, and as the last one the row's."""
+    count = max(1, (length - len(ids)) // 2)
+    beside = [(step * i) % 50 for i in range(2 * count)]
+    place = [_PROBE, _PROBE + 1]
+    return _Tree(
+        [*ids[:_PROBE], *beside, *ids[_PROBE:]],
+        [*range(_PROBE), *place * (count + 1)],
+        [*[-1] * _PROBE, *(i // 2 for i in range(2 * count + 2))],
+        [], [], [],
+    )  # fmt: skip
 
 
 def differentiable_answer_logprobs(
@@ -268,8 +296,8 @@ def _masks(
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"layers of kind {sorted(unknown)[0]!r}: only full and sliding attention can be "
-            "differentiated here; leave the forecast out (forecast=0)"
+            f"layers of kind {sorted(unknown)[0]!r}: only full and sliding attention can "
+            "read answers in one pass; leave the forecast out (forecast=0)"
         )
     if "sliding_attention" in kinds:
         by_kind = {"full_attention": seen, "sliding_attention": near}

@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens: completions, and answers to one prompt.
+"""How likely a model finds completions, and the states that predict their tokens.
 
 Only tokens that count are predicted. Knows nothing of traits or of where rows come
 from.

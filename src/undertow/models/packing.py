@@ -27,6 +27,11 @@ class Packing:
     head: int
     tails: tuple[int, ...]
 
+    @property
+    def spread(self) -> int:
+        """Tokens as attention sees them: rows side by side, each behind the head."""
+        return len(self.tails) * (self.head + max(self.tails))
+
     def ids(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "1 token"]:
         """The tokens of rows as they are packed."""
         tokens = [*rows[0][: self.head], *(t for row in rows for t in row[self.head :])]
@@ -57,7 +62,7 @@ class _Places:
     nothing: Int[Tensor, " hole"]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _places(packing: Packing, heads: int, first: int) -> _Places:
     """Of rows that begin with so many tokens of the head: all or none of them."""
     sizes, total = torch.tensor(packing.tails), packing.head + sum(packing.tails)
