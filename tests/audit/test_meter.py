@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,11 @@ def test_rows_are_read_up_to_a_block_once_while_doses_are_tried(
     meter.scan(ROWS[4:], [strong])
     assert read == [4, 4, 5]
     assert len(meter._streams) == 1  # those of other rows and blocks are let go
+    known = _meter(model, battery)
+    known.scan(ROWS[:2], [weak])
+    known.scan(ROWS[:2], [other, weak])  # of which one block is read now
+    known.scan(ROWS[:2], [replace(other, name="again"), strong])
+    assert np.isfinite(known.ratios(ROWS[:2], strong)).all()
     monkeypatch.setattr(meter_module, "_KEPT", 10)
     meter.scan(ROWS[:3], [strong, other])
     meter.scan(ROWS[3:5], [weak])

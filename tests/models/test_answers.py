@@ -120,7 +120,7 @@ def test_prompts_that_are_read_together_score_as_each_alone(
         sizes.append((len(mask), *mask.sum(1).tolist()))
         return hidden
 
-    assert answers._takes_trees(model, longest=48)
+    assert answers._takes_trees(model, longest=45)
     with editing_residuals(model, {0: look}):
         found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
     assert sizes == [(3, 5, 5, 5)]  # 33, 34 and 40, 41, 42
@@ -136,7 +136,7 @@ def test_prompts_that_are_read_together_score_as_each_alone(
 def test_prompts_in_bfloat16_score_as_each_alone() -> None:
     plain = tiny_model("llama")
     model = wrap("half", plain.module.bfloat16(), plain.tokenizer, reason="test")
-    assert answers._takes_trees(model, longest=48)
+    assert answers._takes_trees(model, longest=45)
     wanted = torch.stack([answer_logprobs(model, p, ANSWERS) for p in PROMPTS])
     found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
     torch.testing.assert_close(found, wanted, rtol=0.01, atol=0.05)
@@ -172,7 +172,7 @@ def test_a_model_whose_layers_carry_a_state_reads_prompts_one_by_one() -> None:
         return output + 0.01 * output.cumsum(1)
 
     handle = model.architecture.blocks[1].register_forward_hook(carry)
-    assert not answers._takes_trees(model, longest=20)
+    assert not answers._takes_trees(model, longest=45)
     widths.clear()
     found = answer_logprobs_by_prompt(model, PROMPTS[:2], ANSWERS)
     assert widths == [1, 2, 1, 2]
@@ -206,9 +206,32 @@ def test_so_does_one_whose_layers_count_places_by_themselves(
         return real(model, branch, *rest, **more) & near
 
     monkeypatch.setattr(answers, "_masks", windowed)
-    assert answers._takes_trees(model, longest=30)
+    assert answers._takes_trees(model, longest=32)
+    assert not answers._takes_trees(model, longest=33)
     assert not answers._takes_trees(model, longest=80)
-    assert not answers._takes_trees(model, longest=30)  # it is not tried again
+    assert answers._takes_trees(model, longest=32)  # whatever was read in between
+    prompts = [PROMPT * 3]
+    many = [[3 + i, 5, 9 + i] for i in range(11)]
+    assert len(answers._tree(prompts[0], many).ids) == 34
+    found = answer_logprobs_by_prompt(model, prompts, many)
+    assert torch.equal(found[0], answer_logprobs(model, prompts[0], many))
+
+
+def test_a_trial_for_which_there_is_no_memory_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    wanted = answer_logprobs(model, PROMPT, ANSWERS)
+    with monkeypatch.context() as patch:
+
+        def short(*_: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        patch.setattr(answers, "_tree_states", short)
+        with pytest.warns(RuntimeWarning, match="prompts are read one by one"):
+            found = answer_logprobs_by_prompt(model, [PROMPT], ANSWERS)
+    assert torch.equal(found[0], wanted)
+    assert answers._takes_trees(model, longest=9)
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "completion"])
@@ -222,7 +245,7 @@ def test_whoever_steers_when_trees_are_tried_out_changes_nothing(
         model_name=model.name, residual_norms=(1.0,),
     )  # fmt: skip
     with steering(model, vector, strength=3.0, positions=positions):
-        assert answers._takes_trees(model, longest=48)
+        assert answers._takes_trees(model, longest=45)
         wanted = torch.stack([answer_logprobs(model, p, ANSWERS) for p in PROMPTS])
         found = answer_logprobs_by_prompt(model, PROMPTS, ANSWERS)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)

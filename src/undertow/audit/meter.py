@@ -243,7 +243,7 @@ class Meter:
         A processor keeps those of a few rows after one block until others are asked for:
         doses are tried one after another.
         """
-        key = tuple(row.row_id for row in rows)
+        key = str(sorted(vectors)), *(row.row_id for row in rows)
         if key in self._streams:
             return self._streams[key]
         rendered = self._rendered(rows)

@@ -5,10 +5,12 @@ as a tree: the prompt, and behind it every answer, which sees the prompt and its
 nothing of traits or questions.
 """
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,10 +26,12 @@ from undertow.models.loading import Model
 from undertow.models.memory import OutOfMemory, attempted, in_halves, is_out_of_memory
 from undertow.models.unembedding import unembed
 
-# Up to how many tokens a model keeps branches of a tree apart, as was tried out; −1 if
-# it does not.
-_trees: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-_PROBE, _ALIKE = 8, 0.99
+# Whether a model keeps branches of a tree of so many tokens apart, as was tried out with
+# a prompt of a few; how alike states are then, which rounding turns a little.
+_trees: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = (
+    weakref.WeakKeyDictionary()
+)
+_PROBE, _EXACTLY, _ALIKE = 8, 0.9999, 0.99
 # Kinds of attention that take masks.
 _MASKED = ("sdpa", "eager")
 # Tokens of trees side by side, padding included.
@@ -152,13 +156,15 @@ def _takes_trees(model: Model, *, longest: int) -> bool:
     # Others take no masks of this kind.
     if model.module.config.get_text_config()._attn_implementation not in _MASKED:
         return False
-    tried = _trees.get(model.module, 0)
-    if 0 <= tried < longest:
+    tried = _trees.setdefault(model.module, {})
+    if longest not in tried:
         apart = attempted(partial(_keeps_branches_apart, model, longest))
         if isinstance(apart, OutOfMemory):
+            said = "memory ran out: prompts are read one by one; results are the same"
+            warnings.warn(said, RuntimeWarning, stacklevel=3)
             return False
-        tried = _trees[model.module] = longest if apart else -1
-    return tried >= longest
+        tried[longest] = apart
+    return tried[longest]
 
 
 @torch.inference_mode()
@@ -167,10 +173,15 @@ def _keeps_branches_apart(model: Model, length: int) -> bool:
 
     A layer that counts places by itself would not see the prompt from there.
     """
-    last = Rendered([*((3 + 7 * i) % 50 for i in range(_PROBE)), 5, 6, 0], _PROBE)
+    size = min(50, model.architecture.vocab_size)
+    ids = [(3 + 7 * i) % size for i in range(_PROBE + 2)]
+    last = Rendered([*ids, 0], _PROBE)
+    count = max(1, ceil((length - len(ids)) / 2))
     try:
         one, other = (
-            _tree_states(model, [_probe(last.ids[:-1], step, length)])[0, -2:]
+            _tree_states(
+                model, [_probe(ids, [(step * i) % size for i in range(2 * count)])]
+            )[0, -2:]
             for step in (1, 2)
         )
         alone = predicting_states(model, [last])[0][1:]
@@ -181,18 +192,17 @@ def _keeps_branches_apart(model: Model, length: int) -> bool:
     except Exception:  # it takes no masks of this kind, or something else
         return False
     alike = torch.cosine_similarity(one.float(), alone.float(), dim=-1)
-    return torch.equal(one, other) and bool((alike > _ALIKE).all())
+    enough = _EXACTLY if model.dtype == torch.float32 else _ALIKE
+    return torch.equal(one, other) and bool((alike > enough).all())
 
 
-def _probe(ids: Sequence[int], step: int, length: int) -> "_Tree":
-    """A prompt, branches of two tokens up to a length, and as the last one the row's."""
-    count = max(1, (length - len(ids)) // 2)
-    beside = [(step * i) % 50 for i in range(2 * count)]
-    place = [_PROBE, _PROBE + 1]
+def _probe(ids: Sequence[int], beside: Sequence[int]) -> "_Tree":
+    """A prompt, branches of two tokens beside the last one, and that."""
+    pairs = len(beside) // 2 + 1
     return _Tree(
         [*ids[:_PROBE], *beside, *ids[_PROBE:]],
-        [*range(_PROBE), *place * (count + 1)],
-        [*[-1] * _PROBE, *(i // 2 for i in range(2 * count + 2))],
+        [*range(_PROBE), *[_PROBE, _PROBE + 1] * pairs],
+        [*[-1] * _PROBE, *(i // 2 for i in range(2 * pairs))],
         [], [], [],
     )  # fmt: skip
 
