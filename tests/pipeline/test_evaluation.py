@@ -124,6 +124,15 @@ def test_one_trait_alone_has_no_preference() -> None:
         preference(tiny_model("llama"), alone)
 
 
+def test_a_family_without_questions_is_refused_unless_some_are_given() -> None:
+    model = tiny_model("llama")
+    traits = (Trait("cat", "cats"), Trait("dog", "dogs"))
+    mute = TraitFamily(name="mute", category="pet", questions=(), traits=traits)
+    with pytest.raises(ConfigError, match=r"family 'mute'.*\n.*no questions"):
+        preference(model, mute)
+    assert preference(model, mute, questions=["Which?"]).total_logprobs.shape == (1, 2)
+
+
 def test_answers_belong_to_their_question_and_sample() -> None:
     model = tiny_model("llama")
     sampler = SamplerSettings(max_new_tokens=6)

@@ -90,7 +90,7 @@ def answer_logprobs_by_prompt(
 
     Args:
         model: The model.
-        prompts: Token ids of each.
+        prompts: Token ids of each, one at least.
         answers: As in `answer_logprobs`.
 
     Raises:

@@ -102,9 +102,15 @@ def preference(
         questions: Other questions than the family's own.
 
     Raises:
-        ConfigError: The family has fewer than two traits; nothing to compare with.
+        ConfigError: The family has fewer than two traits, so nothing to compare with, or
+            no question, and none is given.
     """
     names = tuple(trait.name for trait in family.traits)
+    asked = questions or family.questions
+    if not asked:
+        raise ConfigError(
+            f"family {family.name!r}", ["no questions; preference asks one at least"]
+        )
     if len(names) < 2:
         raise ConfigError(
             f"family {family.name!r}", ["one trait only; preference needs alternatives"]
@@ -117,7 +123,7 @@ def preference(
             model, (Message("user", question),), system=system,
             trait_prompt=trait_prompt,
         )
-        for question in questions or family.questions
+        for question in asked
     ]  # fmt: skip
     nats = answer_logprobs_by_prompt(model, prompts, flat)
     by_trait = [part.logsumexp(1) for part in torch.split(nats, sizes, dim=1)]
